@@ -1,0 +1,27 @@
+.PHONY: demo test lint bench help
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+PYTHON ?= python3
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/ready  ## shrink two networks trained on real digits; pictures in demo-out/
+	$(BIN)/secateur demo --out demo-out
+
+test: .venv/ready  ## all tests but the slow ones, doctests too
+	$(BIN)/python -m pytest
+
+lint: .venv/ready  ## format, style, docstrings, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/ready  ## fast paths beside slow ones, ratios from one run
+	$(BIN)/python benchmarks/oracle.py
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,25 @@
+"""Shrink trained networks to a byte budget, exactly, and prove it."""
+
+from secateur.artifacts.measure import measure
+from secateur.artifacts.safetensors import load
+from secateur.cutting.cut import cut
+from secateur.errors import SecateurError
+from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan
+from secateur.saliency.criterion import score
+from secateur.shrink import rank, shrink
+from secateur.structure.units import Units, find_units
+
+__all__ = [
+    "Budget",
+    "Plan",
+    "SecateurError",
+    "Units",
+    "cut",
+    "find_units",
+    "load",
+    "measure",
+    "rank",
+    "score",
+    "shrink",
+]

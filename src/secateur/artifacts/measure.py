@@ -1,0 +1,99 @@
+"""What a network costs: parameters, bytes on disk, multiplications, memory while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from secateur.artifacts.safetensors import file_size
+from secateur.structure.capture import sizes
+from secateur.structure.units import Units, find_units
+from secateur.text import format_bytes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network costs.
+
+    Attributes:
+        params: Parameters, tied ones once.
+        bytes: Of its safetensors file.
+        macs: Multiplications with addition for one sample.
+        ram: Bytes of its weights and of the values alive at the same time, at most, for one sample.
+        loss: On the data it was shrunk with or its validation; None where not measured.
+        accuracy: Likewise; None also without classes.
+    """
+
+    params: int
+    bytes: int
+    macs: int
+    ram: int
+    loss: float | None = None
+    accuracy: float | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.params:,} parameters, {format_bytes(self.bytes)} on disk, {self.macs:,} MACs, "
+            f"{format_bytes(self.ram)} in memory"
+        )
+
+
+def measure(model: nn.Module, example_inputs: Any) -> Sizes:
+    """What a network costs.
+
+    Args:
+        model: Left as it was.
+        example_inputs: As for `find_units`.
+
+    Raises:
+        ModelError: The model cannot be captured.
+
+    >>> import torch
+    >>> measure(nn.Linear(3, 2), torch.zeros(2, 3)).params
+    8
+    """
+    return measure_units(model, find_units(model, example_inputs))
+
+
+def measure_units(model: nn.Module, units: Units) -> Sizes:
+    """The same with the units known."""
+    everything = {unit_set.name: tuple(range(unit_set.size)) for unit_set in units}
+    size = file_size(model, units, everything)
+    return Sizes(units.params({}), size, units.macs({}), units.bytes({}) + peak_activations(units.captured.graph))
+
+
+def peak_activations(graph: fx.Graph) -> int:
+    """Bytes of the values alive at the same time, at most: each from its call to its last use; views are free."""
+    last: dict[fx.Node, int] = {}
+    for i, node in enumerate(graph.nodes):
+        for operand in node.all_input_nodes:
+            last[_owner(operand)] = i
+    alive: dict[fx.Node, int] = {}
+    peak = 0
+    for i, node in enumerate(graph.nodes):
+        if node.op == "call_function" and _owner(node) is node:
+            alive[node] = _bytes(node)
+        peak = max(peak, sum(alive.values()))
+        alive = {value: size for value, size in alive.items() if last.get(value, i) > i}
+    return peak
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    while getattr(node.target, "is_view", False):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    several = value if isinstance(value, tuple | list) else [value]
+    total = 0
+    for one in several:
+        if isinstance(one, Tensor):
+            numel = 1
+            for size in sizes(one, batch=1):
+                numel *= size
+            total += numel * one.element_size()
+    return total

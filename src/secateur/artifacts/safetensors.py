@@ -1,0 +1,168 @@
+"""The written file: safetensors, its plan in the metadata, no pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from secateur.cutting.cut import cut
+from secateur.errors import ArgumentError, ArtifactError
+from secateur.planning.plan import Plan
+from secateur.structure.inputs import InputSpec
+from secateur.structure.units import Units
+
+FORMAT = 1
+KEY = "secateur"  # one entry: safetensors writes several in no fixed order
+
+# As safetensors names and orders them: larger elements first.
+_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.float64: "F64",
+}
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors to write: every parameter and persistent buffer once, tied ones under their first name."""
+    first: dict[Tensor, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            first.setdefault(tensor, name)
+    return {name: tensor for tensor, name in first.items()}
+
+
+def metadata(kept: Mapping[str, tuple[int, ...]], inputs: InputSpec | None) -> dict[str, str]:
+    """What a file says of itself: format version, kept indices, input specification."""
+    content = {"format": FORMAT, "inputs": inputs and inputs.to_json(), "kept": kept}
+    return {KEY: json.dumps(content, separators=(",", ":"))}
+
+
+def to_bytes(model: nn.Module, plan: Plan) -> bytes:
+    """The file's content; the same plan and weights give the same bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state(model).items()}
+    return serialize(tensors, metadata(plan.kept, plan.inputs))
+
+
+def file_size(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of the file that the model will be written to when only these units are left, without making it.
+
+    Eight bytes of length, a JSON header padded to a multiple of eight, the data.
+    """
+    shapes = units.shapes({name: len(indices) for name, indices in kept.items()})
+    tensors = [(name, tensor.dtype, shapes.get(name, tuple(tensor.shape))) for name, tensor in state(model).items()]
+    order = list(_NAMES)
+    offset = 0
+    header: dict[str, object] = {"__metadata__": metadata(kept, units.captured.spec)}
+    for name, dtype, shape in sorted(tensors, key=lambda t: (-order.index(t[1]), t[0])):
+        end = offset + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-length // 8) * 8 + offset
+
+
+def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> int:
+    """Write the file, whole or not at all; returns its bytes.
+
+    Raises:
+        ArgumentError: The path ends in something else than .safetensors.
+        ArtifactError: It cannot be written.
+    """
+    check_path(path)
+    content = to_bytes(model, plan)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+    return len(content)
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that cannot be written, before any work is done for it.
+
+    Raises:
+        ArgumentError: It ends in something else than .safetensors.
+        ArtifactError: Its folder does not exist or cannot be written to.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise ArgumentError(
+            f"{path}: files are written as .safetensors, not as {Path(path).suffix or 'no extension'!r}"
+        )
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise ArtifactError(f"{path}: cannot be written, there is no folder {folder}")
+    if Path(path).is_dir() or not os.access(folder, os.W_OK):
+        raise ArtifactError(f"{path}: cannot be written, {folder} allows no new file or this is a folder")
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place at the end, or leaves nothing behind.
+
+    Raises:
+        ArtifactError: It cannot be written.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Rebuild a network from its file: cut `model` by the plan in the metadata, then fill in the weights.
+
+    No pickle is read and no code of the file's is run.
+
+    Args:
+        path: A file that `Result.save` wrote.
+        model: A network of the original architecture and sizes; its weights do not matter, it is not touched.
+
+    Raises:
+        ArtifactError: The file cannot be read, was not written by Secateur, or does not fit the model.
+        PlanError: The model has not the unit sets that the plan speaks of.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = (file.metadata() or {}).get(KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error})") from error
+    if content is None:
+        raise ArtifactError(f"{path}: was not written by Secateur, its metadata holds no plan")
+    data = json.loads(content)
+    if data["format"] != FORMAT:
+        raise ArtifactError(f"{path}: format {data['format']!r}, this version reads {FORMAT}")
+    kept = tuple((name, tuple(indices)) for name, indices in data["kept"].items())
+    small = cut(model, Plan(kept, inputs=data["inputs"] and InputSpec.from_json(data["inputs"])))
+    wanted = {name: tuple(t.shape) for name, t in state(small).items()}
+    given = {name: tuple(t.shape) for name, t in tensors.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise ArtifactError(
+                f"{path}: {name} has shape {given.get(name, 'none')}, the model's would be {wanted.get(name, 'none')}"
+            )
+    small.load_state_dict(tensors, strict=False)  # tied parameters are written once
+    return small

@@ -1,0 +1,1 @@
+"""Making it: the smaller network, and the proof."""

@@ -1,0 +1,55 @@
+"""A copy of the model with sliced parameters and buffers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ModelError, PlanError
+from secateur.structure.axis import Axis, expand
+from secateur.structure.units import Units
+
+
+def masks(units: Units, kept: Mapping[str, tuple[int, ...]]) -> dict[Axis, Tensor]:
+    """For each unit set which units stay.
+
+    Raises:
+        PlanError: A name or an index is none of the model's, or a set would lose all its units.
+    """
+    names = [unit_set.name for unit_set in units]
+    made = {}
+    for name, indices in kept.items():
+        if name not in names:
+            raise PlanError(f"the plan keeps units of {name!r}; the model's unit sets are: {', '.join(names)}")
+        unit_set = units[name]
+        if not indices or min(indices) < 0 or max(indices) >= unit_set.size:
+            raise PlanError(f"the plan keeps {list(indices)} of {name!r}, which has units 0 to {unit_set.size - 1}")
+        made[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
+        made[unit_set.axis][list(indices)] = True
+    return made
+
+
+def sliced_copy(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """The model again, with only the kept units' slices of every parameter and buffer.
+
+    Values are copied, so that no view writes the old storage out; ties between parameters, hooks, devices,
+    dtypes, training mode and requires_grad stay as they are.
+
+    Raises:
+        ModelError: The model cannot be copied.
+    """
+    left = masks(units, kept)
+    one = torch.ones(1, dtype=torch.bool)
+    memo: dict[int, object] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        piece = tensor.detach().clone()
+        for dim, axis in enumerate(units.axes.get(name, [])):
+            piece = piece.index_select(dim, expand(axis, left, one).nonzero()[:, 0].to(piece.device))
+        memo[id(tensor)] = nn.Parameter(piece, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else piece
+    try:
+        return copy.deepcopy(model, memo)  # takes the sliced tensors wherever it meets the old ones
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error

@@ -1,0 +1,65 @@
+"""Everything Secateur refuses, in one tree.
+
+    SecateurError
+    ├── ModelError          the model: cannot be captured, holds NaN, has nothing to remove
+    ├── DataError           the data or the loss: empty, read once, NaN, targets out of range
+    ├── ArgumentError       a name or a value that is not one of those possible (also a ValueError)
+    │   └── PlanError       a plan that does not fit the model
+    ├── BudgetError         a budget that cannot be met; says how far one can get
+    ├── VerificationError   the cut network does not compute what the gated one does
+    └── ArtifactError       a file that cannot be written or read
+
+Every message says where, what was given and what is possible.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+class SecateurError(Exception):
+    """The root: catch this to catch everything that Secateur refuses."""
+
+
+class ModelError(SecateurError):
+    """The model cannot be captured, holds NaN, or has nothing to remove."""
+
+
+class DataError(SecateurError):
+    """The data or the loss is unusable."""
+
+
+class ArgumentError(SecateurError, ValueError):
+    """An argument is not one of those possible."""
+
+
+class PlanError(ArgumentError):
+    """A plan does not fit the model it is applied to."""
+
+
+class BudgetError(SecateurError):
+    """A budget cannot be met."""
+
+
+class VerificationError(SecateurError):
+    """The cut network does not compute what the gated one does."""
+
+
+class ArtifactError(SecateurError):
+    """A file cannot be written or read."""
+
+
+def choose(what: str, name: str, table: Mapping[str, Value]) -> Value:
+    """The entry called `name`.
+
+    Raises:
+        ArgumentError: There is none; the message lists those there are.
+
+    >>> choose("ranking", "best", {"single": 1, "iterative": 2})
+    Traceback (most recent call last):
+    secateur.errors.ArgumentError: unknown ranking 'best'; one of: single, iterative
+    """
+    if not isinstance(name, str) or name not in table:
+        raise ArgumentError(f"unknown {what} {name!r}; one of: {', '.join(table)}")
+    return table[name]

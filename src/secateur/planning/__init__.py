@@ -1,0 +1,1 @@
+"""What goes: orders of removal and budgets."""

@@ -1,0 +1,200 @@
+"""What must hold at the end."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from secateur.errors import ArgumentError, BudgetError
+from secateur.planning.plan import Plan, State, Step
+from secateur.text import format_bytes, parse_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What must hold at the end; a plan's shortest prefix that satisfies it is taken.
+
+    Sizes and losses are upper bounds, `remove_*` lower bounds. With a size or a minimum given, the least is
+    removed that satisfies all; with only `max_loss_increase` or `max_accuracy_drop`, as much as they allow.
+
+    Attributes:
+        bytes: Of the written safetensors file: an int, or "200 kB", "64 KiB", "1.5 MB".
+        params: Parameters left.
+        remove_fraction: Share f of the K units found: ⌈f · K⌉ of them, whatever their kinds.
+        remove_units: That many units.
+        max_loss_increase: Rise of the loss, absolute.
+        max_accuracy_drop: Fall of the accuracy, as a fraction: 0.01 is one point.
+        scope: "global", or "set": `remove_fraction` of each unit set, ⌈f · size⌉.
+        min_units: Units that every set keeps.
+        protect: Names of unit sets that keep all; ``*`` and ``?`` match as in file names.
+
+    Raises:
+        ArgumentError: A value is outside its range, or nothing is asked for.
+
+    >>> Budget(bytes="64 KiB").bytes
+    65536
+    >>> Budget(remove_fraction=1.5)
+    Traceback (most recent call last):
+    secateur.errors.ArgumentError: Budget: remove_fraction must be from 0 to 1, got 1.5
+    """
+
+    bytes: int | str | None = None
+    params: int | None = None
+    remove_fraction: float | None = None
+    remove_units: int | None = None
+    max_loss_increase: float | None = None
+    max_accuracy_drop: float | None = None
+    scope: Literal["global", "set"] = "global"
+    min_units: int = 1
+    protect: str | tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bytes is not None:
+            object.__setattr__(self, "bytes", parse_bytes(self.bytes))
+        object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
+        self._check_whole("bytes", "params", "remove_units", "min_units")
+        for name in ("remove_fraction", "max_accuracy_drop"):
+            self._check(name, 1.0, "from 0 to 1")
+        self._check("max_loss_increase", math.inf, "at least 0")
+        if self.min_units < 1:
+            raise ArgumentError(f"Budget: min_units must be at least 1, got {self.min_units}")
+        if self.scope not in ("global", "set"):
+            raise ArgumentError(f"Budget: scope must be 'global' or 'set', got {self.scope!r}")
+        if self.scope == "set" and self.remove_fraction is None:
+            raise ArgumentError("Budget: scope='set' goes with remove_fraction, the share of each unit set")
+        if not self._asked(*self._SIZES, *self._QUALITY):
+            raise ArgumentError(f"Budget: give at least one of {', '.join(self._SIZES + self._QUALITY)}")
+
+    _SIZES = ("bytes", "params", "remove_fraction", "remove_units")
+    _QUALITY = ("max_loss_increase", "max_accuracy_drop")
+
+    def _check(self, name: str, highest: float, span: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= highest):
+            raise ArgumentError(f"Budget: {name} must be {span}, got {value!r}")
+
+    def _check_whole(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise ArgumentError(f"Budget: {name} must be a whole number from 0, got {value!r}")
+
+    def _asked(self, *names: str) -> dict[str, float]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def __str__(self) -> str:
+        changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"Budget({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+    def removable(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """How many units each set may lose.
+
+        Args:
+            sizes: Units of each set.
+
+        Raises:
+            ArgumentError: A protected name matches no unit set.
+        """
+        for pattern in self.protect:
+            if not any(fnmatchcase(name, pattern) for name in sizes):
+                raise ArgumentError(f"Budget: protect={pattern!r} is no unit set; there are: {', '.join(sizes)}")
+        limits = {name: self._removable(name, size) for name, size in sizes.items()}
+        return {name: min(limits[name], self._quota(size)) for name, size in sizes.items()}
+
+    def _removable(self, name: str, size: int) -> int:
+        protected = any(fnmatchcase(name, pattern) for pattern in self.protect)
+        return 0 if protected else max(size - self.min_units, 0)
+
+    def _quota(self, size: int) -> int:
+        return _share(self.remove_fraction or 0.0, size) if self.scope == "set" else size
+
+    @property
+    def least(self) -> bool:
+        """Whether the least is to be removed that satisfies a size or a minimum, not as much as quality allows."""
+        return bool(self._asked(*self._SIZES))
+
+    def holds(self, start: State, here: State, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+        """Whether all that is asked for is true at one point of an order.
+
+        Args:
+            start: Before any removal.
+            here: At that point.
+            gone: Units that each set has lost there.
+            sizes: Units that each set had.
+        """
+        return (
+            self._removed_enough(gone, sizes)
+            and here.bytes <= _bound(self.bytes)
+            and here.params <= _bound(self.params)
+            and self._good_enough(start, here)
+        )
+
+    def _removed_enough(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+        if self.scope == "set":
+            enough = all(gone.get(name, 0) >= quota for name, quota in self.removable(sizes).items())
+        else:
+            enough = sum(gone.values()) >= _share(self.remove_fraction or 0.0, sum(sizes.values()))
+        return enough and sum(gone.values()) >= (self.remove_units or 0)
+
+    def _good_enough(self, start: State, here: State) -> bool:
+        bounds = (("loss", -1, self.max_loss_increase), ("accuracy", 1, self.max_accuracy_drop))
+        return all(
+            sign * (getattr(start, name) - getattr(here, name)) <= bound + _ROUNDING
+            for name, sign, bound in bounds
+            if bound is not None
+        )
+
+    def take(self, plan: Plan) -> Plan:
+        """The prefix of the plan that satisfies this budget.
+
+        Raises:
+            ArgumentError: The plan lacks what the budget is about, or removes what it protects.
+            BudgetError: No prefix does; says how far one can get.
+        """
+        self._check_fits(plan)
+        gone: Counter[str] = Counter()
+        good = []
+        for n, here in enumerate(plan.states):
+            gone.update([here.set] if isinstance(here, Step) else [])
+            if self.holds(plan.states[0], here, gone, plan.sizes):
+                good.append(n)
+        if good:
+            return plan.prefix(good[0] if self.least else good[-1])
+        furthest = [n for n, here in enumerate(plan.states) if self._good_enough(plan.states[0], here)][-1]
+        raise self.unmet(furthest, sum(plan.sizes.values()), plan.states[furthest])
+
+    def _check_fits(self, plan: Plan) -> None:
+        for name, what in (("max_loss_increase", "loss"), ("max_accuracy_drop", "accuracy")):
+            if getattr(self, name) is not None and any(getattr(state, what) is None for state in plan.states):
+                raise ArgumentError(f"Budget: {name} needs the {what} after each step, and it was not measured")
+        allowed = self.removable(plan.sizes)
+        for name, gone in Counter(step.set for step in plan.steps).items():
+            if gone > allowed[name]:
+                raise ArgumentError(
+                    f"the plan removes {gone} of {plan.sizes[name]} units of {name!r}, {self} allows {allowed[name]}; "
+                    "make the plan with rank(..., budget=budget)"
+                )
+
+    def unmet(self, removed: int, total: int, left: State) -> BudgetError:
+        """The error that says how far one can get: so many units removed, and what that leaves."""
+        quality = self._asked(*self._QUALITY)
+        within = " within " + " and ".join(f"{name}={value:g}" for name, value in quality.items()) if quality else ""
+        return BudgetError(
+            f"{self} cannot be met: at most {removed} of {total} units can be removed{within}, "
+            f"which leaves {left.params:,} parameters and a file of {left.bytes:,} bytes ({format_bytes(left.bytes)})"
+        )
+
+
+_ROUNDING = 1e-12  # a drop of exactly one point is allowed by 0.01
+
+
+def _share(fraction: float, size: int) -> int:
+    return math.ceil(fraction * size - 1e-9)  # 0.1 · 30 is 3, and not a little more
+
+
+def _bound(limit: int | str | None) -> float:
+    return math.inf if limit is None else float(limit)

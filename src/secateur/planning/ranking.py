@@ -1,0 +1,151 @@
+"""From saliencies to an order of removals: single (003, Algorithm I) and iterative (Algorithm II)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.errors import choose
+from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan, State, Step
+from secateur.saliency.criterion import Criterion, apply_threshold, find_criterion, saliency_of
+from secateur.saliency.gates import Gated, ones
+from secateur.structure.units import Units
+
+# Whether the units that are left are scored again after each removal.
+RANKINGS = {"single": False, "iterative": True}
+
+FileSize = Callable[[dict[str, tuple[int, ...]]], int]  # bytes of the written file, by the units kept
+OnStep = Callable[[int, int], None]  # steps made, steps there can be
+
+
+def rank(
+    model: nn.Module,
+    data: Any,
+    loss: Any,
+    units: Units,
+    file_size: FileSize,
+    criterion: str = "oracle",
+    ranking: str = "iterative",
+    budget: Budget | None = None,
+    threshold: str | None = None,
+    seed: int = 0,
+    validation: Any = None,
+    on_step: OnStep = lambda *_: None,
+) -> Plan:
+    """The order of removals; `secateur.rank` is this with the size of the written file filled in.
+
+    Args:
+        model: Evaluated as in eval mode, left as it was.
+        data: As for `secateur.score`.
+        loss: As for `secateur.score`.
+        units: The model's units.
+        file_size: Bytes of the written file, by the units kept.
+        criterion: A criterion's name.
+        ranking: "single" or "iterative".
+        budget: Where to stop; None to go on until one unit is left in each set.
+        threshold: "mean" or "median".
+        seed: For criteria that draw random numbers.
+        validation: Data on which loss and accuracy are measured; None for `data`.
+        on_step: Called after each step.
+
+    Returns:
+        The plan, as long as the budget needs it, or with a budget of quality alone as long as it can be.
+    """
+    again = choose("ranking", ranking, RANKINGS)
+    gated = Gated(model, units, data, loss, seed)
+    found = find_criterion(criterion, gated)
+    budget = budget or Budget(max_loss_increase=math.inf)
+    measured = gated if validation is None else Gated(model, units, validation, loss)
+    order = _Order(measured, file_size, budget)
+    saliency: Tensor | None = None
+    while (candidates := order.candidates()) and not order.enough():
+        if saliency is None or again:
+            saliency = _scores(found, gated, order.g, candidates, threshold)
+        best = order.least(saliency, candidates)
+        order.remove(best, saliency[best].item() if found.in_loss_units else None)
+        on_step(len(order.steps), order.longest)
+    kept = tuple(order.kept().items())
+    return Plan(kept, order.start, tuple(order.steps), units.captured.spec, criterion, ranking)
+
+
+def _scores(found: Criterion, gated: Gated, g: Tensor, candidates: list[int], threshold: str | None) -> Tensor:
+    values = saliency_of(found, gated, g)
+    values[candidates] = apply_threshold(values[candidates], threshold)
+    return values.cpu()
+
+
+class _Order:
+    """The removals so far, and what may follow."""
+
+    def __init__(self, gated: Gated, file_size: FileSize, budget: Budget) -> None:
+        self.gated, self.units, self.file_size, self.budget = gated, gated.units, file_size, budget
+        self.g = ones(gated.model, gated.units)
+        self.sizes = {unit_set.name: unit_set.size for unit_set in self.units}
+        self.limits = budget.removable(self.sizes)
+        self.gone: Counter[str] = Counter()
+        self.steps: list[Step] = []
+        self.start = State(**self._measure())
+        self._check_possible()
+
+    @property
+    def longest(self) -> int:
+        """How many steps there can be."""
+        return sum(self.limits.values())
+
+    def _check_possible(self) -> None:
+        """Refuse a size that is out of reach before any time is spent on the order."""
+        least = {name: tuple(range(size - self.limits[name])) for name, size in self.sizes.items()}
+        state = State(self.start.loss, self.start.accuracy, **self._sizes(least))
+        if self.budget.least and not self.budget.holds(self.start, state, self.limits, self.sizes):
+            raise self.budget.unmet(self.longest, self.units.total, state)
+
+    def candidates(self) -> list[int]:
+        """The units that may go next."""
+        left = {name for name, limit in self.limits.items() if self.gone[name] < limit}
+        there = (self.g != 0).tolist()
+        return [k for k, (name, _) in enumerate(self.units.places) if there[k] and name in left]
+
+    def enough(self) -> bool:
+        """Whether the budget is satisfied, so that the least has been removed."""
+        here = self.steps[-1] if self.steps else self.start
+        return self.budget.least and self.budget.holds(self.start, here, self.gone, self.sizes)
+
+    def least(self, saliency: Tensor, candidates: list[int]) -> int:
+        """The candidate of least saliency; of tied ones that which frees most bytes, then the first."""
+        values = saliency[candidates]
+        tied = [k for k, value in zip(candidates, values.tolist(), strict=True) if value == values.min().item()]
+        return tied[0] if len(tied) == 1 else min(tied, key=lambda k: (-self._freed(self.units.places[k][0]), k))
+
+    def _freed(self, name: str) -> int:
+        left = {n: size - self.gone[n] for n, size in self.sizes.items()}
+        return self.units.bytes(left) - self.units.bytes(left | {name: left[name] - 1})
+
+    def remove(self, k: int, predicted: float | None) -> None:
+        """Take one unit away and measure what is left."""
+        name, index = self.units.places[k]
+        self.g[k] = 0
+        self.gone[name] += 1
+        self.steps.append(Step(**self._measure(), set=name, index=index, predicted=predicted))
+
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """The units that are left."""
+        pieces = self.units.split(self.g.cpu())
+        return {name: tuple(piece.nonzero()[:, 0].tolist()) for name, piece in pieces.items()}
+
+    def _measure(self) -> dict[str, Any]:
+        measurable = self.gated.has_data and self.gated.has_loss
+        loss, accuracy = self.gated.evaluate(self.g) if measurable else (None, None)
+        return {"loss": loss, "accuracy": accuracy, **self._sizes(self.kept())}
+
+    def _sizes(self, kept: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        counts = {name: len(indices) for name, indices in kept.items()}
+        return {
+            "params": self.units.params(counts),
+            "bytes": self.file_size(kept),
+            "macs": self.units.macs(counts),
+        }

@@ -1,0 +1,153 @@
+"""What a criterion is, and where criteria are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur import saliency
+from secateur.errors import ArgumentError, DataError, choose
+from secateur.saliency.data import first_inputs
+from secateur.saliency.gates import Gated, ones
+from secateur.structure.units import Units, find_units, require_units
+
+# Saliency of all units [K] at the gates g; those of units already removed are not looked at.
+Saliency = Callable[[Gated, Tensor], Tensor]
+Needs = Literal["nothing", "data", "loss"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to compute or estimate saliency.
+
+    Attributes:
+        name: As users give it.
+        saliency: The function.
+        needs: Nothing but weights, data without targets, or data and a loss.
+        in_loss_units: Whether it predicts the rise of the loss.
+    """
+
+    name: str
+    saliency: Saliency
+    needs: Needs
+    in_loss_units: bool
+
+
+_CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(name: str, needs: Needs = "loss", in_loss_units: bool = True) -> Callable[[Saliency], Saliency]:
+    """Register the decorated function under this name."""
+
+    def register(function: Saliency) -> Saliency:
+        _CRITERIA[name] = Criterion(name, function, needs, in_loss_units)
+        return function
+
+    return register
+
+
+def criteria() -> dict[str, Criterion]:
+    """All criteria by name: every module of this package is loaded."""
+    for module in iter_modules(saliency.__path__):
+        import_module(f"{saliency.__name__}.{module.name}")
+    return dict(sorted(_CRITERIA.items()))
+
+
+def find_criterion(name: str, gated: Gated) -> Criterion:
+    """The criterion of that name, with all that it needs given.
+
+    Raises:
+        ArgumentError: There is none of that name.
+        DataError: It needs data or a loss, and there is none.
+    """
+    found = choose("criterion", name, criteria())
+    missing = {
+        "nothing": [],
+        "data": [] if gated.has_data else ["data"],
+        "loss": [what for what, there in (("data", gated.has_data), ("a loss", gated.has_loss)) if not there],
+    }[found.needs]
+    if missing:
+        free = ", ".join(c.name for c in criteria().values() if c.needs == "nothing")
+        raise DataError(f"criterion {name!r} needs {' and '.join(missing)}; without them: {free}")
+    return found
+
+
+THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": torch.mean,
+    "median": lambda values: values.quantile(0.5),  # of an even number the mean of the middle two
+}
+
+
+def apply_threshold(values: Tensor, threshold: str | None) -> Tensor:
+    """Estimates above their mean or median are replaced by it (003 section 2.3), and so tied.
+
+    >>> apply_threshold(torch.tensor([1.0, 2.0, 9.0]), "mean")
+    tensor([1., 2., 4.])
+    """
+    if threshold is None or not len(values):
+        return values
+    return values.clamp(max=choose("threshold", threshold, THRESHOLDS)(values))
+
+
+def score(
+    model: nn.Module,
+    data: Any,
+    loss: Any,
+    units: Units | None = None,
+    criterion: str = "oracle",
+    threshold: str | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The saliency of every unit: by how much the loss rises when it alone is removed, or an estimate.
+
+    ``oracle``: E(1 − e_k) − E(1); ``taylor1``: −∂E/∂g_k (003 eq. 3); ``taylor2``: −∂E/∂g_k + ½ Σ o² ∂²E/∂o²
+    (003 eq. 4) by second-derivative back-propagation; ``hessian``: −∂E/∂g_k + ½ ∂²E/∂g_k²; in other units
+    ``magnitude``, ``activation`` and ``random``.
+
+    Args:
+        model: Evaluated as in eval mode, left as it was.
+        data: A pair (inputs, targets) of tensors, or an iterable of such batches that can be read again; None
+            for criteria that look at weights only.
+        loss: ``loss(outputs, targets)``, the mean over the batch, or "cross_entropy", "binary_cross_entropy",
+            "squared_error"; None where the criterion needs none.
+        units: From `find_units`; None to find them with the first batch of the data.
+        criterion: One of those above.
+        threshold: "mean" or "median": estimates above it are replaced by it.
+        seed: For ``random``.
+
+    Returns:
+        Per unit set a float64 tensor [size] on the CPU.
+
+    Raises:
+        ArgumentError: An unknown name.
+        DataError: Unusable data or loss, or a criterion that needs them and has none.
+        ModelError: The model cannot be captured, holds NaN, or has no removable units.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
+    >>> for layer in model: _ = nn.init.ones_(layer.weight)
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> score(model, (x, torch.zeros(2, 1)), "squared_error", criterion="taylor1")
+    {'0': tensor([-5., -5.], dtype=torch.float64)}
+    """
+    units = require_units(units or find_units(model, first_inputs(data)))
+    gated = Gated(model, units, data, loss, seed)
+    values = apply_threshold(saliency_of(find_criterion(criterion, gated), gated, ones(model, units)), threshold)
+    return units.split(values.cpu())
+
+
+def saliency_of(found: Criterion, gated: Gated, g: Tensor) -> Tensor:
+    """The criterion's saliencies [K], float64.
+
+    Raises:
+        ArgumentError: One of them is NaN: the loss is, on this data.
+    """
+    values = found.saliency(gated, g).detach().double()
+    if bool(values[g != 0].isnan().any()):
+        raise ArgumentError(f"criterion {found.name!r} gave NaN: the loss or its derivative is NaN on this data")
+    return values

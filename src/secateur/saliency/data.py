@@ -1,0 +1,115 @@
+"""Data as batches: (inputs, targets) in the forms that users have them, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import DataError
+from secateur.structure.inputs import Call, as_call, batch_size, like_model, map_tensors, tensors
+
+CHUNK = 4096  # samples of a dataset given whole that are run at a time
+
+
+class Batch(NamedTuple):
+    """Some samples, on the model's device."""
+
+    call: Call
+    targets: Any
+    size: int
+
+
+def batches(model: nn.Module, data: Any) -> Iterator[Batch]:
+    """The data batch by batch, on the model's device and in its dtype; empty batches are left out.
+
+    Args:
+        model: What it is for.
+        data: A pair of tensors is one dataset, (inputs, targets); anything else an iterable of such pairs, or
+            of Hugging Face batches (a dict with ``labels``), that can be iterated again.
+
+    Yields:
+        The batches that hold samples.
+
+    Raises:
+        DataError: There is no sample, the data can be read only once, or it holds NaN.
+    """
+    _check_form(data)
+    n = 0
+    for position, item in enumerate(_chunks(data) if _is_pair(data) else data):
+        batch = _batch(model, item, position)
+        n += batch.size
+        if batch.size:
+            yield batch
+    if not n:
+        raise DataError("data: there is no sample in it")
+
+
+def first_inputs(data: Any) -> Any:
+    """The inputs of the first batch, as `find_units` takes them.
+
+    Raises:
+        DataError: There is none.
+    """
+    if data is None:
+        raise DataError("pass units=find_units(model, example_inputs): without data the inputs are unknown")
+    _check_form(data)
+    if _is_pair(data):
+        return data[0]
+    for item in data:
+        return _split(item, 0)[0]
+    raise DataError("data: there is no batch in it")
+
+
+def _check_form(data: Any) -> None:
+    what = "expected (inputs, targets) as tensors, or an iterable of such pairs"
+    if isinstance(data, Tensor) or not hasattr(data, "__iter__"):
+        raise DataError(f"data: {what}; got {type(data).__name__}")
+    if iter(data) is data:
+        raise DataError(
+            f"data: a {type(data).__name__} can be read only once; give a list, a DataLoader or a pair of tensors"
+        )
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether this is one dataset and no iterable of batches."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    inputs, targets = data
+    return isinstance(targets, Tensor | None) and isinstance(inputs, Tensor | Mapping | tuple)
+
+
+def _chunks(data: Any) -> Iterator[tuple[Any, Any]]:
+    call, targets = as_call(data[0]), data[1]
+    n = batch_size(call)
+    if isinstance(targets, Tensor) and len(targets) != n:
+        raise DataError(f"data: {n} inputs, but {len(targets)} targets")
+    for start in range(0, n, CHUNK):
+        here = slice(start, start + CHUNK)
+        part = map_tensors(call, lambda t, here=here: t[here] if t.ndim else t)
+        yield part[1] or part[0], targets[here] if isinstance(targets, Tensor) else targets
+
+
+def _split(item: Any, position: int) -> tuple[Any, Any]:
+    if isinstance(item, Mapping) and "labels" in item:
+        return {name: value for name, value in item.items() if name != "labels"}, item["labels"]
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    raise DataError(
+        f"data: batch {position} is a {type(item).__name__}; expected (inputs, targets) or a dict with labels"
+    )
+
+
+def _batch(model: nn.Module, item: Any, position: int) -> Batch:
+    inputs, targets = _split(item, position)
+    call = like_model(model, as_call(inputs))
+    for tensor in (*tensors(call), targets):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            where = "targets" if tensor is targets else "inputs"
+            raise DataError(f"data: the {where} of batch {position} hold NaN or infinite values")
+    if isinstance(targets, Tensor):
+        like = next(iter(tensors(call)), torch.empty(0))
+        targets = targets.to(like.device, like.dtype if targets.is_floating_point() else targets.dtype)
+    return Batch(call, targets, batch_size(call))

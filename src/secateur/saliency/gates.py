@@ -1,0 +1,217 @@
+"""E(g): the mean loss over the data as a function of one gate per unit.
+
+The gates multiply the captured graph's values on the edges into the operations that sum over units. What
+does not depend on a gate is computed once per batch and kept; only the rest, the *suffix*, runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.errors import DataError
+from secateur.saliency.data import batches
+from secateur.saliency.losses import LossFunction, correct, evaluate, find_loss
+from secateur.structure.axis import Axis
+from secateur.structure.capture import check_finite, evaluating
+from secateur.structure.inputs import Call
+from secateur.structure.run import bind, compile_graph, outputs
+from secateur.structure.units import Units
+
+
+class Edge(NamedTuple):
+    """A gated value: the node that multiplies it, the factor, the axis of its units and their dimension."""
+
+    node: fx.Node
+    gate: fx.Node
+    axis: Axis
+    dim: int
+    after: int  # dimensions behind that one
+
+
+class Cached(NamedTuple):
+    """One batch: its share of the samples, the values that no gate changes, its targets."""
+
+    share: float
+    frontier: tuple[Any, ...]
+    targets: Any
+    size: int
+
+
+class GatedGraph:
+    """The captured graph with a gate on every edge into a consumer, cut where the gates begin."""
+
+    def __init__(self, units: Units) -> None:
+        self.units = units
+        graph, edges = _insert_gates(units)
+        gates = [edge.gate for edge in edges]
+        behind = _downstream(gates)
+        given = [n for n in graph.nodes if n.op == "placeholder" and n not in gates]
+        before = [n for n in graph.nodes if n.op == "call_function" and n not in behind]
+        frontier = [n for n in (*given, *before) if any(u in behind or u.op == "output" for u in n.users)]
+        prefix, _ = _subgraph(given, before, tuple(frontier))
+        calls = [n for n in graph.nodes if n in behind]
+        self.suffix, copies = _subgraph([*frontier, *gates], calls, next(iter(reversed(graph.nodes))).args[0])
+        self.edges = [edge._replace(node=copies[edge.node]) for edge in edges]
+        self._prefix, self._suffix = compile_graph(prefix), compile_graph(self.suffix)
+
+    def frontier(self, model: nn.Module, call: Call) -> tuple[Any, ...]:
+        """The values that no gate changes."""
+        with evaluating(model), torch.no_grad():
+            values = self._prefix(*bind(self.units.captured, model, call))
+        return tuple(v.detach() if isinstance(v, Tensor) else v for v in values)
+
+    def vectors(self, g: Tensor) -> list[Tensor]:
+        """One factor per edge from the gates of all units, shaped to broadcast."""
+        return [self.units.expand(edge.axis, g).reshape(-1, *[1] * edge.after) for edge in self.edges]
+
+    def run(self, frontier: tuple[Any, ...], g: Tensor) -> Any:
+        """The model's outputs with the gates g [units.total]."""
+        return outputs(self.units.captured, self._suffix(*frontier, *self.vectors(g)))
+
+    def trace(self, frontier: tuple[Any, ...], g: Tensor) -> dict[fx.Node, Any]:
+        """Every value of the suffix."""
+        interpreter = fx.Interpreter(fx.GraphModule(nn.Module(), self.suffix), garbage_collect_values=False)
+        with torch.no_grad():
+            interpreter.run(*frontier, *self.vectors(g))
+        return dict(zip(self.suffix.nodes, (interpreter.env[n] for n in interpreter.graph.nodes), strict=True))
+
+
+def ones(model: nn.Module, units: Units) -> Tensor:
+    """The gates of the network as trained [units.total], on its device and in its dtype."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.ones(units.total, dtype=like.dtype, device=like.device)
+
+
+def _insert_gates(units: Units) -> tuple[fx.Graph, list[Edge]]:
+    """A copy of the captured graph with its gates: a placeholder and a product for each gated operand."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(units.captured.graph, copies))
+    edges: dict[tuple[Any, int], Edge] = {}
+    for consumer in dict.fromkeys(consumer for unit_set in units for consumer in unit_set.consumers):
+        node = copies[consumer.node]
+        position = consumer.node.args.index(consumer.operand)
+        operand = node.args[position]
+        key = (operand, consumer.dim)
+        if key not in edges:
+            with graph.inserting_before(next(iter(graph.nodes))):
+                gate = graph.placeholder(f"gate_{len(edges)}")
+            with graph.inserting_before(node):
+                product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, gate))
+            after = consumer.operand.meta["val"].ndim - consumer.dim - 1
+            edges[key] = Edge(product, gate, consumer.axis, consumer.dim, after)
+        node.update_arg(position, edges[key].node)
+    return graph, list(edges.values())
+
+
+def _downstream(nodes: list[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    rest = list(nodes)
+    while rest:
+        new = [user for user in rest.pop().users if user not in found and user.op == "call_function"]
+        found.update(new)
+        rest += new
+    return found
+
+
+def _subgraph(given: list[fx.Node], calls: list[fx.Node], result: Any) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in given}
+    for node in calls:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(fx.map_arg(result, copies.__getitem__))
+    return graph, copies
+
+
+class Gated:
+    """E(g) for a model and its data; what is asked of it is one number, its gradient, or the values behind it.
+
+    Args:
+        model: In whatever mode; evaluated as in eval mode.
+        units: The model's units, K in all; vectors of gates are ordered as they are.
+        data: As `batches` takes it; None where no samples are needed.
+        loss: A name or a function; None where no loss is needed.
+        seed: For criteria that draw random numbers.
+
+    Raises:
+        ModelError: The model's weights are not finite.
+    """
+
+    def __init__(self, model: nn.Module, units: Units, data: Any = None, loss: Any = None, seed: int = 0) -> None:
+        check_finite(model)
+        self.model = model
+        self.units = units
+        self.graph = GatedGraph(units)
+        self.generator = torch.Generator().manual_seed(seed)
+        self._loss: LossFunction | None = None if loss is None else find_loss(loss)
+        self._cached: list[Cached] | None = None if data is None else self._cache(data)
+
+    def _cache(self, data: Any) -> list[Cached]:
+        kept = [(batch, self.graph.frontier(self.model, batch.call)) for batch in batches(self.model, data)]
+        n = sum(batch.size for batch, _ in kept)
+        return [Cached(batch.size / n, frontier, batch.targets, batch.size) for batch, frontier in kept]
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are samples."""
+        return self._cached is not None
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether there is a loss."""
+        return self._loss is not None
+
+    @property
+    def cached(self) -> list[Cached]:
+        """The batches.
+
+        Raises:
+            DataError: No data was given.
+        """
+        if self._cached is None:
+            raise DataError("this needs data: (inputs, targets) or an iterable of such pairs; None was given")
+        return self._cached
+
+    @property
+    def loss_function(self) -> LossFunction:
+        """The loss of one batch.
+
+        Raises:
+            DataError: No loss was given.
+        """
+        if self._loss is None:
+            raise DataError("this needs a loss: a function(outputs, targets) or its name; None was given")
+        return self._loss
+
+    def losses(self, g: Tensor) -> Iterator[Tensor]:
+        """E(g) in pieces that add up, one per batch; differentiable in g."""
+        for batch in self.cached:
+            yield batch.share * evaluate(self.loss_function, self.graph.run(batch.frontier, g), batch.targets)
+
+    def loss(self, g: Tensor) -> float:
+        """E(g)."""
+        with torch.no_grad():
+            return sum(piece.double().item() for piece in self.losses(g))
+
+    def evaluate(self, g: Tensor) -> tuple[float, float | None]:
+        """E(g) and the accuracy, None where there are no classes."""
+        total, right, predictions = 0.0, 0, 0
+        with torch.no_grad():
+            for batch in self.cached:
+                out = self.graph.run(batch.frontier, g)
+                total += batch.share * evaluate(self.loss_function, out, batch.targets).double().item()
+                hits = correct(self.loss_function, out, batch.targets)
+                if hits is not None:
+                    right, predictions = right + int(hits.sum()), predictions + hits.numel()
+        return total, right / predictions if predictions else None
+
+    def gradient(self, g: Tensor) -> Tensor:
+        """∂E/∂g [K], float64."""
+        g = g.detach().requires_grad_()
+        return sum(
+            (torch.autograd.grad(piece, g)[0].double() for piece in self.losses(g)), torch.zeros_like(g).double()
+        )

@@ -1,0 +1,132 @@
+"""Losses by name, and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from secateur.errors import DataError, choose
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The tensor that a named loss takes: the outputs themselves, their `logits`, or the first of several.
+
+    Raises:
+        DataError: There is no tensor among the outputs.
+    """
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("logits")
+    elif isinstance(outputs, tuple | list):
+        outputs = outputs[0]
+    if not isinstance(outputs, Tensor):
+        raise DataError(f"loss: expected a tensor of outputs, got {type(outputs).__name__}; pass a function instead")
+    return outputs
+
+
+def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    """−log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1.
+
+    Raises:
+        DataError: A target is no class.
+    """
+    logits = logits_of(outputs)
+    if not targets.is_floating_point():
+        _check_classes(logits, targets, "cross_entropy")
+    return F.cross_entropy(logits, targets)
+
+
+def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    """−t log σ(o) − (1 − t) log(1 − σ(o)), mean over all outputs; o are logits, t in [0, 1].
+
+    Raises:
+        DataError: A target lies outside, or there is another number of them than of outputs.
+    """
+    logits = logits_of(outputs)
+    if targets.numel() != logits.numel():
+        raise DataError(f"binary_cross_entropy: {tuple(targets.shape)} targets for {tuple(logits.shape)} outputs")
+    if targets.numel() and not (0 <= targets.min() and targets.max() <= 1):
+        span = f"{targets.min().item():g} to {targets.max().item():g}"
+        raise DataError(f"binary_cross_entropy: targets must be in 0 to 1, got {span}")
+    return F.binary_cross_entropy_with_logits(logits, targets.reshape(logits.shape).to(logits.dtype))
+
+
+def squared_error(outputs: Any, targets: Tensor) -> Tensor:
+    """½ Σ_i (o_i − t_i)², mean over samples (003 eq. 5); integer targets [N] are classes, taken as one-hot.
+
+    Raises:
+        DataError: A target is no class, or targets and outputs differ in shape.
+    """
+    given = logits_of(outputs)
+    if not targets.is_floating_point():
+        _check_classes(given, targets, "squared_error")
+        targets = F.one_hot(targets.long(), given.shape[1]).movedim(-1, 1)
+    if targets.shape != given.shape:
+        raise DataError(f"squared_error: targets of shape {tuple(targets.shape)}, outputs of {tuple(given.shape)}")
+    return 0.5 * (given - targets).square().reshape(len(given), -1).sum(1).mean()
+
+
+def _check_classes(outputs: Tensor, targets: Tensor, name: str) -> None:
+    if outputs.ndim < 2 or targets.shape != (outputs.shape[0], *outputs.shape[2:]):
+        raise DataError(f"{name}: class targets of shape {tuple(targets.shape)} for outputs {tuple(outputs.shape)}")
+    classes = outputs.shape[1]
+    if targets.numel() and not (0 <= targets.min() and targets.max() < classes):
+        span = f"{targets.min()} to {targets.max()}"
+        raise DataError(f"{name}: class targets must be in 0 to {classes - 1} for {classes} outputs, got {span}")
+
+
+LOSSES: dict[str, LossFunction] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "squared_error": squared_error,
+}
+
+
+def find_loss(loss: str | LossFunction) -> LossFunction:
+    """A loss by name, or the function given."""
+    return loss if callable(loss) else choose("loss", loss, LOSSES)
+
+
+def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+    """The loss of one batch.
+
+    Raises:
+        DataError: It is not a scalar.
+    """
+    value = loss(outputs, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise DataError(f"loss: expected the mean over the batch, one number, got {shape}")
+    return value.reshape(())
+
+
+def correct(loss: LossFunction, outputs: Any, targets: Any) -> Tensor | None:
+    """Which predictions are right: argmax over dimension 1, or logit > 0; None where there are no classes."""
+    try:
+        given = logits_of(outputs)
+    except DataError:
+        return None
+    if not isinstance(targets, Tensor):
+        return None
+    if loss is not binary_cross_entropy and given.ndim > 1 and given.shape[1] > 1:
+        if not targets.is_floating_point() and targets.shape == (given.shape[0], *given.shape[2:]):
+            return given.argmax(1) == targets
+        if targets.shape == given.shape and _one_hot(targets):
+            return given.argmax(1) == targets.argmax(1)
+        return None
+    if loss is squared_error or given.numel() != targets.numel() or not _binary(targets):
+        return None
+    return (given > 0) == targets.reshape(given.shape).to(torch.bool)
+
+
+def _binary(targets: Tensor) -> bool:
+    return bool(((targets == 0) | (targets == 1)).all())
+
+
+def _one_hot(targets: Tensor) -> bool:
+    return _binary(targets) and bool((targets.sum(1) == 1).all())

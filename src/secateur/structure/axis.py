@@ -1,0 +1,254 @@
+"""Axes: one dimension shared by many tensors.
+
+An axis is a union-find node that is one of
+
+* a *leaf* of `size` units, known by their index;
+* a *cat* of axes, whose sizes add: ``torch.cat``, ``chunk``, fused projections;
+* a *product* of axes, whose sizes multiply, the first factor slowest: ``flatten``, heads × width.
+
+`unify(a, b)` states that two axes are the same and refines both until they are equal. What cannot be
+refined (a boundary inside a group, sizes without a common factor) is *fixed*, with a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["leaf", "cat", "product"]
+
+
+class Axis:
+    """A union-find node; make one with `leaf`, `cat` or `product`, read it through the functions below."""
+
+    __slots__ = ("kind", "link", "parts", "reason", "size")
+
+    def __init__(self, kind: Kind, size: int, parts: tuple[Axis, ...] = (), reason: str | None = None) -> None:
+        self.kind: Kind = kind
+        self.size = size
+        self.parts = parts
+        self.reason = reason  # why a leaf is fixed; None where it may be cut
+        self.link: Axis | None = None
+
+    def __repr__(self) -> str:
+        axis = find(self)
+        if axis.kind == "leaf":
+            return str(axis.size)
+        return "(" + (" + " if axis.kind == "cat" else " × ").join(map(repr, parts(axis))) + ")"
+
+
+class Misaligned(Exception):  # noqa: N818 - a signal inside this file, never an error of the user's
+    """Two axes cannot be refined to be equal."""
+
+
+def leaf(size: int, reason: str | None = None) -> Axis:
+    """A new axis of its own, fixed where a reason is given."""
+    return Axis("leaf", size, reason=reason)
+
+
+def cat(axes: Sequence[Axis]) -> Axis:
+    """The axes one after the other; empty ones vanish.
+
+    >>> cat([leaf(2), leaf(3)])
+    (2 + 3)
+    """
+    axes = [axis for axis in axes if axis.size]
+    return axes[0] if len(axes) == 1 else Axis("cat", sum(axis.size for axis in axes), tuple(axes))
+
+
+def product(axes: Sequence[Axis]) -> Axis:
+    """The axes nested, the first slowest; those of size 1 vanish.
+
+    >>> product([leaf(4), leaf(1), cat([leaf(2), leaf(3)])])
+    (4 × (2 + 3))
+    """
+    axes = [axis for axis in axes if axis.size != 1] or [leaf(1)]
+    return axes[0] if len(axes) == 1 else Axis("product", math.prod(axis.size for axis in axes), tuple(axes))
+
+
+def find(axis: Axis) -> Axis:
+    """The node that now stands for `axis`."""
+    while axis.link is not None:
+        if axis.link.link is not None:
+            axis.link = axis.link.link  # path halving
+        axis = axis.link
+    return axis
+
+
+def parts(axis: Axis) -> list[Axis]:
+    """Segments of a cat, factors of a product, nested ones of the same kind flattened."""
+    axis = find(axis)
+    flat: list[Axis] = []
+    for part in map(find, axis.parts):
+        flat += parts(part) if part.kind == axis.kind else [part]
+    return flat
+
+
+def leaves(axis: Axis) -> list[Axis]:
+    """The leaves below, in order, repeated where they are."""
+    axis = find(axis)
+    return [axis] if axis.kind == "leaf" else [one for part in parts(axis) for one in leaves(part)]
+
+
+def fix(axis: Axis, reason: str) -> None:
+    """Nothing of this axis can be removed; the first reason stays."""
+    for one in leaves(axis):
+        one.reason = one.reason or reason
+
+
+def unify(a: Axis, b: Axis) -> None:
+    """State that both are the same axis: refine until they are equal, or fix both.
+
+    Raises:
+        AssertionError: The sizes differ, which no rule may let happen.
+
+    >>> heads, width, flat = leaf(4), leaf(8), leaf(32)
+    >>> unify(product([heads, width]), flat)
+    >>> flat
+    (4 × 8)
+    """
+    a, b = find(a), find(b)
+    if a is b:
+        return
+    if a.size != b.size:
+        raise AssertionError(f"a rule unified axes of sizes {a.size} and {b.size}")
+    try:
+        if a.kind == "leaf":
+            _link(a, b)
+        elif b.kind == "leaf":
+            _link(b, a)
+        elif "cat" in (a.kind, b.kind):
+            _unify_segments(a, b)
+            _link(a, b)
+        else:
+            _unify_factors(a, b)
+            _link(a, b)
+    except Misaligned:
+        for axis in (a, b):
+            fix(axis, f"{a!r} and {b!r} should be the same axis and cannot be aligned")
+
+
+def _link(a: Axis, b: Axis) -> None:
+    """`b` stands for both from now on."""
+    a.link = b
+    if a.kind == "leaf" and a.reason:
+        fix(b, a.reason)
+
+
+def _unify_segments(a: Axis, b: Axis) -> None:
+    while True:
+        n = min(parts(axis)[0].size for axis in (a, b) if find(axis).kind == "cat")
+        (head_a, a), (head_b, b) = _split(a, n), _split(b, n)
+        unify(head_a, head_b)
+        if "cat" not in (find(a).kind, find(b).kind):
+            return unify(a, b)
+
+
+def _unify_factors(a: Axis, b: Axis) -> None:
+    n = math.gcd(parts(a)[-1].size, parts(b)[-1].size)
+    if n == 1:
+        raise Misaligned
+    (outer_a, inner_a), (outer_b, inner_b) = _factor(a, n), _factor(b, n)
+    unify(inner_a, inner_b)
+    unify(outer_a, outer_b)
+
+
+def _split(axis: Axis, n: int) -> tuple[Axis, Axis]:
+    """The first n positions and the rest, refining the axis to have a boundary there.
+
+    Raises:
+        Misaligned: It would lie inside a group.
+    """
+    axis = find(axis)
+    if axis.kind == "leaf":
+        head, tail = leaf(n, axis.reason), leaf(axis.size - n, axis.reason)
+        axis.link = cat([head, tail])
+        return head, tail
+    if axis.kind == "product":
+        lead, *inner = parts(axis)
+        outer, rest = divmod(n, axis.size // lead.size)
+        if rest:
+            raise Misaligned
+        head, tail = _split(lead, outer)
+        return product([head, *inner]), product([tail, *inner])
+    before: list[Axis] = []
+    after = parts(axis)
+    while after[0].size <= n:
+        n -= after[0].size
+        before.append(after.pop(0))
+    if n:
+        head, tail = _split(after.pop(0), n)
+        before, after = [*before, head], [tail, *after]
+    return cat(before), cat(after)
+
+
+def _factor(axis: Axis, n: int) -> tuple[Axis, Axis]:
+    """Outer and inner (of size n) factor, refining the axis to be their product.
+
+    Raises:
+        Misaligned: It cannot be one.
+    """
+    axis = find(axis)
+    if axis.size % n:
+        raise Misaligned
+    if axis.size == n:
+        return leaf(1), axis
+    if axis.kind == "leaf":
+        outer, inner = leaf(axis.size // n, axis.reason), leaf(n, axis.reason)
+        axis.link = product([outer, inner])
+        return outer, inner
+    if axis.kind == "cat":
+        pairs = [_factor(part, n) for part in parts(axis)]
+        for _, inner in pairs[1:]:
+            unify(pairs[0][1], inner)
+        return cat([outer for outer, _ in pairs]), pairs[0][1]
+    *lead, last = parts(axis)
+    if last.size % n == 0:
+        outer, inner = _factor(last, n)
+        return product([*lead, outer]), inner
+    if n % last.size:
+        raise Misaligned
+    outer, inner = _factor(product(lead), n // last.size)
+    return outer, product([inner, last])
+
+
+def count(axis: Axis, kept: Mapping[Axis, int]) -> int:
+    """Positions left when each leaf in `kept` has so many units left; the others are whole."""
+    axis = find(axis)
+    if axis.kind == "leaf":
+        return kept.get(axis, axis.size)
+    counts = [count(part, kept) for part in parts(axis)]
+    return sum(counts) if axis.kind == "cat" else math.prod(counts)
+
+
+def expand(axis: Axis, values: Mapping[Axis, Tensor], like: Tensor) -> Tensor:
+    """One value per position: the product of the values of all units that the position belongs to.
+
+    Args:
+        axis: The axis, n positions in all.
+        values: Per leaf a tensor [..., size]; leaves left out have ones.
+        like: Gives the dtype and device of those ones.
+
+    Returns:
+        A tensor [..., n]; with boolean values the positions kept, with gates their gates.
+
+    >>> channel, pixel = leaf(2), leaf(3)
+    >>> expand(product([channel, pixel]), {channel: torch.tensor([5.0, 7.0])}, torch.ones(1))
+    tensor([5., 5., 5., 7., 7., 7.])
+    """
+    axis = find(axis)
+    if axis.kind == "leaf":
+        given = values.get(axis)
+        return like.new_ones(axis.size) if given is None else given
+    pieces = [expand(part, values, like) for part in parts(axis)]
+    if axis.kind == "cat":
+        lead = max((piece.shape[:-1] for piece in pieces), key=len)
+        return torch.cat([piece.expand(*lead, -1) for piece in pieces], -1)
+    whole = pieces[0]
+    for piece in pieces[1:]:
+        whole = (whole[..., :, None] * piece[..., None, :]).flatten(-2)
+    return whole

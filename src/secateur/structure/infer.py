@@ -1,0 +1,57 @@
+"""From a captured graph to the axes of all its values: each node by the rule of its operation."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from secateur.structure import rules  # noqa: F401 - loads every rule
+from secateur.structure.axis import leaf
+from secateur.structure.capture import BATCH, Captured, sizes
+from secateur.structure.rules.net import Net
+from secateur.structure.rules.registry import arguments, find_rule, name_of
+
+
+def infer(captured: Captured) -> Net:
+    """The axes of every value of the graph, with the reason where one is fixed.
+
+    Axes that reach the model's inputs or outputs, or an operation without a rule, are fixed.
+    """
+    net = Net()
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            _placeholder(net, captured, node)
+        elif node.op == "call_function":
+            _call(net, node)
+        elif node.op == "output":
+            net.fix_all([net.axes(n) for n in node.all_input_nodes if net.is_tensor(n)], "a model output")
+    return net
+
+
+def _placeholder(net: Net, captured: Captured, node: fx.Node) -> None:
+    if not net.is_tensor(node):
+        return
+    reason = None
+    if node.name in captured.inputs:
+        net.of_inputs.add(node)
+        reason = "a model input"
+    elif node.name in captured.constants:
+        reason = "a tensor made in forward, not a parameter or buffer"
+    net.known[node] = [leaf(n, "the batch" if n == BATCH else reason) for n in net.shape(node)]
+
+
+def _call(net: Net, node: fx.Node) -> None:
+    if any(n in net.of_inputs for n in node.all_input_nodes):
+        net.of_inputs.add(node)
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor | tuple | list):
+        return  # a size
+    found = find_rule(node)
+    if found is None:
+        reason = f"no rule for {name_of(node)}"
+        net.fix_all([net.axes(n) for n in node.all_input_nodes if net.is_tensor(n)], reason)
+        several = net.fresh_outputs(node, reason)
+        net.known[node] = several[0] if isinstance(value, Tensor) else several
+        return
+    net.known[node] = found.infer(net, node, arguments(node))
+    if isinstance(value, Tensor) and tuple(axis.size for axis in net.axes(node)) != sizes(value):
+        raise AssertionError(f"the rule for {name_of(node)} gives {net.axes(node)} for the shape {sizes(value)}")

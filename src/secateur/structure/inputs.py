@@ -1,0 +1,163 @@
+"""What a model is called with: the form of example inputs, and a specification that outlives them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ArgumentError, DataError, ModelError
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_call(inputs: Any) -> Call:
+    """Example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
+
+    Raises:
+        ArgumentError: They have another form.
+    """
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        return tuple(inputs), {}
+    raise ArgumentError(
+        "example_inputs: expected a tensor, a tuple of positional inputs or a dict of keyword inputs, "
+        f"got {type(inputs).__name__}"
+    )
+
+
+def map_tensors(call: Call, change: Any) -> Call:
+    """The call with `change(tensor)` in place of each tensor."""
+    args, kwargs = call
+
+    def one(value: Any) -> Any:
+        return change(value) if isinstance(value, Tensor) else value
+
+    return tuple(map(one, args)), {name: one(value) for name, value in kwargs.items()}
+
+
+def tensors(call: Call) -> list[Tensor]:
+    """The tensors of a call, in order."""
+    return [value for value in (*call[0], *call[1].values()) if isinstance(value, Tensor)]
+
+
+def batch_size(call: Call) -> int:
+    """The number of samples: the first dimension of every tensor that has one.
+
+    Raises:
+        DataError: It differs from tensor to tensor, or there is none.
+    """
+    sizes = {len(tensor) for tensor in tensors(call) if tensor.ndim}
+    if len(sizes) != 1:
+        raise DataError(f"inputs: expected one number of samples in the first dimension, got {sorted(sizes) or 'none'}")
+    return sizes.pop()
+
+
+def like_model(model: nn.Module, call: Call) -> Call:
+    """The call on the model's device, its floating-point tensors in the model's dtype."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    return map_tensors(call, move)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: its dtype, its shape without the batch (None: no batch either), its range if of integers."""
+
+    dtype: str
+    shape: tuple[int, ...] | None
+    low: int = 0
+    high: int = 0
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Random values: normal, or integers in the range seen."""
+        dtype = getattr(torch, self.dtype)
+        shape = () if self.shape is None else (n, *self.shape)
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator, dtype=dtype)
+        return torch.randint(self.low, self.high + 1, shape, generator=generator).to(dtype)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The inputs' form: positional and keyword ones, each a `TensorSpec` or a plain value."""
+
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, call: Call) -> InputSpec:
+        """The specification of example inputs.
+
+        Raises:
+            ArgumentError: One of them is neither a tensor nor a plain value.
+        """
+        args, kwargs = map_tensors(call, _describe)
+        for where, value in (*enumerate(args), *kwargs.items()):
+            if not isinstance(value, TensorSpec | int | float | str | None):
+                raise ArgumentError(f"input {where!r}: expected a tensor or a plain value, got {type(value).__name__}")
+        return cls(args, tuple(kwargs.items()))
+
+    @classmethod
+    def guess(cls, model: nn.Module) -> InputSpec:
+        """[samples, features] of the only kind of model where that is no guess: one input, a dense layer first.
+
+        Raises:
+            ModelError: The model does not start with a dense layer, or has several inputs.
+        """
+        required = [p for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty]
+        first = next((m for m in model.modules() if next(m.parameters(recurse=False), None) is not None), None)
+        if len(required) != 1 or not isinstance(first, nn.Linear):
+            raise ModelError("the plan says nothing of the model's inputs: pass example_inputs to Plan.from_kept")
+        return cls((TensorSpec("float32", (first.in_features,)),), ())
+
+    def sample(self, model: nn.Module, n: int = 8, seed: int = 0) -> Call:
+        """Random inputs of this form on the model's device and in its dtype."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def one(value: Any) -> Any:
+            return value.sample(n, generator) if isinstance(value, TensorSpec) else value
+
+        return like_model(model, (tuple(map(one, self.args)), {k: one(v) for k, v in self.kwargs}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` reads it."""
+        return {"args": [_plain(v) for v in self.args], "kwargs": {k: _plain(v) for k, v in self.kwargs}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
+        """The reverse of `to_json`."""
+        kwargs = tuple((name, _parse(value)) for name, value in data["kwargs"].items())
+        return cls(tuple(map(_parse, data["args"])), kwargs)
+
+
+def _describe(tensor: Tensor) -> TensorSpec:
+    shape = tuple(tensor.shape[1:]) if tensor.ndim else None
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_floating_point() or not tensor.numel():
+        return TensorSpec(dtype, shape)
+    return TensorSpec(dtype, shape, int(tensor.min()), int(tensor.max()))
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, TensorSpec):
+        return {"value": value}
+    span = {} if value.low == value.high == 0 else {"low": value.low, "high": value.high}
+    return {"dtype": value.dtype, "shape": value.shape and list(value.shape), **span}
+
+
+def _parse(data: Mapping[str, Any]) -> Any:
+    if "value" in data:
+        return data["value"]
+    shape = None if data["shape"] is None else tuple(data["shape"])
+    return TensorSpec(**{**data, "shape": shape})

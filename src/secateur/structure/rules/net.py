@@ -1,0 +1,93 @@
+"""What the rules see of a network, and what they state about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from secateur.structure.axis import Axis, fix, leaf, unify
+from secateur.structure.capture import sizes
+
+Axes = list[Axis]  # of one tensor, one per dimension
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """Where units are summed over: an operand of a node, at one dimension; there they carry their gates."""
+
+    node: fx.Node
+    operand: fx.Node
+    dim: int
+    axis: Axis
+    partner: fx.Node | None  # the other factor, usually a weight
+    partner_dim: int
+
+
+@dataclass
+class Net:
+    """The axes of every value so far, and where they are consumed."""
+
+    known: dict[fx.Node, Any] = field(default_factory=dict)
+    consumers: list[Consumer] = field(default_factory=list)
+    macs: list[Axes] = field(default_factory=list)  # per contraction: the product of their sizes
+    of_inputs: set[fx.Node] = field(default_factory=set)  # nodes that depend on the model's inputs
+
+    def axes(self, node: fx.Node) -> Axes:
+        """The axes of a tensor."""
+        found: Axes = self.known[node]
+        return list(found)
+
+    def outputs(self, node: fx.Node) -> list[Axes]:
+        """The axes of each of several outputs."""
+        found: list[Axes] = self.known[node]
+        return found
+
+    def is_tensor(self, node: Any) -> bool:
+        """Whether this argument is a tensor."""
+        return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The traced size of each dimension."""
+        return sizes(node.meta["val"])
+
+    def depends_on_inputs(self, node: fx.Node) -> bool:
+        """Whether a value is an activation, not a weight."""
+        return node in self.of_inputs
+
+    def fresh_outputs(self, node: fx.Node, reason: str | None = None) -> list[Axes]:
+        """New axes for each output of a node."""
+        values = node.meta["val"]
+        several = values if isinstance(values, tuple | list) else [values]
+        return [[leaf(n, reason) for n in sizes(v)] if isinstance(v, Tensor) else [] for v in several]
+
+    def fix_all(self, tensors: Sequence[Axes], reason: str) -> None:
+        """None of these axes can lose a unit."""
+        for axes in tensors:
+            for axis in axes:
+                fix(axis, reason)
+
+    def broadcast(self, tensors: Sequence[Axes], name: str) -> Axes:
+        """The common axes, aligned from the last; one of size 1 met by a larger one is fixed."""
+        return [self._common([t[-i] for t in tensors if len(t) >= i], name) for i in _downward(max(map(len, tensors)))]
+
+    def _common(self, here: Axes, name: str) -> Axis:
+        widest = max(here, key=lambda axis: axis.size)
+        for axis in here:
+            if axis.size == widest.size:
+                unify(axis, widest)
+            else:
+                fix(axis, f"{name} broadcasts it")
+        return widest
+
+    def consume(
+        self, node: fx.Node, operand: fx.Node, dim: int, partner: fx.Node | None = None, partner_dim: int = 0
+    ) -> None:
+        """State that `node` sums over dimension `dim` of `operand`, weighted by `partner` if there is one."""
+        self.consumers.append(Consumer(node, operand, dim, self.axes(operand)[dim], partner, partner_dim))
+
+
+def _downward(n: int) -> range:
+    return range(n, 0, -1)

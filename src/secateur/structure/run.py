@@ -1,0 +1,92 @@
+"""Run a captured graph with any weights of the same sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from secateur.errors import DataError, ModelError
+from secateur.structure.capture import Captured, evaluating
+from secateur.structure.inputs import Call
+
+# Largest difference, relative to the largest value, that rounding alone explains.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
+    """The graph as a plain Python function of its placeholders."""
+    forward: Callable[..., Any] = fx.GraphModule(nn.Module(), graph).forward
+    return forward
+
+
+def bind(captured: Captured, model: nn.Module, call: Call) -> list[Any]:
+    """A value for each placeholder, in order: the model's weights as they are now, its constants, the inputs."""
+    named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    weights = {placeholder: named[name] for placeholder, name in captured.weights.items()}
+    values = weights | captured.constants | dict(zip(captured.inputs, flatten(captured, call), strict=True))
+    return [values[node.name] for node in captured.graph.nodes if node.op == "placeholder"]
+
+
+def flatten(captured: Captured, call: Call) -> list[Any]:
+    """The inputs in the graph's order.
+
+    Raises:
+        DataError: There are others than those the graph was captured with.
+    """
+    args, kwargs = call
+    if len(args) + len(kwargs) != len(captured.inputs) or set(kwargs) != set(captured.keywords):
+        given = f"{len(args)} positional, keywords {sorted(kwargs)}"
+        wanted = f"{len(captured.inputs) - len(captured.keywords)} positional, keywords {sorted(captured.keywords)}"
+        raise DataError(f"inputs: expected {wanted} as in the example, got {given}")
+    return [*args, *(kwargs[name] for name in captured.keywords)]
+
+
+def outputs(captured: Captured, returned: Sequence[Any]) -> Any:
+    """What the model would have returned, in its own structure."""
+    return tree_unflatten([returned[i] for i in captured.outputs], captured.out_spec)
+
+
+def run(captured: Captured, model: nn.Module, call: Call) -> Any:
+    """The outputs of the captured graph with the model's weights."""
+    return outputs(captured, compile_graph(captured.graph)(*bind(captured, model, call)))
+
+
+def difference(expected: Any, got: Any) -> tuple[float, float]:
+    """Largest absolute difference of the outputs, and the largest relative to the largest value; NaN is infinite."""
+    absolute = relative = 0.0
+    for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
+        if not isinstance(a, Tensor) or not a.numel():
+            continue
+        if a.shape != b.shape:
+            return float("inf"), float("inf")
+        gap = (a.double() - b.double()).abs().max().nan_to_num(nan=torch.inf).item()
+        scale = max(a.double().abs().max().item(), 1e-30)
+        absolute, relative = max(absolute, gap), max(relative, gap / scale)
+    return absolute, relative
+
+
+def tolerance(model: nn.Module) -> float:
+    """What rounding may make of the outputs of this model, relative to the largest."""
+    return TOLERANCE.get(next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32), 1e-4)
+
+
+def check_capture(model: nn.Module, captured: Captured, call: Call) -> None:
+    """The graph computes what the model does.
+
+    Raises:
+        ModelError: It does not: forward is random in eval mode, or keeps state between calls.
+    """
+    with evaluating(model), torch.no_grad():
+        expected = model(*call[0], **call[1])
+        got = run(captured, model, call)
+    _, relative = difference(expected, got)
+    if not relative <= tolerance(model):
+        raise ModelError(
+            f"{type(model).__name__}: the captured graph differs from the model by {relative:.1e} of the largest "
+            "output; forward must give the same outputs for the same inputs in eval mode (dropout left on, cached "
+            "tensors?)"
+        )

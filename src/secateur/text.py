@@ -1,0 +1,57 @@
+"""Tables and numbers as text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from secateur.errors import ArgumentError
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(size: int | str) -> int:
+    """A number of bytes from 1500 or "1.5 kB", "64 KiB", "2 MB".
+
+    Raises:
+        ArgumentError: It is not such a size.
+
+    >>> parse_bytes("64 KiB"), parse_bytes("1.5MB")
+    (65536, 1500000)
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        return size
+    match = re.fullmatch(r"\s*([\d_]*\.?\d+)\s*([a-z]*)\s*", str(size).lower())
+    if match is None or match[2] not in _UNITS:
+        raise ArgumentError(f"bytes: expected an int or a size such as '200 kB', '64 KiB' or '1.5 MB', got {size!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_bytes(size: int) -> str:
+    """Bytes for people, in powers of ten.
+
+    >>> format_bytes(318_040)
+    '318.0 kB'
+    """
+    for power, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= power:
+            return f"{size / power:.1f} {unit}"
+    return f"{size} B"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
+    """Rows under headings; a column whose first value is a number is aligned to the right."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        numeric = bool(cells) and bool(re.match(r"[-+.]?\d", cells[0][i]))
+        made.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+    for row in cells:
+        made.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=200, color_system=None).print(made)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
