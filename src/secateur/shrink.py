@@ -76,7 +76,9 @@ def rank(
     ranking: str = "iterative",
     budget: Budget | None = None,
     threshold: str | None = None,
+    validation: Any = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> Plan:
     """The order in which units go, with the loss, the accuracy and the sizes after each.
 
@@ -94,7 +96,9 @@ def rank(
         ranking: "single" or "iterative".
         budget: Where to stop, what to protect; None to leave one unit in each set.
         threshold: "mean" or "median": estimates above it are replaced by it, and so tied.
+        validation: Data on which loss and accuracy are measured; None for `data`.
         seed: For criteria that draw random numbers.
+        progress: Show a bar on stderr.
 
     Raises:
         ArgumentError: An unknown name.
@@ -109,9 +113,14 @@ def rank(
     >>> len(plan.steps), plan.steps[-1].params, plan.at(Budget(remove_units=2)).steps == plan.steps[:2]
     (3, 8, True)
     """
+    choose("criterion", criterion, criteria())
+    choose("ranking", ranking, orders.RANKINGS)
     units = require_units(units or find_units(model, first_inputs(data)))
     size = partial(safetensors.file_size, model, units)
-    return orders.rank(model, data, loss, units, size, criterion, ranking, budget, threshold, seed)
+    with progress_bar(f"ranking by {criterion}", progress) as bar:
+        return orders.rank(
+            model, data, loss, units, size, criterion, ranking, budget, threshold, validation, seed, on_step=bar
+        )
 
 
 def shrink(
@@ -163,17 +172,11 @@ def shrink(
     >>> result.before.params, result.after.params, result.max_difference < 1e-6
     (50, 26, True)
     """
-    choose("criterion", criterion, criteria())
-    choose("ranking", ranking, orders.RANKINGS)
     if not isinstance(budget, Budget):
         raise ArgumentError(f"budget: expected secateur.Budget(...), got {budget!r}")
     example = first_inputs(data) if example_inputs is None else example_inputs
     units = require_units(units or find_units(model, example))
-    size = partial(safetensors.file_size, model, units)
-    with progress_bar(f"ranking by {criterion}", progress) as bar:
-        order = orders.rank(
-            model, data, loss, units, size, criterion, ranking, budget, threshold, seed, validation, bar
-        )
+    order = rank(model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress)
     plan = order.at(budget)
     small, difference = cut_units(model, units, plan, like_model(model, as_call(example)))
     return _result(model, small, units, plan, difference, budget)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from secateur.cutting.attributes import update_attributes
-from secateur.cutting.slices import masks, sliced_copy
+from secateur.cutting.slices import gates, sliced_copy
 from secateur.cutting.verify import verify
 from secateur.planning.plan import Plan
-from secateur.saliency.gates import ones
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.units import Units, require_units, units_of
 
@@ -44,11 +43,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
 
 def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[nn.Module, float]:
     """The same with the units known: the new network, and its largest difference on these inputs."""
-    left = masks(units, plan.kept)
+    g = gates(model, units, plan.kept)
     small = sliced_copy(model, units, plan.kept)
     update_attributes(small)
-    g = ones(model, units)
-    for unit_set, piece in zip(units, units.split(g).values(), strict=True):
-        if unit_set.axis in left:
-            piece *= left[unit_set.axis].to(piece)
     return small, verify(model, small, units, g, call)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError, PlanError
+from secateur.saliency.gates import ones
 from secateur.structure.axis import Axis, expand
 from secateur.structure.units import Units
 
@@ -30,6 +31,20 @@ def masks(units: Units, kept: Mapping[str, tuple[int, ...]]) -> dict[Axis, Tenso
         made[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
         made[unit_set.axis][list(indices)] = True
     return made
+
+
+def gates(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """One gate per unit [units.total]: 1 kept, 0 removed.
+
+    Raises:
+        PlanError: As `masks`.
+    """
+    left = masks(units, kept)
+    g = ones(model, units)
+    for unit_set, piece in zip(units, units.split(g).values(), strict=True):
+        if unit_set.axis in left:
+            piece *= left[unit_set.axis].to(piece)
+    return g
 
 
 def sliced_copy(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> nn.Module:

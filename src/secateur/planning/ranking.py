@@ -33,8 +33,8 @@ def rank(
     ranking: str = "iterative",
     budget: Budget | None = None,
     threshold: str | None = None,
-    seed: int = 0,
     validation: Any = None,
+    seed: int = 0,
     on_step: OnStep = lambda *_: None,
 ) -> Plan:
     """The order of removals; `secateur.rank` is this with the size of the written file filled in.
@@ -49,8 +49,8 @@ def rank(
         ranking: "single" or "iterative".
         budget: Where to stop; None to go on until one unit is left in each set.
         threshold: "mean" or "median".
-        seed: For criteria that draw random numbers.
         validation: Data on which loss and accuracy are measured; None for `data`.
+        seed: For criteria that draw random numbers.
         on_step: Called after each step.
 
     Returns:

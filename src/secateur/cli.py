@@ -1,0 +1,150 @@
+"""The command line: arguments, calls, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from secateur.artifacts.safetensors import check_path
+from secateur.artifacts.sources import find_data, find_model
+from secateur.errors import ArgumentError, SecateurError
+from secateur.papers import data as datasets
+from secateur.papers.demo import demo as run_demo
+from secateur.planning.budget import Budget
+from secateur.saliency.criterion import score as run_score
+from secateur.shrink import shrink as run_shrink
+from secateur.text import table
+
+app = typer.Typer(
+    help="Shrink trained networks to a byte budget, exactly, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory, which returns the trained model")]
+Data = Annotated[
+    str, typer.Option(metavar="DATA", help="a .npz or .safetensors file with x and y, or package.module:loader")
+]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="cross_entropy, binary_cross_entropy or squared_error; left out for magnitude ..."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for pictures and networks")] = Path("demo-out"),
+    mnist: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files, instead of the digits")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The main job on real digits: train, prune by every criterion, cut, save, load, compare."""
+    data, epochs = (datasets.digits(), 300) if mnist is None else (datasets.mnist(mnist), 15)
+    reports = run_demo(data, [[100], [50, 50]], out, epochs)
+    if as_json:
+        _print_json({"networks": [report.to_json() for report in reports]})
+    else:
+        typer.echo("\n\n\n".join(map(str, reports)))
+        typer.echo(f"\nThe pictures are in {out.resolve()}")
+
+
+@app.command()
+def shrink(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="where to write the small network, .safetensors")],
+    bytes: Annotated[str | None, typer.Option(help="of the written file: 200kB, 64KiB, 1.5MB")] = None,
+    params: Annotated[int | None, typer.Option(help="parameters left")] = None,
+    remove_fraction: Annotated[float | None, typer.Option(help="share of all units to remove")] = None,
+    remove_units: Annotated[int | None, typer.Option(help="units to remove")] = None,
+    max_loss_increase: Annotated[float | None, typer.Option(help="rise of the loss allowed")] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(help="fall of the accuracy allowed; 0.01 is a point")
+    ] = None,
+    scope: Annotated[
+        Literal["global", "set"], typer.Option(help="what remove-fraction is a share of: all units, or each set")
+    ] = "global",
+    min_units: Annotated[int, typer.Option(help="units that each set keeps")] = 1,
+    protect: Annotated[list[str] | None, typer.Option(help="unit set to leave whole; may be repeated")] = None,
+    loss: Loss = None,
+    criterion: Annotated[str, typer.Option(help="how saliency is computed")] = "oracle",
+    ranking: Annotated[str, typer.Option(help="single or iterative")] = "iterative",
+    threshold: Threshold = None,
+    validation: Annotated[str | None, typer.Option(metavar="DATA", help="where loss and accuracy are measured")] = None,
+    seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Remove units until the budget is met, and write the small network."""
+    budget = Budget(
+        bytes=bytes, params=params, remove_fraction=remove_fraction,
+        remove_units=remove_units, max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop,
+        scope=scope, min_units=min_units, protect=tuple(protect or ()),
+    )  # fmt: skip
+    check_path(out)
+    result = run_shrink(
+        find_model(model), find_data(data), loss, budget, criterion=criterion, ranking=ranking, threshold=threshold,
+        validation=validation and find_data(validation), seed=seed,
+    )  # fmt: skip
+    written = result.save(out)
+    if as_json:
+        _print_json(
+            {
+                "before": asdict(result.before),
+                "after": asdict(result.after),
+                "removed": len(result.plan.steps),
+                "kept": result.plan.kept,
+                "verified": True,
+                "max_difference": result.max_difference,
+                "artifact": {"path": str(out), "bytes": written},
+            }
+        )
+    else:
+        typer.echo(f"{result}\nwritten to {out}")
+
+
+@app.command()
+def score(
+    model: Model,
+    data: Data,
+    loss: Loss = None,
+    criterion: Annotated[str, typer.Option(help="how saliency is computed")] = "oracle",
+    threshold: Threshold = None,
+    seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The saliency of every unit, lowest first."""
+    scores = run_score(find_model(model), find_data(data), loss, criterion=criterion, threshold=threshold, seed=seed)
+    if as_json:
+        _print_json({name: values.tolist() for name, values in scores.items()})
+    else:
+        rows = [(value, name, k) for name, values in scores.items() for k, value in enumerate(values.tolist())]
+        typer.echo(table([criterion, "unit set", "unit"], [(f"{v:.6g}", name, k) for v, name, k in sorted(rows)]))
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data))
+
+
+def main() -> None:
+    """Exit with 0 when done, 1 when the work failed or a budget cannot be met, 2 on wrong usage."""
+    try:
+        app()
+    except SecateurError as error:
+        typer.echo(f"secateur: {error}", err=True)
+        sys.exit(2 if isinstance(error, ArgumentError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Pictures, drawn without any global state of matplotlib's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from secateur.artifacts.safetensors import whole_file
+
+# Okabe and Ito's colours, told apart by people with any colour vision, and a dash and a marker for print.
+STYLES = (
+    ("#000000", "-", "o"),
+    ("#0072B2", "-", "s"),
+    ("#D55E00", "-", "^"),
+    ("#009E73", "-", "D"),
+    ("#E69F00", "--", "v"),
+    ("#CC79A7", "--", "P"),
+    ("#56B4E9", ":", "X"),
+)
+ORDER = ("oracle", "hessian", "taylor2", "taylor1", "activation", "magnitude", "random")
+
+
+def degradation(
+    curves: Mapping[str, Mapping[str, Sequence[Any]]],
+    total: int,
+    title: str,
+    path: str | os.PathLike[str],
+    error: str = "mean loss",
+) -> None:
+    """Error and accuracy against the share of units removed (003 figures 2, 3, 7, 8): a row for each ranking.
+
+    Args:
+        curves: "criterion/ranking" → lists `removed`, `loss`, `accuracy`.
+        total: Units there were.
+        title: Above the picture.
+        path: Where to write it; the extension says as what.
+        error: What the loss is, with its unit.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    rankings = list(dict.fromkeys(name.split("/")[1] for name in curves))
+    figure = Figure(figsize=(10, 0.8 + 3.6 * len(rankings)), layout="constrained")
+    grid = figure.subplots(len(rankings), 2, sharex=True, sharey="col", squeeze=False)
+    for ranking, panels in zip(rankings, grid, strict=True):
+        chosen = {name.split("/")[0]: curve for name, curve in curves.items() if name.endswith(f"/{ranking}")}
+        for panel, (what, label) in zip(panels, (("loss", error), ("accuracy", "accuracy")), strict=True):
+            _draw(panel, chosen, what, total)
+            panel.set(title=f"{ranking} ranking", ylabel=label)
+    for panel in grid[-1]:
+        panel.set_xlabel("share of hidden units removed")
+        panel.xaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.suptitle(title, fontweight="bold")
+    lines, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=7, frameon=False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=os.path.splitext(path)[1][1:], dpi=130, metadata={"Software": None})
+
+
+def _draw(panel: Axes, curves: Mapping[str, Mapping[str, Sequence[Any]]], what: str, total: int) -> None:
+    known = [name for name in ORDER if name in curves]
+    names = known + [name for name in curves if name not in known]
+    for i, name in enumerate(names):
+        colour, dash, marker = STYLES[i % len(STYLES)]
+        x = [removed / total for removed in curves[name]["removed"]]
+        panel.plot(
+            x, curves[name][what], dash, color=colour, label=name, linewidth=1.6, zorder=3 - 0.1 * i,
+            marker=marker, markersize=5, markevery=(i * total // 70, max(1, total // 10)),
+        )  # fmt: skip
+    panel.grid(alpha=0.3)
+    panel.set_xlim(0, 1)
+    panel.spines[["top", "right"]].set_visible(False)
