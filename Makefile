@@ -10,8 +10,8 @@ help:  ## this list
 demo: .venv/ready  ## shrink two networks trained on real digits; pictures in demo-out/
 	$(BIN)/secateur demo --out demo-out
 
-test: .venv/ready  ## all tests but the slow ones, doctests too
-	$(BIN)/python -m pytest
+test: .venv/ready  ## all tests, doctests too; ARGS=--slow adds the slow ones
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/ready  ## format, style, docstrings, types
 	$(BIN)/ruff format --check .

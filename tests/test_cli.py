@@ -1,0 +1,155 @@
+"""The command line: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from secateur import cli, load
+from secateur.papers.training import logistic_network
+
+FACTORY = """
+import torch
+from secateur.papers.training import logistic_network
+
+def network():
+    return logistic_network([4, 6, 3]).double()
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    return torch.rand(20, 4, generator=g), torch.randint(3, (20,), generator=g)
+
+def nothing():
+    return None
+
+value = 3
+"""
+SHRINK = [
+    "shrink",
+    "my_models:network",
+    "--data",
+    "my_models:data",
+    "--loss",
+    "squared_error",
+    "--out",
+    "small.safetensors",
+]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Call the command line as the console script does: (exit code, stdout, stderr)."""
+    (tmp_path / "my_models.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("my_models", None)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["secateur", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capfd.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return call
+
+
+def test_shrink_writes_a_network_within_the_budget_and_prints_the_trade_off(run, tmp_path):
+    code, out, err = run(*SHRINK, "--remove-fraction", "0.5")
+    assert (code, err) == (0, "")
+    assert "3 of 6 units removed, oracle / iterative" in out
+    small = load(tmp_path / "small.safetensors", logistic_network([4, 6, 3]).double())
+    assert small[0].out_features == 3
+
+
+def test_shrink_prints_one_json_object_and_nothing_else(run, tmp_path):
+    code, out, err = run(*SHRINK, "--bytes", "900", "--criterion", "taylor1", "--ranking", "single", "--json")
+    data = json.loads(out)
+    assert (code, err) == (0, "")
+    assert data["artifact"]["bytes"] == (tmp_path / "small.safetensors").stat().st_size == data["after"]["bytes"] <= 900
+    assert len(data["kept"]["0"]) + data["removed"] == 6
+    assert data["verified"] is True
+    assert data["before"]["params"] == 4 * 6 + 6 + 18 + 3
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_data_come_from_files_with_x_and_y(run, tmp_path, suffix):
+    x, y = torch.rand(9, 4), torch.randint(3, (9,))
+    if suffix == "npz":
+        np.savez(tmp_path / "data.npz", x=x.numpy(), y=y.numpy())
+    else:
+        save_file({"x": x, "y": y}, tmp_path / "data.safetensors")
+    words = ("score", "my_models:network", "--data", f"data.{suffix}", "--loss", "squared_error", "--json")
+    code, out, _ = run(*words)
+    assert code == 0
+    assert [len(values) for values in json.loads(out).values()] == [6]
+
+
+def test_score_lists_the_lowest_first(run):
+    code, out, _ = run("score", "my_models:network", "--data", "my_models:data", "--criterion", "magnitude")
+    values = [float(line.split()[0]) for line in out.splitlines()[1:]]
+    assert code == 0
+    assert values == sorted(values)
+    assert len(values) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        ((*SHRINK, "--bytes", "30"), 1, "secateur: Budget(bytes=30) cannot be met: at most 5 of 6 units"),
+        ((*SHRINK, "--bytes", "much"), 2, "bytes: expected an int or a size such as '200 kB'"),
+        (SHRINK, 2, "Budget: give at least one of bytes, params"),
+        ((*SHRINK, "--remove-units", "2", "--criterion", "best"), 2, "unknown criterion 'best'; one of: activation,"),
+        ((*SHRINK, "--remove-units", "2", "--protect", "9"), 2, "protect='9' is no unit set; there are: 0"),
+        ((*SHRINK[:-1], "a.onnx", "--remove-units", "2"), 2, "a.onnx: files are written as .safetensors"),
+        ((*SHRINK[:-1], "no/a.safetensors", "--remove-units", "2"), 1, "no/a.safetensors: cannot be written"),
+        (("score", "my_models", "--data", "x"), 2, "MODEL 'my_models': expected package.module:function"),
+        (("score", "my_models:nothing", "--data", "x"), 2, "expected a torch.nn.Module, got NoneType"),
+        (("score", "my_models:none", "--data", "x"), 2, "module 'my_models' has no attribute 'none'"),
+        (("score", "no_models:none", "--data", "x"), 2, "No module named 'no_models'"),
+        (("score", "my_models:network", "--data", "x"), 2, "expected package.module:function or a .npz"),
+        (("score", "my_models:network", "--data", "x.npz"), 1, "x.npz: cannot be read"),
+        (("score", "my_models:network"), 2, "Missing option '--data'"),
+        (("demo", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped IDX file"),
+        (("prune",), 2, "No such command 'prune'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_on_stderr_with_its_exit_code(run, tmp_path, words, code, text):
+    before = set(tmp_path.iterdir())
+    given, out, err = run(*words)
+    assert (given, out) == (code, "")
+    assert text in " ".join(err.replace("│", " ").split())
+    assert {p for p in tmp_path.iterdir() if p.name != "__pycache__"} == before
+
+
+def test_arrays_of_other_names_are_refused(run, tmp_path):
+    np.savez(tmp_path / "data.npz", a=np.zeros(3))
+    code, _, err = run("score", "my_models:network", "--data", "data.npz")
+    assert code == 1
+    assert "data.npz: expected arrays x and y, found a" in err
+
+
+def test_help_names_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(name in out for name in ("demo", "shrink", "score"))
+
+
+def test_an_interrupt_leaves_no_file(tmp_path):
+    command = [sys.executable, "-m", "secateur", "demo", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+    while not (tmp_path / "out").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert b"Traceback" not in err
+    assert list((tmp_path / "out").iterdir()) == []
