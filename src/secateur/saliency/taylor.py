@@ -54,6 +54,7 @@ def taylor2(gated: Gated, g: Tensor) -> Tensor:
 
 def _back_propagate(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> dict[fx.Node, Pair]:
     """Both derivatives at every value that depends on a gate, by going backward through the suffix."""
+    values = {node: value[0] if isinstance(value, tuple) else value for node, value in values.items()}
     *nodes, returned = gated.graph.suffix.nodes
     derivatives = _at_outputs(gated, batch, returned, values)
     wanted = {node for node in nodes if node.op == "call_function"}
@@ -99,7 +100,7 @@ def _through(node: fx.Node, operand: fx.Node, values: dict[fx.Node, Any], pair: 
         ModelError: The recursion does not apply to the operation.
     """
     found = find_rule(node)
-    if found is None or found.derivative is None:
+    if found is None or found.derivative is None or (found.derivative == "output" and node.args[1] != 0):
         known = "pointwise operations, sums with weights, and operations that move values"
         raise ModelError(
             f"taylor2: second-derivative back-propagation does not apply to {name_of(node)} ({node.name}), "
@@ -116,8 +117,9 @@ def _call(node: fx.Node, operand: fx.Node, x: Tensor, values: dict[fx.Node, Any]
             return x
         return values[n].square() if square and isinstance(values[n], Tensor) else values[n]
 
-    result: Tensor = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
-    return result
+    result = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
+    first: Tensor = result[0] if isinstance(result, tuple) else result
+    return first
 
 
 def _pointwise(node: fx.Node, operand: fx.Node, values: dict[fx.Node, Any], pair: Pair) -> Pair:
@@ -152,4 +154,5 @@ _PASS: dict[str, Callable[[fx.Node, fx.Node, dict[fx.Node, Any], Pair], Pair]] =
     "pointwise": _pointwise,
     "move": _move,
     "contract": _contract,
+    "output": lambda *given: given[-1],
 }

@@ -62,7 +62,7 @@ def cat(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return [cat_axes([p[i] for p in pieces]) if i == dim else axis for i, axis in enumerate(pieces[0])]
 
 
-@rule("getitem", derivative="move")
+@rule("getitem", derivative="output")
 def getitem(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One of several outputs."""
     axes: Axes = net.outputs(given["0"])[given["1"]]

@@ -17,7 +17,8 @@ Infer = Callable[[Net, fx.Node, dict[str, Any]], Axes | list[Axes]]
 #   pointwise  each output from one input value (broadcasting aside)
 #   move       each output is one of the inputs: views, permutations, concatenation
 #   contract   linear, with the other tensors as coefficients
-Derivative = Literal["pointwise", "move", "contract"]
+#   output     one of several outputs of the call before, of which only the first is differentiated
+Derivative = Literal["pointwise", "move", "contract", "output"]
 
 
 @dataclass(frozen=True)
