@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the tests run in as many processes as there are cores
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -80,12 +80,13 @@ def gated_loss(
     ... )
     True
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         return loss(functional_call(model, gated_weights(model, units, g), inputs), targets)
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def leave_one_out(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from secateur.errors import ArgumentError
 
@@ -25,10 +27,11 @@ def parse_bytes(size: int | str) -> int:
     """
     if isinstance(size, int) and not isinstance(size, bool):
         return size
-    match = re.fullmatch(r"\s*([\d_]*\.?\d+)\s*([a-z]*)\s*", str(size).lower())
-    if match is None or match[2] not in _UNITS:
+    number = r"(\d+(?:_\d+)*(?:\.\d+)?|\.\d+)"
+    match = re.fullmatch(rf"\s*{number}\s*([a-z]*)\s*", size.lower()) if isinstance(size, str) else None
+    if match is None or match[2] not in _UNITS or (not match[2] and "." in match[1]):
         raise ArgumentError(f"bytes: expected an int or a size such as '200 kB', '64 KiB' or '1.5 MB', got {size!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(Decimal(match[1]) * _UNITS[match[2]])
 
 
 def format_bytes(size: int) -> str:
@@ -46,12 +49,12 @@ def format_bytes(size: int) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
     """Rows under headings; a column whose first value is a number is aligned to the right."""
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = Table(title=title and Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        numeric = bool(cells) and bool(re.match(r"[-+.]?\d", cells[0][i]))
-        made.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+        numeric = bool(cells) and bool(re.match(r"[-+.]?\d", next((row[i] for row in cells if row[i]), "")))
+        made.add_column(Text(column), justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))
     out = io.StringIO()
-    Console(file=out, width=200, color_system=None).print(made)
+    Console(file=out, width=10_000, color_system=None).print(made)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -104,7 +105,8 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path):
 def test_the_whole_demo_takes_less_than_90_seconds_on_two_cores(tmp_path):
     start = time.monotonic()
     command = [sys.executable, "-m", "secateur", "demo", "--json", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    one_core = os.environ | {"OMP_NUM_THREADS": "1"}  # the other one runs other tests
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=one_core)
     seconds = time.monotonic() - start
     networks = json.loads(done.stdout)["networks"]
     assert [n["name"] for n in networks] == ["64-100-10", "64-50-50-10"]

@@ -22,27 +22,39 @@ from secateur.structure.units import Units
 FORMAT = 1
 KEY = "secateur"  # one entry: safetensors writes several in no fixed order
 
-# As safetensors names and orders them: larger elements first.
+# As safetensors names them, in the order in which it writes them.
 _NAMES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int32: "I32",
-    torch.float32: "F32",
+    torch.uint64: "U64",
     torch.int64: "I64",
     torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors to write: every parameter and persistent buffer once, tied ones under their first name."""
+    """The tensors to write: every parameter and persistent buffer once, tied ones under their first name.
+
+    Raises:
+        ArtifactError: One is of a type that safetensors does not know.
+    """
     first: dict[Tensor, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
             first.setdefault(tensor, name)
+            if tensor.dtype not in _NAMES:
+                raise ArtifactError(f"{name}: safetensors holds no {tensor.dtype}")
     return {name: tensor for tensor, name in first.items()}
 
 
@@ -68,7 +80,7 @@ def file_size(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]
     order = list(_NAMES)
     offset = 0
     header: dict[str, object] = {"__metadata__": metadata(kept, units.captured.spec)}
-    for name, dtype, shape in sorted(tensors, key=lambda t: (-order.index(t[1]), t[0])):
+    for name, dtype, shape in sorted(tensors, key=lambda t: (order.index(t[1]), t[0])):
         end = offset + dtype.itemsize * torch.Size(shape).numel()
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
@@ -101,11 +113,14 @@ def check_path(path: str | os.PathLike[str]) -> None:
         raise ArgumentError(
             f"{path}: files are written as .safetensors, not as {Path(path).suffix or 'no extension'!r}"
         )
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
-        raise ArtifactError(f"{path}: cannot be written, there is no folder {folder}")
-    if Path(path).is_dir() or not os.access(folder, os.W_OK):
-        raise ArtifactError(f"{path}: cannot be written, {folder} allows no new file or this is a folder")
+    try:
+        folder = Path(path).resolve().parent
+        if not folder.is_dir():
+            raise ArtifactError(f"{path}: cannot be written, there is no folder {folder}")
+        if Path(path).is_dir() or not os.access(folder, os.W_OK):
+            raise ArtifactError(f"{path}: cannot be written, {folder} allows no new file or this is a folder")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be written ({error})") from error
 
 
 @contextlib.contextmanager
@@ -148,17 +163,24 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         raise ArtifactError(f"{path}: cannot be read ({error})") from error
     if content is None:
         raise ArtifactError(f"{path}: was not written by Secateur, its metadata holds no plan")
-    data = json.loads(content)
-    if data["format"] != FORMAT:
-        raise ArtifactError(f"{path}: format {data['format']!r}, this version reads {FORMAT}")
-    kept = tuple((name, tuple(indices)) for name, indices in data["kept"].items())
-    small = cut(model, Plan(kept, inputs=data["inputs"] and InputSpec.from_json(data["inputs"])))
-    wanted = {name: tuple(t.shape) for name, t in state(small).items()}
-    given = {name: tuple(t.shape) for name, t in tensors.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise ArtifactError(
-                f"{path}: {name} has shape {given.get(name, 'none')}, the model's would be {wanted.get(name, 'none')}"
-            )
+    small = cut(model, _read_plan(path, content))
+    wanted = state(small)
+    for what in ("shape", "dtype"):
+        for name in sorted(wanted.keys() | tensors.keys()):
+            there, here = (getattr(given.get(name), what, "none") for given in (tensors, wanted))
+            if there != here:
+                there, here = (tuple(x) if what == "shape" and x != "none" else x for x in (there, here))
+                raise ArtifactError(f"{path}: {name} has {what} {there}, the model's would be {here}")
     small.load_state_dict(tensors, strict=False)  # tied parameters are written once
     return small
+
+
+def _read_plan(path: str | os.PathLike[str], content: str) -> Plan:
+    try:
+        data = json.loads(content)
+        if data["format"] != FORMAT:
+            raise ArtifactError(f"{path}: format {data['format']!r}, this version reads {FORMAT}")
+        kept = tuple((name, tuple(indices)) for name, indices in data["kept"].items())
+        return Plan(kept, inputs=data["inputs"] and InputSpec.from_json(data["inputs"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{path}: its plan cannot be read ({type(error).__name__}: {error})") from error

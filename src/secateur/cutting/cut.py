@@ -7,6 +7,7 @@ from torch import nn
 from secateur.cutting.attributes import update_attributes
 from secateur.cutting.slices import gates, sliced_copy
 from secateur.cutting.verify import verify
+from secateur.errors import PlanError
 from secateur.planning.plan import Plan
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.units import Units, require_units, units_of
@@ -38,6 +39,12 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """
     inputs = (plan.inputs or InputSpec.guess(model)).sample(model)
     units = require_units(units_of(model, inputs))
+    for unit_set in units:
+        planned = plan.sizes.get(unit_set.name, unit_set.size)
+        if plan.start is not None and planned != unit_set.size:
+            raise PlanError(
+                f"the plan was made for {planned} units of {unit_set.name!r}, the model has {unit_set.size}"
+            )
     return cut_units(model, units, plan, inputs)[0]
 
 

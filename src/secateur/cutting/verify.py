@@ -27,7 +27,7 @@ def verify(model: nn.Module, small: nn.Module, units: Units, g: Tensor, call: Ca
         VerificationError: The difference is more than rounding explains, the cut network does not run, or
             it has another number of parameters than predicted.
     """
-    counts = {name: int(piece.sum()) for name, piece in units.split(g).items()}
+    counts = {name: int((piece != 0).sum()) for name, piece in units.split(g).items()}
     have, predicted = sum(p.numel() for p in small.parameters()), units.params(counts)
     if have != predicted:
         raise VerificationError(f"the cut network has {have:,} parameters, the plan predicts {predicted:,}")

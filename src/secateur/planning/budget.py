@@ -55,12 +55,15 @@ class Budget:
     def __post_init__(self) -> None:
         if self.bytes is not None:
             object.__setattr__(self, "bytes", parse_bytes(self.bytes))
-        object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
+        names = (self.protect,) if isinstance(self.protect, str) else self.protect
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise ArgumentError(f"Budget: protect must be names of unit sets, got {self.protect!r}")
+        object.__setattr__(self, "protect", tuple(names))
         self._check_whole("bytes", "params", "remove_units", "min_units")
         for name in ("remove_fraction", "max_accuracy_drop"):
             self._check(name, 1.0, "from 0 to 1")
         self._check("max_loss_increase", math.inf, "at least 0")
-        if self.min_units < 1:
+        if not self.min_units:
             raise ArgumentError(f"Budget: min_units must be at least 1, got {self.min_units}")
         if self.scope not in ("global", "set"):
             raise ArgumentError(f"Budget: scope must be 'global' or 'set', got {self.scope!r}")
@@ -74,13 +77,15 @@ class Budget:
 
     def _check(self, name: str, highest: float, span: str) -> None:
         value = getattr(self, name)
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= highest):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value <= highest):
             raise ArgumentError(f"Budget: {name} must be {span}, got {value!r}")
 
     def _check_whole(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            given = value is not None or name == "min_units"
+            if given and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise ArgumentError(f"Budget: {name} must be a whole number from 0, got {value!r}")
 
     def _asked(self, *names: str) -> dict[str, float]:
@@ -167,10 +172,19 @@ class Budget:
         furthest = [n for n, here in enumerate(plan.states) if self._good_enough(plan.states[0], here)][-1]
         raise self.unmet(furthest, sum(plan.sizes.values()), plan.states[furthest])
 
-    def _check_fits(self, plan: Plan) -> None:
+    def check_measured(self, state: State) -> None:
+        """Refuse a budget of quality where it was not measured.
+
+        Raises:
+            ArgumentError: The loss or the accuracy that it bounds is None.
+        """
         for name, what in (("max_loss_increase", "loss"), ("max_accuracy_drop", "accuracy")):
-            if getattr(self, name) is not None and any(getattr(state, what) is None for state in plan.states):
+            if getattr(self, name) is not None and getattr(state, what) is None:
                 raise ArgumentError(f"Budget: {name} needs the {what} after each step, and it was not measured")
+
+    def _check_fits(self, plan: Plan) -> None:
+        for state in plan.states:
+            self.check_measured(state)
         allowed = self.removable(plan.sizes)
         for name, gone in Counter(step.set for step in plan.steps).items():
             if gone > allowed[name]:

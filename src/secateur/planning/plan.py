@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,13 @@ class Plan:
         """
         pairs = []
         for name, indices in kept.items():
-            chosen = tuple(sorted(int(i) for i in indices))
+            expected = f"kept[{name!r}]: expected one or more different indices from 0, got "
+            try:
+                chosen = tuple(sorted(operator.index(i) for i in indices))
+            except TypeError:
+                raise PlanError(f"{expected}{indices}") from None
             if not chosen or chosen[0] < 0 or len(set(chosen)) < len(chosen):
-                raise PlanError(f"kept[{name!r}]: expected one or more different indices from 0, got {list(chosen)}")
+                raise PlanError(f"{expected}{list(chosen)}")
             pairs.append((name, chosen))
         return cls(tuple(pairs), inputs=None if example_inputs is None else InputSpec.of(as_call(example_inputs)))
 
@@ -144,14 +149,16 @@ class Plan:
             if data["format"] != FORMAT:
                 raise PlanError(f"plan: format {data['format']!r}, this version reads {FORMAT}")
             return cls(
-                tuple((name, tuple(kept)) for name, kept in data["kept"].items()),
+                tuple((name, tuple(map(operator.index, kept))) for name, kept in data["kept"].items()),
                 data["start"] and State(**data["start"]),
                 tuple(Step(**step) for step in data["steps"]),
                 data["inputs"] and InputSpec.from_json(data["inputs"]),
                 data["criterion"],
                 data["ranking"],
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except PlanError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanError(f"plan: not a plan's JSON ({type(error).__name__}: {error})") from error
 
     def __str__(self) -> str:

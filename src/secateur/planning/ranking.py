@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.errors import choose
+from secateur.errors import ArgumentError, choose
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, State, Step
-from secateur.saliency.criterion import Criterion, apply_threshold, find_criterion, saliency_of
+from secateur.saliency.criterion import THRESHOLDS, Criterion, apply_threshold, find_criterion, saliency_of
 from secateur.saliency.gates import Gated, ones
 from secateur.structure.units import Units
 
@@ -55,11 +54,17 @@ def rank(
 
     Returns:
         The plan, as long as the budget needs it, or with a budget of quality alone as long as it can be.
+
+    Raises:
+        ArgumentError: An unknown name, or a budget that is none.
     """
     again = choose("ranking", ranking, RANKINGS)
+    if threshold is not None:
+        choose("threshold", threshold, THRESHOLDS)
+    if budget is not None and not isinstance(budget, Budget):
+        raise ArgumentError(f"budget: expected secateur.Budget(...), got {budget!r}")
     gated = Gated(model, units, data, loss, seed)
     found = find_criterion(criterion, gated)
-    budget = budget or Budget(max_loss_increase=math.inf)
     measured = gated if validation is None else Gated(model, units, validation, loss)
     order = _Order(measured, file_size, budget)
     saliency: Tensor | None = None
@@ -82,27 +87,29 @@ def _scores(found: Criterion, gated: Gated, g: Tensor, candidates: list[int], th
 class _Order:
     """The removals so far, and what may follow."""
 
-    def __init__(self, gated: Gated, file_size: FileSize, budget: Budget) -> None:
+    def __init__(self, gated: Gated, file_size: FileSize, budget: Budget | None) -> None:
         self.gated, self.units, self.file_size, self.budget = gated, gated.units, file_size, budget
         self.g = ones(gated.model, gated.units)
         self.sizes = {unit_set.name: unit_set.size for unit_set in self.units}
-        self.limits = budget.removable(self.sizes)
+        self.limits = (budget or Budget(remove_units=0)).removable(self.sizes)
         self.gone: Counter[str] = Counter()
         self.steps: list[Step] = []
         self.start = State(**self._measure())
-        self._check_possible()
+        if budget is not None:
+            budget.check_measured(self.start)
+            self._check_possible(budget)
 
     @property
     def longest(self) -> int:
         """How many steps there can be."""
         return sum(self.limits.values())
 
-    def _check_possible(self) -> None:
+    def _check_possible(self, budget: Budget) -> None:
         """Refuse a size that is out of reach before any time is spent on the order."""
         least = {name: tuple(range(size - self.limits[name])) for name, size in self.sizes.items()}
         state = State(self.start.loss, self.start.accuracy, **self._sizes(least))
-        if self.budget.least and not self.budget.holds(self.start, state, self.limits, self.sizes):
-            raise self.budget.unmet(self.longest, self.units.total, state)
+        if budget.least and not budget.holds(self.start, state, self.limits, self.sizes):
+            raise budget.unmet(self.longest, self.units.total, state)
 
     def candidates(self) -> list[int]:
         """The units that may go next."""
@@ -113,7 +120,9 @@ class _Order:
     def enough(self) -> bool:
         """Whether the budget is satisfied, so that the least has been removed."""
         here = self.steps[-1] if self.steps else self.start
-        return self.budget.least and self.budget.holds(self.start, here, self.gone, self.sizes)
+        return (
+            self.budget is not None and self.budget.least and self.budget.holds(self.start, here, self.gone, self.sizes)
+        )
 
     def least(self, saliency: Tensor, candidates: list[int]) -> int:
         """The candidate of least saliency; of tied ones that which frees most bytes, then the first."""

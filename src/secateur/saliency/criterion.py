@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur import saliency
-from secateur.errors import ArgumentError, DataError, choose
+from secateur.errors import DataError, choose
 from secateur.saliency.data import first_inputs
 from secateur.saliency.gates import Gated, ones
 from secateur.structure.units import Units, find_units, require_units
@@ -135,7 +135,7 @@ def score(
     >>> score(model, (x, torch.zeros(2, 1)), "squared_error", criterion="taylor1")
     {'0': tensor([-5., -5.], dtype=torch.float64)}
     """
-    units = require_units(units or find_units(model, first_inputs(data)))
+    units = require_units(find_units(model, first_inputs(data)) if units is None else units)
     gated = Gated(model, units, data, loss, seed)
     values = apply_threshold(saliency_of(find_criterion(criterion, gated), gated, ones(model, units)), threshold)
     return units.split(values.cpu())
@@ -145,9 +145,10 @@ def saliency_of(found: Criterion, gated: Gated, g: Tensor) -> Tensor:
     """The criterion's saliencies [K], float64.
 
     Raises:
-        ArgumentError: One of them is NaN: the loss is, on this data.
+        DataError: One of them is NaN: the loss or its derivative is, on this data.
     """
-    values = found.saliency(gated, g).detach().double()
+    with torch.enable_grad():
+        values = found.saliency(gated, g).detach().double()
     if bool(values[g != 0].isnan().any()):
-        raise ArgumentError(f"criterion {found.name!r} gave NaN: the loss or its derivative is NaN on this data")
+        raise DataError(f"criterion {found.name!r} gave NaN: the loss or its derivative is NaN on this data")
     return values

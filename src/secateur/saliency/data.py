@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError
-from secateur.structure.inputs import Call, as_call, batch_size, like_model, map_tensors, tensors
+from secateur.structure.inputs import Call, as_call, batch_size, like_model, map_tensors, tensor_like_model, tensors
 
 CHUNK = 4096  # samples of a dataset given whole that are run at a time
 
@@ -36,9 +35,8 @@ def batches(model: nn.Module, data: Any) -> Iterator[Batch]:
     Raises:
         DataError: There is no sample, the data can be read only once, or it holds NaN.
     """
-    _check_form(data)
     n = 0
-    for position, item in enumerate(_chunks(data) if _is_pair(data) else data):
+    for position, item in enumerate(_items(data)):
         batch = _batch(model, item, position)
         n += batch.size
         if batch.size:
@@ -55,22 +53,26 @@ def first_inputs(data: Any) -> Any:
     """
     if data is None:
         raise DataError("pass units=find_units(model, example_inputs): without data the inputs are unknown")
-    _check_form(data)
-    if _is_pair(data):
-        return data[0]
-    for item in data:
-        return _split(item, 0)[0]
-    raise DataError("data: there is no batch in it")
+    for position, item in enumerate(_items(data)):
+        if _batch(nn.Identity(), item, position).size:
+            return data[0] if _is_pair(data) else _split(item, position)[0]
+    raise DataError("data: there is no sample in it")
 
 
-def _check_form(data: Any) -> None:
-    what = "expected (inputs, targets) as tensors, or an iterable of such pairs"
+def _items(data: Any) -> Iterable[Any]:
+    """The batches as they are given.
+
+    Raises:
+        DataError: They are no data, or can be read only once.
+    """
     if isinstance(data, Tensor) or not hasattr(data, "__iter__"):
+        what = "expected (inputs, targets) as tensors, or an iterable of such pairs"
         raise DataError(f"data: {what}; got {type(data).__name__}")
     if iter(data) is data:
         raise DataError(
             f"data: a {type(data).__name__} can be read only once; give a list, a DataLoader or a pair of tensors"
         )
+    return _chunks(data) if _is_pair(data) else data
 
 
 def _is_pair(data: Any) -> bool:
@@ -84,8 +86,7 @@ def _is_pair(data: Any) -> bool:
 def _chunks(data: Any) -> Iterator[tuple[Any, Any]]:
     call, targets = as_call(data[0]), data[1]
     n = batch_size(call)
-    if isinstance(targets, Tensor) and len(targets) != n:
-        raise DataError(f"data: {n} inputs, but {len(targets)} targets")
+    _check_number(n, targets, "data")
     for start in range(0, n, CHUNK):
         here = slice(start, start + CHUNK)
         part = map_tensors(call, lambda t, here=here: t[here] if t.ndim else t)
@@ -109,7 +110,12 @@ def _batch(model: nn.Module, item: Any, position: int) -> Batch:
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             where = "targets" if tensor is targets else "inputs"
             raise DataError(f"data: the {where} of batch {position} hold NaN or infinite values")
-    if isinstance(targets, Tensor):
-        like = next(iter(tensors(call)), torch.empty(0))
-        targets = targets.to(like.device, like.dtype if targets.is_floating_point() else targets.dtype)
-    return Batch(call, targets, batch_size(call))
+    n = batch_size(call)
+    _check_number(n, targets, f"data: batch {position}")
+    return Batch(call, tensor_like_model(model, targets) if isinstance(targets, Tensor) else targets, n)
+
+
+def _check_number(n: int, targets: Any, where: str) -> None:
+    if isinstance(targets, Tensor) and targets.shape[:1] != (n,):
+        given = f"{len(targets)} targets" if targets.ndim else "targets without a first dimension"
+        raise DataError(f"{where}: {n} inputs, but {given}")

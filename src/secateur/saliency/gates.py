@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.errors import DataError
+from secateur.errors import DataError, ModelError
 from secateur.saliency.data import batches
-from secateur.saliency.losses import LossFunction, correct, evaluate, find_loss
+from secateur.saliency.losses import LossFunction, correct, differentiable, evaluate, find_loss
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite, evaluating
-from secateur.structure.inputs import Call
+from secateur.structure.inputs import Call, sample_weight
 from secateur.structure.run import bind, compile_graph, outputs
 from secateur.structure.units import Units
 
@@ -74,16 +74,29 @@ class GatedGraph:
 
     def trace(self, frontier: tuple[Any, ...], g: Tensor) -> dict[fx.Node, Any]:
         """Every value of the suffix."""
-        interpreter = fx.Interpreter(fx.GraphModule(nn.Module(), self.suffix), garbage_collect_values=False)
+        given = (*frontier, *self.vectors(g))
+        values: dict[fx.Node, Any] = dict(zip(self.suffix.find_nodes(op="placeholder"), given, strict=True))
         with torch.no_grad():
-            interpreter.run(*frontier, *self.vectors(g))
-        return dict(zip(self.suffix.nodes, (interpreter.env[n] for n in interpreter.graph.nodes), strict=True))
+            for node in self.suffix.nodes:
+                if node.op == "call_function":
+                    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                    values[node] = node.target(*args, **kwargs)
+                elif node.op == "output":
+                    values[node] = fx.map_arg(node.args[0], values.__getitem__)
+        return values
 
 
 def ones(model: nn.Module, units: Units) -> Tensor:
     """The gates of the network as trained [units.total], on its device and in its dtype."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.ones(units.total, dtype=like.dtype, device=like.device)
+    return sample_weight(model).new_ones(units.total)
+
+
+def derivative(y: Tensor, x: Tensor, **options: Any) -> Tensor:
+    """∂y/∂x for a number y; zero where it does not depend on x."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    (found,) = torch.autograd.grad(y, x, allow_unused=True, **options)
+    return torch.zeros_like(x) if found is None else found
 
 
 def _insert_gates(units: Units) -> tuple[fx.Graph, list[Edge]]:
@@ -138,10 +151,13 @@ class Gated:
         seed: For criteria that draw random numbers.
 
     Raises:
-        ModelError: The model's weights are not finite.
+        ModelError: The model's weights are not finite, the units are another model's, or inference mode is on.
     """
 
     def __init__(self, model: nn.Module, units: Units, data: Any = None, loss: Any = None, seed: int = 0) -> None:
+        if torch.is_inference_mode_enabled():
+            raise ModelError("torch.inference_mode() takes derivatives away for good; use torch.no_grad() instead")
+        units.check_model(model)
         check_finite(model)
         self.model = model
         self.units = units
@@ -190,7 +206,8 @@ class Gated:
     def losses(self, g: Tensor) -> Iterator[Tensor]:
         """E(g) in pieces that add up, one per batch; differentiable in g."""
         for batch in self.cached:
-            yield batch.share * evaluate(self.loss_function, self.graph.run(batch.frontier, g), batch.targets)
+            out = self.graph.run(batch.frontier, g)
+            yield batch.share * differentiable(self.loss_function, out, batch.targets)
 
     def loss(self, g: Tensor) -> float:
         """E(g)."""
@@ -212,6 +229,4 @@ class Gated:
     def gradient(self, g: Tensor) -> Tensor:
         """∂E/∂g [K], float64."""
         g = g.detach().requires_grad_()
-        return sum(
-            (torch.autograd.grad(piece, g)[0].double() for piece in self.losses(g)), torch.zeros_like(g).double()
-        )
+        return sum((derivative(piece, g).double() for piece in self.losses(g)), torch.zeros_like(g).double())

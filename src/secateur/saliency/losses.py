@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import DataError, choose
 
@@ -33,11 +34,16 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     """−log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1.
 
     Raises:
-        DataError: A target is no class.
+        DataError: A target is no class, or there are none.
     """
     logits = logits_of(outputs)
-    if not targets.is_floating_point():
+    if not _as_tensor(targets, "cross_entropy").is_floating_point():
         _check_classes(logits, targets, "cross_entropy")
+    elif targets.shape != logits.shape:
+        raise DataError(
+            f"cross_entropy: expected whole-number classes or probabilities of shape {tuple(logits.shape)}, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}"
+        )
     return F.cross_entropy(logits, targets)
 
 
@@ -48,7 +54,8 @@ def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
         DataError: A target lies outside, or there is another number of them than of outputs.
     """
     logits = logits_of(outputs)
-    if targets.numel() != logits.numel():
+    column = logits.shape[:-1] if logits.shape[-1:] == (1,) else logits.shape
+    if _as_tensor(targets, "binary_cross_entropy").shape not in (logits.shape, column):
         raise DataError(f"binary_cross_entropy: {tuple(targets.shape)} targets for {tuple(logits.shape)} outputs")
     if targets.numel() and not (0 <= targets.min() and targets.max() <= 1):
         span = f"{targets.min().item():g} to {targets.max().item():g}"
@@ -63,12 +70,18 @@ def squared_error(outputs: Any, targets: Tensor) -> Tensor:
         DataError: A target is no class, or targets and outputs differ in shape.
     """
     given = logits_of(outputs)
-    if not targets.is_floating_point():
+    if not _as_tensor(targets, "squared_error").is_floating_point():
         _check_classes(given, targets, "squared_error")
         targets = F.one_hot(targets.long(), given.shape[1]).movedim(-1, 1)
     if targets.shape != given.shape:
         raise DataError(f"squared_error: targets of shape {tuple(targets.shape)}, outputs of {tuple(given.shape)}")
     return 0.5 * (given - targets).square().reshape(len(given), -1).sum(1).mean()
+
+
+def _as_tensor(targets: Any, name: str) -> Tensor:
+    if not isinstance(targets, Tensor):
+        raise DataError(f"{name}: expected a tensor of targets, got {type(targets).__name__}")
+    return targets
 
 
 def _check_classes(outputs: Tensor, targets: Tensor, name: str) -> None:
@@ -96,13 +109,27 @@ def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
     """The loss of one batch.
 
     Raises:
-        DataError: It is not a scalar.
+        DataError: It is not one number, or NaN.
     """
     value = loss(outputs, targets)
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise DataError(f"loss: expected the mean over the batch, one number, got {shape}")
+    if bool(value.isnan()):
+        raise DataError("loss: it is NaN on this data")
     return value.reshape(())
+
+
+def differentiable(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+    """The loss of one batch whose outputs ask for a derivative.
+
+    Raises:
+        DataError: As `evaluate`, or the loss has none.
+    """
+    value = evaluate(loss, outputs, targets)
+    if not value.requires_grad and any(isinstance(o, Tensor) and o.requires_grad for o in tree_leaves(outputs)):
+        raise DataError("loss: it has no derivative in the outputs; criterion='oracle' needs none")
+    return value
 
 
 def correct(loss: LossFunction, outputs: Any, targets: Any) -> Tensor | None:

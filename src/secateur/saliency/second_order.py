@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.saliency.criterion import criterion
-from secateur.saliency.gates import Gated
+from secateur.saliency.gates import Gated, derivative
 
 
 @criterion("hessian")
@@ -20,9 +20,8 @@ def hessian(gated: Gated, g: Tensor) -> Tensor:
     active = g.nonzero()[:, 0].tolist()
     g = g.detach().requires_grad_()
     for piece in gated.losses(g):
-        (gradient,) = torch.autograd.grad(piece, g, create_graph=True)
+        gradient = derivative(piece, g, create_graph=True)
         first += gradient.detach().double()
-        for k in active if gradient.requires_grad else ():  # of a piecewise linear loss it does not depend on g
-            (row,) = torch.autograd.grad(gradient[k], g, retain_graph=True, allow_unused=True)
-            second[k] += 0.0 if row is None else row[k].double()
+        for k in active:
+            second[k] += derivative(gradient[k], g, retain_graph=True)[k].double()
     return -first + 0.5 * second

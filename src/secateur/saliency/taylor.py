@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, fx
 
 from secateur.errors import ModelError
 from secateur.saliency.criterion import criterion
-from secateur.saliency.gates import Cached, Gated
-from secateur.saliency.losses import evaluate
+from secateur.saliency.gates import Cached, Gated, derivative
+from secateur.saliency.losses import differentiable
 from secateur.structure.rules.registry import find_rule, name_of
 from secateur.structure.run import outputs
 
@@ -53,20 +52,44 @@ def taylor2(gated: Gated, g: Tensor) -> Tensor:
 
 
 def _back_propagate(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> dict[fx.Node, Pair]:
-    """Both derivatives at every value that depends on a gate, by going backward through the suffix."""
+    """Both derivatives at every value that depends on a gate and is summed over, moved or returned.
+
+    Backward through the suffix, from each value that a sum made over all pointwise operations at once to the
+    values they give: an activation written in several operations is one function of its input.
+    """
     values = {node: value[0] if isinstance(value, tuple) else value for node, value in values.items()}
     *nodes, returned = gated.graph.suffix.nodes
     derivatives = _at_outputs(gated, batch, returned, values)
-    wanted = {node for node in nodes if node.op == "call_function"}
+    calls = {node for node in nodes if node.op == "call_function" and isinstance(values[node], Tensor)}
     for node in reversed(nodes):
-        if node not in derivatives or node not in wanted:
+        if node not in calls or _is_pointwise(node):
             continue
-        for operand in node.all_input_nodes:
-            if operand in wanted and isinstance(values[operand], Tensor):
-                pair = _through(node, operand, values, derivatives[node])
-                before = derivatives.get(operand)
-                derivatives[operand] = pair if before is None else (before[0] + pair[0], before[1] + pair[1])
+        for made in _pointwise_from(node, calls):
+            if made in derivatives:
+                _add(derivatives, node, _pointwise(node, made, values, derivatives[made]))
+        for operand in node.all_input_nodes if node in derivatives else ():
+            if operand in calls:
+                _add(derivatives, operand, _through(node, operand, values, derivatives[node]))
     return derivatives
+
+
+def _add(derivatives: dict[fx.Node, Pair], node: fx.Node, pair: Pair) -> None:
+    before = derivatives.get(node)
+    derivatives[node] = pair if before is None else (before[0] + pair[0], before[1] + pair[1])
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    found = find_rule(node)
+    return found is not None and found.derivative in ("pointwise", "output")
+
+
+def _pointwise_from(node: fx.Node, calls: set[fx.Node]) -> list[fx.Node]:
+    """What pointwise operations alone make of a value, in order."""
+    found = {node: None}
+    for later in node.graph.nodes:
+        if later in calls and _is_pointwise(later) and any(operand in found for operand in later.all_input_nodes):
+            found[later] = None
+    return list(found)[1:]
 
 
 def _at_outputs(gated: Gated, batch: Cached, returned: fx.Node, values: dict[fx.Node, Any]) -> dict[fx.Node, Pair]:
@@ -74,7 +97,7 @@ def _at_outputs(gated: Gated, batch: Cached, returned: fx.Node, values: dict[fx.
     nodes = [node for node in returned.all_input_nodes if isinstance(values[node], Tensor)]
     leaves = {n: values[n].detach().requires_grad_() for n in nodes if values[n].is_floating_point()}
     given: Any = fx.map_arg(returned.args[0], lambda n: leaves.get(n, values[n]))
-    loss = batch.share * evaluate(gated.loss_function, outputs(gated.units.captured, given), batch.targets)
+    loss = batch.share * differentiable(gated.loss_function, outputs(gated.units.captured, given), batch.targets)
     firsts = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
     return {
         node: (first.detach(), _diagonal(first, leaf))
@@ -94,65 +117,54 @@ def _diagonal(first: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _through(node: fx.Node, operand: fx.Node, values: dict[fx.Node, Any], pair: Pair) -> Pair:
-    """Both derivatives at one operand, from those at the result.
+    """Both derivatives at one operand of an operation that moves or sums, from those at its result.
 
     Raises:
         ModelError: The recursion does not apply to the operation.
     """
     found = find_rule(node)
-    if found is None or found.derivative is None or (found.derivative == "output" and node.args[1] != 0):
+    if found is None or found.derivative is None:
         known = "pointwise operations, sums with weights, and operations that move values"
         raise ModelError(
             f"taylor2: second-derivative back-propagation does not apply to {name_of(node)} ({node.name}), "
             f"only to {known}; use criterion='hessian'"
         )
-    return _PASS[found.derivative](node, operand, values, pair)
+    x = values[operand].detach().requires_grad_()
+    first, second = (
+        torch.autograd.grad(_call(node, {operand: x}, values, square), x, d)[0]
+        for square, d in zip((False, found.derivative == "contract"), pair, strict=True)
+    )
+    return first, second
 
 
-def _call(node: fx.Node, operand: fx.Node, x: Tensor, values: dict[fx.Node, Any], square: bool = False) -> Tensor:
-    """The node's result with x for the operand; the other tensors as they are, or squared."""
+def _pointwise(node: fx.Node, made: fx.Node, values: dict[fx.Node, Any], pair: Pair) -> Pair:
+    """Both derivatives at a value, from those at what pointwise operations make of it."""
+    first, second = pair
+    x = values[node].detach().expand_as(values[made]).requires_grad_()
+    behind = _pointwise_from(node, set(values))
+    needed = {made}
+    for later in reversed(behind):
+        needed.update(later.all_input_nodes if later in needed else ())
+    replaced = {node: x}
+    for later in behind:
+        if later in needed:
+            replaced[later] = _call(later, replaced, values)
+    slope = derivative(replaced[made].sum(), x, create_graph=True)
+    curve = derivative(slope.sum(), x)
+    slope, shape = slope.detach(), values[node].shape
+    return (slope * first).sum_to_size(shape), (slope.square() * second + curve * first).sum_to_size(shape)
+
+
+def _call(node: fx.Node, replaced: dict[fx.Node, Tensor], values: dict[fx.Node, Any], square: bool = False) -> Tensor:
+    """The node's result with some operands replaced; the other tensors as they are, or squared."""
+    if name_of(node) == "getitem":
+        return replaced[node.all_input_nodes[0]]  # the first output already
 
     def value(n: fx.Node) -> Any:
-        if n is operand:
-            return x
+        if n in replaced:
+            return replaced[n]
         return values[n].square() if square and isinstance(values[n], Tensor) else values[n]
 
     result = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
     first: Tensor = result[0] if isinstance(result, tuple) else result
     return first
-
-
-def _pointwise(node: fx.Node, operand: fx.Node, values: dict[fx.Node, Any], pair: Pair) -> Pair:
-    first, second = pair
-    x = values[operand].detach().expand_as(values[node]).requires_grad_()
-    (slope,) = torch.autograd.grad(_call(node, operand, x, values).sum(), x, create_graph=True)
-    curve = torch.zeros_like(slope)
-    if slope.requires_grad:
-        (found,) = torch.autograd.grad(slope.sum(), x, allow_unused=True)
-        curve = curve if found is None else found
-    slope, shape = slope.detach(), values[operand].shape
-    return (slope * first).sum_to_size(shape), (slope.square() * second + curve * first).sum_to_size(shape)
-
-
-def _move(node: fx.Node, operand: fx.Node, values: dict[fx.Node, Any], pair: Pair) -> Pair:
-    x = values[operand].detach().requires_grad_()
-    result = _call(node, operand, x, values)
-    first, second = (torch.autograd.grad(result, x, d, retain_graph=True)[0] for d in pair)
-    return first, second
-
-
-def _contract(node: fx.Node, operand: fx.Node, values: dict[fx.Node, Any], pair: Pair) -> Pair:
-    x = values[operand].detach().requires_grad_()
-    first, second = (
-        torch.autograd.grad(_call(node, operand, x, values, square), x, d)[0]
-        for square, d in zip((False, True), pair, strict=True)
-    )
-    return first, second
-
-
-_PASS: dict[str, Callable[[fx.Node, fx.Node, dict[fx.Node, Any], Pair], Pair]] = {
-    "pointwise": _pointwise,
-    "move": _move,
-    "contract": _contract,
-    "output": lambda *given: given[-1],
-}

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_map
 
-from secateur.errors import ModelError
+from secateur.errors import DataError, ModelError
 from secateur.structure.inputs import Call, InputSpec, batch_size, like_model, map_tensors, tensors
 
 BATCH = 1_000_003  # stands for the batch size in the axes: a prime, so that it equals no real size or factor
@@ -49,7 +49,13 @@ def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards every module is in its own mode again."""
+    """The model in eval mode; afterwards every module is in its own mode and every buffer as it was."""
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     modes = [(module, module.training) for module in model.modules()]
     model.train()  # through both modes: some modules fill a cache in their first call after a change
     model.eval()
@@ -58,6 +64,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        with torch.no_grad():
+            for owner, name, buffer, before in buffers:
+                owner[name] = buffer.copy_(before)
 
 
 def check_finite(model: nn.Module) -> None:
@@ -67,8 +76,10 @@ def check_finite(model: nn.Module) -> None:
         ModelError: A parameter or buffer holds NaN or infinite values.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
+        if not tensor.is_floating_point():
+            continue
+        bad = int((~tensor.float().isfinite()).sum()) if tensor.itemsize < 2 else int((~tensor.isfinite()).sum())
+        if bad:
             raise ModelError(f"{name}: {bad} of {tensor.numel()} values are NaN or infinite")
 
 
@@ -80,18 +91,21 @@ def capture(model: nn.Module, call: Call) -> Captured:
         call: Example inputs, the samples along each tensor's first dimension.
 
     Raises:
+        DataError: The inputs hold no sample.
         ModelError: The weights are not finite, the inputs do not fit, or the model cannot be exported.
     """
     check_finite(model)
     call = like_model(model, call)
     spec = InputSpec.of(call)
+    if not batch_size(call):
+        raise DataError("inputs: there are no samples in the example")
     if batch_size(call) < 2:  # torch.export takes a size of 1 for a constant
         call = map_tensors(call, lambda t: torch.cat([t, t]) if t.ndim else t)
     try:
         inspect.signature(model.forward).bind(*call[0], **call[1])
         with evaluating(model), torch.no_grad():
             model(*call[0], **call[1])
-    except (TypeError, RuntimeError, IndexError) as error:
+    except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(call))
         raise ModelError(
             f"{type(model).__name__} does not run on the inputs given, of shape {shapes}: {_line(error)}"

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 from secateur.structure import rules  # noqa: F401 - loads every rule
 from secateur.structure.axis import leaf
 from secateur.structure.capture import BATCH, Captured, sizes
-from secateur.structure.rules.net import Net
+from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import arguments, find_rule, name_of
 
 
@@ -17,9 +17,10 @@ def infer(captured: Captured) -> Net:
     Axes that reach the model's inputs or outputs, or an operation without a rule, are fixed.
     """
     net = Net()
+    weights: dict[str, Axes] = {}
     for node in captured.graph.nodes:
         if node.op == "placeholder":
-            _placeholder(net, captured, node)
+            _placeholder(net, captured, node, weights)
         elif node.op == "call_function":
             _call(net, node)
         elif node.op == "output":
@@ -27,7 +28,7 @@ def infer(captured: Captured) -> Net:
     return net
 
 
-def _placeholder(net: Net, captured: Captured, node: fx.Node) -> None:
+def _placeholder(net: Net, captured: Captured, node: fx.Node, weights: dict[str, Axes]) -> None:
     if not net.is_tensor(node):
         return
     reason = None
@@ -36,7 +37,9 @@ def _placeholder(net: Net, captured: Captured, node: fx.Node) -> None:
         reason = "a model input"
     elif node.name in captured.constants:
         reason = "a tensor made in forward, not a parameter or buffer"
-    net.known[node] = [leaf(n, "the batch" if n == BATCH else reason) for n in net.shape(node)]
+    axes = [leaf(n, "the batch" if n == BATCH else reason) for n in net.shape(node)]
+    name = captured.weights.get(node.name)
+    net.known[node] = axes if name is None else weights.setdefault(name, axes)  # tied ones are one
 
 
 def _call(net: Net, node: fx.Node) -> None:

@@ -60,14 +60,20 @@ def batch_size(call: Call) -> int:
     return sizes.pop()
 
 
+def sample_weight(model: nn.Module) -> Tensor:
+    """The model's first floating-point parameter: device and dtype follow it."""
+    return next((p.detach() for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+def tensor_like_model(model: nn.Module, tensor: Tensor) -> Tensor:
+    """The tensor on the model's device, in the model's dtype if it is of floating-point numbers."""
+    like = sample_weight(model)
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+
 def like_model(model: nn.Module, call: Call) -> Call:
-    """The call on the model's device, its floating-point tensors in the model's dtype."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
-
-    return map_tensors(call, move)
+    """The call with all its tensors so."""
+    return map_tensors(call, lambda tensor: tensor_like_model(model, tensor))
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,8 @@ class InputSpec:
 def _describe(tensor: Tensor) -> TensorSpec:
     shape = tuple(tensor.shape[1:]) if tensor.ndim else None
     dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_complex():
+        raise ArgumentError(f"inputs: {dtype} is not supported, only floating-point numbers, integers and bools")
     if tensor.is_floating_point() or not tensor.numel():
         return TensorSpec(dtype, shape)
     return TensorSpec(dtype, shape, int(tensor.min()), int(tensor.max()))

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from secateur.errors import ModelError, choose
-from secateur.structure.axis import Axis, count, expand, find, leaves
-from secateur.structure.capture import Captured, capture
+from secateur.structure.axis import Axis, count, expand, leaves
+from secateur.structure.capture import BATCH, Captured, capture
 from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model
 from secateur.structure.rules.net import Axes, Consumer, Net
-from secateur.structure.rules.registry import find_rule
 from secateur.structure.run import check_capture
+from secateur.structure.weights import name_leaves, outgoing_weights
 from secateur.text import format_bytes, table
 
 
@@ -109,7 +108,7 @@ class Units:
             (name, self.axes.get(name), tensor.numel(), tensor.element_size(), isinstance(tensor, nn.Parameter))
             for name, tensor in named.items()
         ]
-        found = _name_leaves(captured, net)
+        found = name_leaves(captured, net)
         self.fixed = tuple(Fixed(name, axis.size, axis.reason) for axis, name in found.items() if axis.reason)
         self.sets: tuple[UnitSet, ...] = ()
         self._names = {axis: name for axis, name in found.items() if not axis.reason}
@@ -119,7 +118,7 @@ class Units:
         consumers = tuple(c for c in net.consumers if axis in leaves(c.axis))
         before, after = (self._totals({axis: axis.size - gone}) for gone in (0, 1))
         freed = [a - b for a, b in zip(before, after, strict=True)]
-        outgoing = _outgoing(self.captured, net, consumers)
+        outgoing = outgoing_weights(self.captured, net, consumers)
         return UnitSet(name, "neuron", axis.size, "gated", freed[0], freed[1], axis, consumers, self.axes, outgoing)
 
     def __iter__(self) -> Iterator[UnitSet]:
@@ -130,6 +129,19 @@ class Units:
 
     def __getitem__(self, name: str) -> UnitSet:
         return choose("unit set", name, {unit_set.name: unit_set for unit_set in self.sets})
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that these are not the units of.
+
+        Raises:
+            ModelError: It lacks one of their weights, or has it in another shape.
+        """
+        named = dict(model.named_parameters()) | dict(model.named_buffers())
+        for name, axes in self.axes.items():
+            wanted = tuple(axis.size for axis in axes)
+            if name not in named or tuple(named[name].shape) != wanted:
+                given = tuple(named[name].shape) if name in named else "none"
+                raise ModelError(f"units: found on a model whose {name} is {wanted}, this model's is {given}")
 
     @property
     def total(self) -> int:
@@ -172,7 +184,7 @@ class Units:
         for axes in self.macs_of:
             one = 1
             for axis in axes:
-                one *= count(axis, counts | {a: 1 for a in leaves(axis) if a.reason == "the batch"})
+                one *= count(axis, counts | {a: a.size // BATCH for a in leaves(axis) if a.size % BATCH == 0})
             total += one
         return total
 
@@ -248,76 +260,3 @@ def require_units(units: Units) -> Units:
         reasons = "; ".join(f"{f.name} ({f.size}): {f.reason}" for f in units.fixed) or "it has no parameters"
         raise ModelError(f"the model has no removable units: {reasons}")
     return units
-
-
-def _name_leaves(captured: Captured, net: Net) -> dict[Axis, str]:
-    """Each leaf that a weight has, in order of computation, named after the layer that makes it."""
-    in_weights: dict[Axis, str] = {}
-    for node in captured.graph.nodes:
-        for dim, axis in enumerate(net.axes(node) if node.name in captured.weights else []):
-            for one in leaves(axis):
-                in_weights.setdefault(one, f"{captured.weights[node.name]}[{dim}]")
-    makers: dict[Axis, str] = {}
-    for node in net.known:
-        if node.op == "call_function" and node in net.of_inputs and net.is_tensor(node):
-            for one in (one for axis in net.axes(node) for one in leaves(axis)):
-                if one in in_weights and one not in makers and (name := _maker(captured, net, node, one)):
-                    makers[one] = name
-    ordered = makers | {axis: name for axis, name in in_weights.items() if axis not in makers}
-    named = {axis: in_weights[axis] if axis.reason else name for axis, name in ordered.items()}
-    twice = Counter(named.values())
-    seen: Counter[str] = Counter()
-    for axis, name in named.items():
-        if twice[name] > 1:
-            named[axis] = f"{name}[{seen[name]}]"
-            seen[name] += 1
-    return named
-
-
-def _maker(captured: Captured, net: Net, node: fx.Node, axis: Axis) -> str | None:
-    for operand in node.all_input_nodes:
-        source = _source(operand)
-        if source.name in captured.weights and any(axis in leaves(a) for a in net.axes(source)):
-            name = captured.weights[source.name]
-            return name.rpartition(".")[0] or name
-    return None
-
-
-def _source(node: fx.Node) -> fx.Node:
-    """The placeholder that a value is a view of, or else the value itself."""
-    while node.op == "call_function" and len(node.all_input_nodes) == 1:
-        found = find_rule(node)
-        if found is None or found.derivative != "move":
-            return node
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _outgoing(captured: Captured, net: Net, consumers: tuple[Consumer, ...]) -> tuple[tuple[str, int], ...] | None:
-    """The weights of these consumers, where each is used for nothing but consuming along that dimension."""
-    found: dict[tuple[str, int], None] = {}
-    for consumer in consumers:
-        source, dim = _weight_of(net, consumer)
-        if source is None or source.name not in captured.weights:
-            return None
-        roles = [c for c in net.consumers if _weight_of(net, c) == (source, dim)]
-        if len(roles) != _uses(source):
-            return None
-        found[captured.weights[source.name], dim] = None
-    return tuple(found)
-
-
-def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:
-    """The value whose view the consumer multiplies with, and which of its dimensions is summed over."""
-    if consumer.partner is None:
-        return None, 0
-    source = _source(consumer.partner)
-    if source is consumer.partner:
-        return source, consumer.partner_dim
-    dims = [i for i, axis in enumerate(net.axes(source)) if find(axis) is find(consumer.axis)]
-    return (source, dims[0]) if len(dims) == 1 else (None, 0)
-
-
-def _uses(node: fx.Node) -> int:
-    """How many calls use a value, counting through its views."""
-    return sum(_uses(user) if _source(user) is not user else 1 for user in node.users)

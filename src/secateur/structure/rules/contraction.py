@@ -16,9 +16,9 @@ def linear(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Dense: y[..., o] = Σ_i x[..., i] W[o, i] + b[o]."""
     x, weight = net.axes(given["input"]), net.axes(given["weight"])
     unify(x[-1], weight[1])
-    if given["bias"] is not None:
-        unify(weight[0], net.axes(given["bias"])[0])
     out = [*x[:-1], weight[0]]
+    if given["bias"] is not None:
+        net.broadcast([out, net.axes(given["bias"])], "linear")
     net.consume(node, given["input"], len(x) - 1, given["weight"], 1)
     net.macs.append([*out, x[-1]])
     return out
@@ -34,10 +34,7 @@ def matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def addmm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Biased: y = bias + a b."""
     out = _matmul(net, node, given["mat1"], given["mat2"])
-    for mine, axis in zip(reversed(out), reversed(net.axes(given["self"])), strict=False):
-        if mine.size == axis.size:
-            unify(mine, axis)
-    return out
+    return net.broadcast([out, net.axes(given["self"])], "addmm")
 
 
 def _matmul(net: Net, node: fx.Node, left: fx.Node, right: fx.Node) -> Axes:
@@ -54,7 +51,7 @@ def _matmul(net: Net, node: fx.Node, left: fx.Node, right: fx.Node) -> Axes:
     return out
 
 
-@rule("sum")
+@rule("sum", derivative="move")
 def total(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """A sum over units is exact without those removed."""
     axes = net.axes(given["self"])

@@ -7,9 +7,9 @@ from typing import Any
 from torch import fx
 
 from secateur.structure.axis import cat as cat_axes
-from secateur.structure.axis import leaf, product, unify
+from secateur.structure.axis import fix, leaf, product, unify
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import rule
+from secateur.structure.rules.registry import name_of, rule
 
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", derivative="move")
@@ -17,14 +17,19 @@ def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Dimensions regrouped: the smallest groups of equal size on both sides are equal products."""
     after = [leaf(size) for size in net.shape(node)]
     left, right = net.axes(given["self"])[::-1], after[::-1]  # the slowest dimension is popped first
+    dropped = {axis for axis in left if axis.size == 1}
     while left and right:
         a, b = left.pop(), right.pop()
+        if a.size == b.size == 1:
+            dropped.discard(a)
         while a.size != b.size:
             if a.size < b.size:
                 a = product([a, left.pop()])
             else:
                 b = product([b, right.pop()])
         unify(a, b)
+    for axis in dropped:  # a product does not hold it, so that no gate could
+        fix(axis, f"{name_of(node)} drops it")
     return after
 
 

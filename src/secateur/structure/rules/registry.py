@@ -15,7 +15,7 @@ Infer = Callable[[Net, fx.Node, dict[str, Any]], Axes | list[Axes]]
 
 # How derivatives pass backward through an operation, seen as a function of one input:
 #   pointwise  each output from one input value (broadcasting aside)
-#   move       each output is one of the inputs: views, permutations, concatenation
+#   move       linear with coefficients 0 and 1: views, permutations, concatenation, sums
 #   contract   linear, with the other tensors as coefficients
 #   output     one of several outputs of the call before, of which only the first is differentiated
 Derivative = Literal["pointwise", "move", "contract", "output"]

@@ -1,0 +1,106 @@
+"""Which weights make units, and so name them, and which consume them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import fx
+
+from secateur.structure.axis import Axis, find, fix, leaves
+from secateur.structure.capture import Captured
+from secateur.structure.rules.net import Consumer, Net
+from secateur.structure.rules.registry import find_rule
+
+
+def name_leaves(captured: Captured, net: Net) -> dict[Axis, str]:
+    """Each leaf that a weight has, in order of computation, named after the layer that makes it.
+
+    Fixed ones are named after the weight and its dimension; those of unused weights are fixed here.
+    """
+    places = dict(_weight_leaves(captured, net, used=False)) | dict(_weight_leaves(captured, net, used=True))
+    for axis in places.keys() - dict(_weight_leaves(captured, net, used=True)).keys():
+        fix(axis, "forward does not use it")
+    makers = _makers(captured, net)
+    ordered = makers | {axis: place for axis, place in places.items() if axis not in makers}
+    return _distinct({axis: places[axis] if axis.reason else name for axis, name in ordered.items()})
+
+
+def _weight_leaves(captured: Captured, net: Net, used: bool) -> Iterator[tuple[Axis, str]]:
+    """The leaves of weights that forward uses or does not, with where they are first; in reverse."""
+    for node in reversed(captured.graph.nodes):
+        if node.name in captured.weights and bool(node.users) == used:
+            for dim, axis in enumerate(net.axes(node)):
+                yield from ((one, f"{captured.weights[node.name]}[{dim}]") for one in leaves(axis))
+
+
+def _makers(captured: Captured, net: Net) -> dict[Axis, str]:
+    """The leaves that activations have, with the layer whose weight brings them in."""
+    makers: dict[Axis, str] = {}
+    for node in net.known:
+        if node.op == "call_function" and net.depends_on_inputs(node) and net.is_tensor(node):
+            for one in (one for axis in net.axes(node) for one in leaves(axis)):
+                if one not in makers and (name := _maker(captured, net, node, one)):
+                    makers[one] = name
+    return makers
+
+
+def _maker(captured: Captured, net: Net, node: fx.Node, axis: Axis) -> str | None:
+    for operand in node.all_input_nodes:
+        source = _source(operand)
+        if source.name in captured.weights and any(axis in leaves(a) for a in net.axes(source)):
+            name = captured.weights[source.name]
+            return name.rpartition(".")[0] or name
+    return None
+
+
+def _distinct(names: dict[Axis, str]) -> dict[Axis, str]:
+    """Names used twice get numbers."""
+    twice, seen = Counter(names.values()), Counter[str]()
+    for axis, name in names.items():
+        if twice[name] > 1:
+            names[axis] = f"{name}[{seen[name]}]"
+            seen[name] += 1
+    return names
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The placeholder that a value is a view of, or else the value itself."""
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        found = find_rule(node)
+        if found is None or found.derivative != "move":
+            return node
+        node = node.all_input_nodes[0]
+    return node
+
+
+def outgoing_weights(
+    captured: Captured, net: Net, consumers: tuple[Consumer, ...]
+) -> tuple[tuple[str, int], ...] | None:
+    """The weights of these consumers, where each is used for nothing but consuming along that dimension."""
+    found: dict[tuple[str, int], None] = {}
+    for consumer in consumers:
+        source, dim = _weight_of(net, consumer)
+        if source is None or source.name not in captured.weights:
+            return None
+        roles = [c for c in net.consumers if _weight_of(net, c) == (source, dim)]
+        if len(roles) != _uses(source):
+            return None
+        found[captured.weights[source.name], dim] = None
+    return tuple(found)
+
+
+def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:
+    """The value whose view the consumer multiplies with, and which of its dimensions is summed over."""
+    if consumer.partner is None:
+        return None, 0
+    source = _source(consumer.partner)
+    if source is consumer.partner:
+        return source, consumer.partner_dim
+    dims = [i for i, axis in enumerate(net.axes(source)) if find(axis) is find(consumer.axis)]
+    return (source, dims[0]) if len(dims) == 1 else (None, 0)
+
+
+def _uses(node: fx.Node) -> int:
+    """How many calls use a value, counting through its views."""
+    return sum(_uses(user) if _source(user) is not user else 1 for user in node.users)

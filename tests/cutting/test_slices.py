@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import secateur as sc
+from cases import CASES
+from secateur.cutting.slices import gates, masks, sliced_copy
+from secateur.errors import ModelError, PlanError
+from secateur.reference import RandomNetwork
+
+Kept = dict[str, tuple[int, ...]]
+
+
+def random_kept(units: sc.Units, seed: int) -> Kept:
+    """One or more units of each set."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for unit_set in units:
+        n = int(torch.randint(1, unit_set.size + 1, (), generator=generator))
+        kept[unit_set.name] = tuple(sorted(torch.randperm(unit_set.size, generator=generator)[:n].tolist()))
+    return kept
+
+
+def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def removed_positions(units: sc.Units, kept: Kept, name: str, dim: int) -> set[int]:
+    """By the unit sets' own lists of slices."""
+    return {
+        position
+        for unit_set in units
+        for part in unit_set.slices
+        if (part.tensor, part.dim) == (name, dim)
+        for unit in range(unit_set.size)
+        if unit not in kept[unit_set.name]
+        for position in part.index[unit].tolist()
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 100))
+def test_every_tensor_is_the_old_one_without_the_removed_units_slices(seed: int, choice: int) -> None:
+    network = RandomNetwork(seed).double()
+    units = sc.find_units(network, network.sample(3))
+    kept = random_kept(units, choice)
+    small = sliced_copy(network, units, kept)
+    assert [name for name, _ in tensors(small)] == [name for name, _ in tensors(network)]
+    for (name, old), (_, new) in zip(tensors(network), tensors(small), strict=True):
+        for dim in range(old.ndim):
+            gone = removed_positions(units, kept, name, dim)
+            old = old.index_select(dim, torch.tensor([i for i in range(old.shape[dim]) if i not in gone], dtype=int))
+        assert torch.equal(new, old)  # bit by bit
+        assert new.dtype == old.dtype
+
+
+def test_slices_of_a_known_network_are_these() -> None:
+    case = CASES["branches"]()
+    small = sliced_copy(case.model, sc.find_units(case.model, case.x), {"left": (1, 4), "right": (0, 2, 3)})
+    old, new = dict(tensors(case.model)), dict(tensors(small))
+    left, right = torch.tensor([1, 4]), torch.tensor([0, 2, 3])
+    consumed = torch.tensor([1, 4, 6, 8, 9, 11, 14])  # left, right, left again
+    wanted = {
+        "left.weight": old["left.weight"][left],
+        "left.bias": old["left.bias"][left],
+        "right.weight": old["right.weight"][right],
+        "right.bias": old["right.bias"][right],
+        "back.weight": old["back.weight"][left][:, right],
+        "back.bias": old["back.bias"][left],
+        "shared.weight": old["shared.weight"][left][:, left],
+        "shared.bias": old["shared.bias"][left],
+        "last.weight": old["last.weight"][:, consumed],
+        "last.bias": old["last.bias"],
+    }
+    assert new.keys() == wanted.keys()
+    assert all(torch.equal(new[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_copy_shares_no_storage_and_views_nothing(name: str) -> None:
+    case = CASES[name]()
+    units = sc.find_units(case.model, case.x)
+    for kept in (random_kept(units, 0), {}):
+        small = sliced_copy(case.model, units, kept)
+        old = {tensor.untyped_storage().data_ptr() for _, tensor in tensors(case.model)}
+        for _, tensor in tensors(small):
+            assert tensor.untyped_storage().data_ptr() not in old
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            assert tensor.is_contiguous()
+
+
+def test_sets_left_out_of_a_plan_keep_all() -> None:
+    case = CASES["two_hidden"]()
+    small = sliced_copy(case.model, sc.find_units(case.model, case.x), {"2": (3, 0)})
+    assert torch.equal(small[0].weight, case.model[0].weight)  # type: ignore[index]
+    assert torch.equal(small[2].weight, case.model[2].weight[[0, 3]])  # type: ignore[index]
+    assert torch.equal(small[4].weight, case.model[4].weight[:, [0, 3]])  # type: ignore[index]
+
+
+def test_gates_are_one_for_what_is_kept() -> None:
+    case = CASES["two_hidden"]()
+    g = gates(case.model, sc.find_units(case.model, case.x), {"2": (0, 3)})
+    assert g.tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0, 1]
+    assert g.dtype == torch.float64
+
+
+def test_masks_are_by_axis_and_only_of_the_sets_named() -> None:
+    case = CASES["two_hidden"]()
+    units = sc.find_units(case.model, case.x)
+    made = masks(units, {"2": (0, 3)})
+    assert {axis: mask.tolist() for axis, mask in made.items()} == {units["2"].axis: [True, False, False, True]}
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [
+        ({"1": (0,)}, "the plan keeps units of '1'; the model's unit sets are: 0, 2"),
+        ({"0": (0,), "fc": (0,)}, "the plan keeps units of 'fc'; the model's unit sets are: 0, 2"),
+        ({"0": ()}, "the plan keeps [] of '0', which has units 0 to 5"),
+        ({"0": (0, 6)}, "the plan keeps [0, 6] of '0', which has units 0 to 5"),
+        ({"2": (-1, 2)}, "the plan keeps [-1, 2] of '2', which has units 0 to 3"),
+    ],
+)
+def test_a_plan_of_another_model_is_refused(kept: Kept, text: str) -> None:
+    case = CASES["two_hidden"]()
+    units = sc.find_units(case.model, case.x)
+    with pytest.raises(PlanError) as caught:
+        sliced_copy(case.model, units, kept)
+    assert str(caught.value) == text
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    case = CASES["two_hidden"]()
+
+    class Handle:
+        def __deepcopy__(self, memo: object) -> None:
+            raise TypeError("cannot copy a handle")
+
+    units = sc.find_units(case.model, case.x)
+    case.model.handle = Handle()  # type: ignore[assignment]
+    with pytest.raises(ModelError) as caught:
+        sliced_copy(case.model, units, {"0": (0,)})
+    assert str(caught.value) == "Sequential cannot be copied (TypeError: cannot copy a handle)"

@@ -1,0 +1,118 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cases import CASES
+from secateur import find_units, reference
+from secateur.saliency.gates import Gated, ones
+from secateur.saliency.losses import LOSSES, cross_entropy
+from secateur.saliency.oracle import oracle
+
+
+def targets(loss: str, outputs: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if loss == "cross_entropy":
+        return torch.randint(0, outputs.shape[1], outputs.shape[:1], generator=generator)
+    draw = torch.rand if loss == "binary_cross_entropy" else torch.randn
+    return draw(outputs.shape, generator=generator, dtype=torch.float64)
+
+
+def in_batches(x: Tensor, t: Tensor, cuts: list[int]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(torch.tensor_split(x, sorted(cuts)), torch.tensor_split(t, sorted(cuts)), strict=True))
+
+
+def assert_equal(rises: Tensor, expected: Tensor, error: float) -> None:
+    assert rises.dtype == torch.float64
+    assert bool(((rises - expected).abs() <= 1e-10 * expected.abs().clamp(min=abs(error))).all())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    loss=st.sampled_from(sorted(LOSSES)),
+    cuts=st.lists(st.integers(0, 5), max_size=3),
+)
+def test_the_oracle_is_leaving_one_out(seed: int, loss: str, cuts: list[int]) -> None:
+    network = reference.RandomNetwork(seed).double()
+    x = network.sample(5, seed)
+    t = targets(loss, network(x), seed)
+    units = find_units(network, x)
+    gated = Gated(network, units, in_batches(x, t, cuts), loss)
+    expected = reference.leave_one_out(network, units, (x,), t, LOSSES[loss])
+    assert_equal(oracle(gated, ones(network, units)), expected, LOSSES[loss](network(x), t).item())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), data=st.data())
+def test_the_oracle_with_units_already_removed(seed: int, data: st.DataObject) -> None:
+    network = reference.RandomNetwork(seed).double()
+    x = network.sample(4, seed)
+    t = targets("squared_error", network(x), seed)
+    units = find_units(network, x)
+    kept = data.draw(st.lists(st.booleans(), min_size=units.total, max_size=units.total))
+    g = torch.tensor(kept).double()
+
+    def error(g: Tensor) -> float:
+        return LOSSES["squared_error"](network.gated(x, units.split(g)), t).item()
+
+    rises = oracle(Gated(network, units, (x, t), "squared_error"), g)
+    for k in g.nonzero()[:, 0].tolist():
+        without = g.clone()
+        without[k] = 0
+        rise = error(without) - error(g)
+        assert abs(rises[k].item() - rise) <= 1e-10 * max(abs(error(g)), abs(rise))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "tied"])
+def test_the_oracle_on_the_table(name: str) -> None:
+    case = CASES[name]()
+    units = find_units(case.model, case.x)
+    rises = oracle(Gated(case.model, units, (case.x, case.y), "cross_entropy"), ones(case.model, units))
+    expected = reference.leave_one_out(case.model, units, (case.x,), case.y, cross_entropy)
+    assert_equal(rises, expected, cross_entropy(case.model(case.x), case.y).item())
+    assert bool((rises != 0).any())
+
+
+def test_the_oracle_of_tied_weights_removes_where_units_are_consumed() -> None:
+    case = CASES["tied"]()
+    units = find_units(case.model, case.x)
+    rises = oracle(Gated(case.model, units, (case.x, case.y), "cross_entropy"), ones(case.model, units))
+    h = torch.tanh(case.model.encode(case.x))
+    error = cross_entropy(case.model(case.x), case.y)
+    removed = [cross_entropy((h * (torch.arange(4) != k)) @ case.model.encode.weight, case.y) for k in range(4)]
+    assert_equal(rises, torch.stack(removed).detach() - error.detach(), error.item())
+
+
+def test_the_oracle_on_many_outputs_at_once() -> None:
+    """Outputs [N, C, positions], classes at each position."""
+    torch.manual_seed(0)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(3, 4), torch.nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x))).transpose(1, 2)
+
+    model, x, t = Net().double(), torch.randn(4, 2, 3).double(), torch.randint(0, 5, (4, 2))
+    units = find_units(model, x)
+    for loss in ("cross_entropy", "squared_error"):
+        rises = oracle(Gated(model, units, (x, t), loss), ones(model, units))
+        expected = reference.leave_one_out(model, units, (x,), t, LOSSES[loss])
+        assert_equal(rises, expected, LOSSES[loss](model(x), t).item())
+
+
+def test_the_oracle_takes_any_loss() -> None:
+    def share_wrong(outputs: Tensor, targets: Tensor) -> Any:
+        return (outputs.argmax(1) != targets).double().mean()
+
+    case = CASES["two_hidden"]()
+    units = find_units(case.model, case.x)
+    rises = oracle(Gated(case.model, units, (case.x, case.y), share_wrong), ones(case.model, units))
+    assert_equal(rises, reference.leave_one_out(case.model, units, (case.x,), case.y, share_wrong), 1.0)
+    assert bool((rises != 0).any())

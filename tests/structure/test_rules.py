@@ -1,0 +1,343 @@
+"""Each family of operations between two dense layers: what can still be removed, and why the rest cannot."""
+
+# ruff: noqa: ARG005 - all functions of the table have one signature
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from secateur import Plan, Units, find_units, score
+from secateur.cutting.cut import cut_units
+from secateur.reference import gated_weights, leave_one_out
+from secateur.structure.axis import leaves
+from secateur.structure.capture import capture
+from secateur.structure.infer import infer
+from secateur.structure.inputs import as_call
+from secateur.structure.rules import registry
+
+
+class Between(nn.Module):
+    """A dense layer 4 → 6, anything, a dense layer → 2."""
+
+    def __init__(self, function: Callable[..., Tensor], consumed: int, parts: dict[str, Callable[[], Any]]) -> None:
+        super().__init__()
+        self.first, self.function, self.last = nn.Linear(4, 6), function, nn.Linear(consumed, 2)
+        for name, make in parts.items():
+            setattr(self, name, make())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self, x, self.first(x)))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A function of (model, x, h) with the parts it uses; `positions` are there in x where not 0."""
+
+    function: Callable[..., Tensor]
+    sets: dict[str, int]
+    fixed: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    consumed: int = 6
+    positions: int = 0
+
+    def build(self) -> tuple[Between, Tensor]:
+        torch.manual_seed(0)
+        shape = (5, self.positions, 4) if self.positions else (5, 4)
+        return Between(self.function, self.consumed, self.parts).double().eval(), torch.randn(shape).double()
+
+
+@cache
+def found(name: str) -> tuple[Between, Tensor, Units]:
+    """The example's model, inputs and units, found once for all tests."""
+    model, x = EXAMPLES[name].build()
+    return model, x, find_units(model, x)
+
+
+def weight(*shape: int) -> Callable[[], nn.Parameter]:
+    return lambda: nn.Parameter(torch.randn(shape))
+
+
+def dense(inputs: int, outputs: int) -> Callable[[], nn.Module]:
+    return lambda: nn.Linear(inputs, outputs)
+
+
+def norm(size: int) -> Callable[[], nn.Module]:
+    return lambda: nn.BatchNorm1d(size)
+
+
+def both(reason: str) -> dict[str, str]:
+    return {"first.weight[0]": reason, "last.weight[1]": reason}
+
+
+def made(reason: str) -> dict[str, str]:
+    return {"first.weight[0]": reason}
+
+
+FREE = {"first": 6}
+POSITIONS = {"last.weight[1]": "a model input"}
+IN_FORWARD = "a tensor made in forward, not a parameter or buffer"
+
+EXAMPLES = {
+    # each value alone
+    "activation": Example(lambda m, x, h: torch.tanh(h), FREE),
+    "arithmetic": Example(lambda m, x, h: (1 - 2 * h) / (1 + h.abs()) ** 2, FREE),
+    "a vector for each unit": Example(
+        lambda m, x, h: h * m.scale + m.shift, FREE, {}, {"scale": weight(6), "shift": weight(6)}
+    ),
+    "a scalar": Example(lambda m, x, h: h * m.scale, FREE, {}, {"scale": weight()}),
+    "where": Example(lambda m, x, h: torch.where(h > m.least, h, 0.1 * h), FREE, {}, {"least": weight(6)}),
+    "another dtype": Example(lambda m, x, h: h.to(torch.float32).double(), FREE),
+    "a residual add": Example(lambda m, x, h: h + m.back(torch.tanh(h)), FREE, {}, {"back": dense(6, 6)}),
+    "one number for all units": Example(
+        lambda m, x, h: h * m.one, FREE, {"one[0]": "mul broadcasts it"}, {"one": weight(1)}
+    ),
+    "a row for all samples": Example(
+        lambda m, x, h: h + m.row, FREE, {"row[0]": "add broadcasts it"}, {"row": weight(1, 6)}
+    ),
+    "a layer of width one": Example(
+        lambda m, x, h: h + m.narrow(x), FREE, {"narrow.weight[0]": "add broadcasts it"}, {"narrow": dense(4, 1)}
+    ),
+    "dropout": Example(lambda m, x, h: m.drop(h), FREE, {}, {"drop": lambda: nn.Dropout(0.5)}),
+    # normalisation
+    "batch_norm": Example(lambda m, x, h: m.norm(h), FREE, {}, {"norm": norm(6)}),
+    "batch_norm without weights": Example(
+        lambda m, x, h: m.norm(h), FREE, {}, {"norm": lambda: nn.BatchNorm1d(6, affine=False)}
+    ),
+    "batch_norm over positions": Example(
+        lambda m, x, h: m.norm(h).sum(1), FREE, {"norm.weight[0]": "a model input"}, {"norm": norm(3)}, positions=3
+    ),
+    "statistics of the batch": Example(
+        lambda m, x, h: F.batch_norm(h, None, None, training=True), {},
+        made("batch_norm takes its statistics from the batch"),
+    ),
+    "softmax": Example(lambda m, x, h: h.softmax(-1), {}, made("softmax normalises over it")),
+    "log_softmax": Example(lambda m, x, h: h.log_softmax(1), {}, made("log_softmax normalises over it")),
+    "softmax over positions": Example(lambda m, x, h: h.softmax(1).sum(1), FREE, positions=3),
+    "softmax over a factor": Example(
+        lambda m, x, h: h.view(-1, 2, 3).softmax(1).flatten(1), {"first": 3}, made("softmax normalises over it")
+    ),
+    # sums
+    "sum": Example(lambda m, x, h: h * h.sum(-1, keepdim=True), FREE),
+    "sum of everything": Example(lambda m, x, h: h + h.sum(), FREE),
+    "sum over positions": Example(lambda m, x, h: h.sum(1), FREE, positions=3),
+    "mean": Example(lambda m, x, h: h - h.mean(-1, keepdim=True), {}, made("a mean is taken over it")),
+    "mean of everything": Example(lambda m, x, h: h - h.mean(), {}, made("a mean is taken over it")),
+    "mean over positions": Example(lambda m, x, h: h.mean(1), FREE, positions=3),
+    # no rule
+    "cumsum": Example(lambda m, x, h: h.cumsum(-1), {}, both("no rule for cumsum")),
+    "sort, which has two outputs": Example(lambda m, x, h: h.sort(-1).values, {}, both("no rule for sort")),
+    "no rule beside a branch": Example(
+        lambda m, x, h: h + m.other(x).cumsum(-1), {},
+        made("no rule for cumsum") | {"other.weight[0]": "no rule for cumsum"},
+        {"other": dense(4, 6)},
+    ),
+    "a tensor made in forward": Example(
+        lambda m, x, h: h * torch.tensor([1.0, 2, 3, 4, 5, 6], dtype=torch.float64), {}, made(IN_FORWARD)
+    ),
+    # products
+    "matrix": Example(lambda m, x, h: torch.tanh(h @ m.w), {"first": 6, "w": 6}, {}, {"w": weight(6, 6)}),
+    "a transposed matrix": Example(lambda m, x, h: h @ m.w.t(), {"first": 6, "w": 5}, {}, {"w": weight(5, 6)}, 5),
+    "numpy's transpose": Example(lambda m, x, h: h @ m.w.T, {"first": 6, "w": 5}, {}, {"w": weight(5, 6)}, 5),
+    "a matrix for each position": Example(
+        lambda m, x, h: torch.bmm(h.transpose(0, 1), m.w).sum(0), {"first": 6, "w": 5}, {"w[0]": "a model input"},
+        {"w": weight(3, 6, 5)}, 5, positions=3,
+    ),
+    "a vector": Example(lambda m, x, h: h * (h @ m.v)[:, None], FREE, {}, {"v": weight(6)}),
+    "a vector from the left": Example(
+        lambda m, x, h: h + m.v @ m.w, {"first": 6, "v[0]": 5}, {}, {"v": weight(5), "w": weight(5, 6)}
+    ),
+    "a matrix from the left": Example(
+        lambda m, x, h: torch.matmul(m.w, h.transpose(1, 2)).sum(-1), {"first": 6, "w": 5}, {}, {"w": weight(5, 6)}, 5,
+        positions=3,
+    ),
+    "a vector on the left of units": Example(
+        lambda m, x, h: h * (m.v @ h.t()).unsqueeze(-1), FREE, {}, {"v": weight(6)}
+    ),
+    "functional weights": Example(
+        lambda m, x, h: F.linear(torch.tanh(h), m.w, m.b), {"first": 6, "w": 5}, {},
+        {"w": weight(5, 6), "b": weight(5)}, 5,
+    ),
+    "addmm": Example(
+        lambda m, x, h: torch.addmm(m.b, h, m.w), {"first": 6, "b": 5}, {}, {"w": weight(6, 5), "b": weight(5)}, 5
+    ),
+    "addmm with one bias for all": Example(
+        lambda m, x, h: torch.addmm(m.b, h, m.w), {"first": 6, "w": 5}, {"b[0]": "addmm broadcasts it"},
+        {"w": weight(6, 5), "b": weight(1)}, 5,
+    ),
+    "linear with one bias for all": Example(
+        lambda m, x, h: F.linear(h, m.w, m.b), {"first": 6, "w": 5}, {"b[0]": "linear broadcasts it"},
+        {"w": weight(5, 6), "b": weight(1)}, 5,
+    ),
+    "units against units": Example(lambda m, x, h: (h @ h.t()) @ h, FREE),
+    "a product of weights": Example(
+        lambda m, x, h: h @ (m.up @ m.down), {"first": 6, "up[1]": 3, "down[1]": 6}, {},
+        {"up": weight(6, 3), "down": weight(3, 6)},
+    ),
+    # moved
+    "flattened positions": Example(lambda m, x, h: h.flatten(1), FREE, POSITIONS, consumed=18, positions=3),
+    "positions last": Example(
+        lambda m, x, h: h.transpose(1, 2).reshape(h.shape[0], -1), FREE, POSITIONS, consumed=18, positions=3
+    ),
+    "permute": Example(
+        lambda m, x, h: h.permute(2, 0, 1).permute(1, 0, 2).flatten(1), FREE, POSITIONS, consumed=18, positions=3
+    ),
+    "two factors": Example(lambda m, x, h: h.view(-1, 2, 3).flatten(1), {"first[0]": 2, "first[1]": 3}),
+    "two factors exchanged": Example(
+        lambda m, x, h: h.unflatten(1, (2, 3)).transpose(-1, -2).reshape(-1, 6), {"first[0]": 2, "first[1]": 3}
+    ),
+    "squeeze and unsqueeze": Example(lambda m, x, h: h.unsqueeze(1).unsqueeze(-1).squeeze(3).squeeze(1), FREE),
+    "squeeze every dimension": Example(lambda m, x, h: h.reshape(h.shape[0], 1, -1, 1).squeeze(), FREE),
+    "batch and positions in one dimension": Example(
+        lambda m, x, h: torch.tanh(h.flatten(0, 1)).view(h.shape[0], 3, -1).sum(1), FREE, positions=3
+    ),
+    "contiguous": Example(lambda m, x, h: h.t().contiguous().t().clone().detach(), FREE),
+    # one after the other
+    "cat": Example(
+        lambda m, x, h: torch.cat([h, m.other(x)], -1), {"first": 6, "other": 3}, {}, {"other": dense(4, 3)}, 9
+    ),
+    "cat with itself": Example(lambda m, x, h: torch.cat([h, torch.tanh(h)], 1), FREE, consumed=12),
+    "cat with the inputs": Example(lambda m, x, h: torch.cat([x, h], 1), FREE, consumed=10),
+    "cat of positions": Example(lambda m, x, h: torch.cat([h, 2 * h], 1).sum(1), FREE, positions=3),
+    "cat of other positions": Example(
+        lambda m, x, h: torch.cat([h, m.other(x)], 1).sum(1), FREE, {}, {"other": dense(4, 6)}, positions=3
+    ),
+    "cat splits what it is added to": Example(
+        lambda m, x, h: h + torch.cat([m.left(x), m.right(x)], -1), {"first[0]": 2, "first[1]": 4}, {},
+        {"left": dense(4, 2), "right": dense(4, 4)},
+    ),
+    "cats with other boundaries": Example(
+        lambda m, x, h: h * torch.cat([m.a(x), m.b(x)], -1) * torch.cat([m.b(x), m.a(x)], -1), {"first": 2}, {},
+        {"a": dense(4, 2), "b": dense(4, 4)},
+    ),
+    "a boundary inside a group": Example(
+        lambda m, x, h: torch.cat([m.a(x), m.b(x)], -1) + torch.tanh(h.view(-1, 3, 2)).flatten(1), {}, {
+            f"{weight}[{part}]": "(3 × 2) and (3 + 3) should be the same axis and cannot be aligned"
+            for weight in ("first.weight[0]", "last.weight[1]") for part in (0, 1)
+        }, {"a": dense(4, 3), "b": dense(4, 3)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_can_be_removed_and_why_the_rest_cannot(name: str) -> None:
+    *_, units = found(name)
+    assert {s.name: s.size for s in units} == EXAMPLES[name].sets
+    ends = {"first.weight[1]": "a model input", "last.weight[0]": "a model output"}
+    assert {f.name: f.reason for f in units.fixed} == ends | EXAMPLES[name].fixed
+
+
+WITH_UNITS = [name for name, example in EXAMPLES.items() if example.sets]
+WITHOUT_OUTGOING = {"sum", "sum of everything", "units against units", "a product of weights"}
+WRITTEN_SIZES = {"two factors", "two factors exchanged", "softmax over a factor"}  # in forward: not cut as they are
+
+
+@pytest.mark.parametrize("name", WITH_UNITS)
+def test_outgoing_weights_are_known_where_only_weights_consume(name: str) -> None:
+    *_, units = found(name)
+    assert all(s.outgoing for s in units) == (name not in WITHOUT_OUTGOING)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_UNITS if name not in WITHOUT_OUTGOING])
+def test_a_gate_of_zero_is_a_factor_of_zero_on_the_outgoing_weights(name: str) -> None:
+    model, x, units = found(name)
+    y = torch.randn(len(x), 2, generator=torch.Generator().manual_seed(1)).double()
+    rises = score(model, (x, y), "squared_error", units=units)
+    expected = leave_one_out(model, units, (x,), y, half_squares)
+    assert expected.abs().min() > 0
+    torch.testing.assert_close(torch.cat(list(rises.values())), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_UNITS if name not in WRITTEN_SIZES])
+def test_a_removed_unit_is_a_gate_of_zero(name: str) -> None:
+    model, x, units = found(name)
+    plan = Plan.from_kept({s.name: range(0, s.size, 2) for s in units}, x)
+    small, difference = cut_units(model, units, plan, as_call(x))
+    assert difference < 1e-9
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    if name not in WITHOUT_OUTGOING:
+        torch.testing.assert_close(small(x), gated_by_weights(model, units, x), rtol=1e-10, atol=1e-10)
+
+
+def half_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (outputs - targets).square().sum(1).mean()
+
+
+def gated_by_weights(model: nn.Module, units: Units, x: Tensor) -> Tensor:
+    """The outputs with every second unit's outgoing weights at zero."""
+    gates = torch.cat([(torch.arange(s.size) % 2 == 0).double() for s in units])
+    return functional_call(model, gated_weights(model, units, gates), (x,))
+
+
+def rows(name: str, unit_set: str) -> dict[tuple[str, int], list[list[int]]]:
+    *_, units = found(name)
+    return {(s.tensor, s.dim): s.index.tolist() for s in units[unit_set].slices}
+
+
+def test_a_unit_that_is_there_twice_has_a_slice_at_both_places() -> None:
+    assert rows("cat with itself", "first")["last.weight", 1] == [[k, k + 6] for k in range(6)]
+
+
+def test_a_unit_at_several_positions_has_a_slice_at_each() -> None:
+    assert rows("flattened positions", "first")["last.weight", 1] == [[k, k + 6, k + 12] for k in range(6)]
+    assert rows("positions last", "first")["last.weight", 1] == [[3 * k, 3 * k + 1, 3 * k + 2] for k in range(6)]
+
+
+def test_the_segments_of_a_cat_split_the_layer_that_is_added() -> None:
+    name = "cat splits what it is added to"
+    assert rows(name, "first[0]") == {
+        ("first.weight", 0): [[0], [1]], ("first.bias", 0): [[0], [1]], ("last.weight", 1): [[0], [1]],
+        ("left.weight", 0): [[0], [1]], ("left.bias", 0): [[0], [1]],
+    }  # fmt: skip
+    assert rows(name, "first[1]") == {
+        ("first.weight", 0): [[2], [3], [4], [5]], ("first.bias", 0): [[2], [3], [4], [5]],
+        ("last.weight", 1): [[2], [3], [4], [5]], ("right.weight", 0): [[0], [1], [2], [3]],
+        ("right.bias", 0): [[0], [1], [2], [3]],
+    }  # fmt: skip
+
+
+def test_the_factors_of_a_layer_are_rows_and_columns_of_its_units() -> None:
+    assert rows("two factors", "first[0]")["last.weight", 1] == [[0, 1, 2], [3, 4, 5]]
+    assert rows("two factors", "first[1]")["last.weight", 1] == [[0, 3], [1, 4], [2, 5]]
+    assert rows("two factors exchanged", "first[0]")["first.weight", 0] == [[0, 1, 2], [3, 4, 5]]
+    assert rows("two factors exchanged", "first[0]")["last.weight", 1] == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_batch_norm_has_four_numbers_for_each_unit() -> None:
+    names = ["norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
+    assert {(name, 0) for name in names} <= set(rows("batch_norm", "first"))
+
+
+def test_dropout_that_stays_on_is_random() -> None:
+    model = Between(lambda m, x, h: F.dropout(h, 0.5, training=True), 6, {}).double()
+    captured = capture(model, as_call(torch.randn(5, 4)))
+    net = infer(captured)
+    weights = {name: net.axes(node) for node in captured.graph.nodes if (name := captured.weights.get(node.name))}
+    assert [one.reason for one in leaves(weights["last.weight"][1])] == ["dropout is random"]
+
+
+ACTIVATIONS = [
+    "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish",
+    "PReLU", "RReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh",
+    "Tanhshrink", "Identity", "Dropout",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_leaves_the_units_free(name: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), getattr(nn, name)(), nn.Linear(6, 2)).eval()
+    assert {s.name: s.size for s in find_units(model, torch.randn(3, 4))} == {"0": 6}
+
+
+def test_a_rule_that_gives_another_shape_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = registry.Rule(lambda net, node, given: net.axes(given["self"])[::-1], None)
+    monkeypatch.setitem(registry._RULES, "tanh", wrong)
+    model, x = EXAMPLES["activation"].build()
+    with pytest.raises(AssertionError, match=r"^the rule for tanh gives \[6, 1000003\] for the shape \(1000003, 6\)$"):
+        find_units(model, x)

@@ -1,0 +1,124 @@
+"""The public names, and the one direction in which the stages import each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import secateur
+
+PACKAGE = Path(secateur.__file__).parent
+STAGES = [
+    "errors", "text", "reference", "structure", "saliency", "planning", "cutting", "artifacts", "reporting", "shrink",
+    "secateur", "optim", "papers", "cli",
+]  # fmt: skip
+# "secateur" is the package itself: whoever imports from it imports all that it imports
+ANYTHING = {"__init__.py", "__main__.py"}
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+PUBLIC = [
+    "Budget", "Plan", "SecateurError", "Units", "cut", "find_units", "load", "measure", "rank", "score", "shrink",
+]  # fmt: skip
+
+
+def test_the_public_names_are_these() -> None:
+    assert secateur.__all__ == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_can_be_imported_and_says_what_it_is(name: str) -> None:
+    public = getattr(secateur, name)
+    assert public.__module__.startswith("secateur.")
+    assert public.__name__ == name
+    assert public.__doc__
+
+
+def imported(source: str, file: str) -> set[str]:
+    """The stages that a file imports from, at any level of nesting, those for type checkers too."""
+    package = ["secateur", *file.split("/")[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {stage(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            path = [*start, *(node.module or "").split(".")]
+            found |= {stage([part for part in [*path, alias.name] if part]) for alias in node.names}
+    return found - {None}
+
+
+def stage(path: list[str]) -> str | None:
+    """The stage of a dotted name; the package itself for one of its public names; None outside of it."""
+    if path[0] != "secateur":
+        return None
+    inside = len(path) > 1 and ((PACKAGE / path[1]).is_dir() or (PACKAGE / f"{path[1]}.py").exists())
+    public = len(path) == 2 and path[1] in PUBLIC
+    return path[1] if inside and not public else "secateur"
+
+
+def against(source: str, file: str) -> set[str]:
+    """The stages that a file imports from although they come after its own."""
+    own = file.split("/")[0].removesuffix(".py")
+    return {other for other in imported(source, file) if STAGES.index(other) > STAGES.index(own)}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file not in ANYTHING])
+def test_a_module_imports_in_the_direction_of_data_flow(file: str) -> None:
+    assert file.split("/")[0].removesuffix(".py") in STAGES
+    assert against((PACKAGE / file).read_text(), file) == set()
+
+
+def test_there_is_something_to_check() -> None:
+    assert {file.split("/")[0] for file in FILES} >= {"errors.py", "reference.py", "structure", "saliency", "shrink.py"}
+    found = {other for file in FILES for other in imported((PACKAGE / file).read_text(), file)}
+    assert {"errors", "structure", "saliency", "planning", "cutting", "artifacts"} <= found
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "offence"),
+    [
+        ("from secateur.saliency.gates import Gated", "structure/units.py", "saliency"),
+        ("import secateur.cutting.cut as c", "planning/plan.py", "cutting"),
+        ("def f():\n    from secateur.shrink import rank", "artifacts/measure.py", "shrink"),
+        ("if TYPE_CHECKING:\n    from secateur.planning import budget", "reference.py", "planning"),
+        ("from secateur import saliency", "structure/units.py", "saliency"),
+        ("from secateur import find_units", "reference.py", "secateur"),
+        ("import secateur as sc", "shrink.py", "secateur"),
+        ("from ..cutting import cut", "saliency/gates.py", "cutting"),
+        ("from .. import shrink", "reporting/tables.py", "secateur"),
+        ("from ...planning.plan import Plan", "structure/rules/net.py", "planning"),
+        ("try:\n    import os, secateur.artifacts\nexcept ImportError:\n    pass", "errors.py", "artifacts"),
+    ],
+)
+def test_an_import_against_the_direction_is_found(source: str, file: str, offence: str) -> None:
+    assert against(source, file) == {offence}
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("from secateur.structure.axis import Axis", "structure/rules/net.py"),
+        ("from .axis import Axis\nfrom . import run", "structure/units.py"),
+        ("from secateur import saliency", "saliency/criterion.py"),
+        ("import torch\nfrom torch import nn", "errors.py"),
+        ("import secateur as sc", "papers/figures.py"),
+        ("from secateur.shrink import shrink", "cli.py"),
+    ],
+)
+def test_an_import_in_the_direction_is_not(source: str, file: str) -> None:
+    assert against(source, file) == set()
+
+
+def prints(source: str) -> list[int]:
+    """The lines that call `print`."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "cli.py"])
+def test_nothing_but_the_command_line_prints(file: str) -> None:
+    assert prints((PACKAGE / file).read_text()) == []
+
+
+def test_a_print_is_found() -> None:
+    assert prints('def f():\n    """print(1)"""\n    print("x")\n    console.print("y")') == [3]
