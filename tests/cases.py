@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur import Units
+
 
 class Case(NamedTuple):
     """A network, inputs [6, ...], class targets [6], and its unit sets by name."""
@@ -17,6 +19,19 @@ class Case(NamedTuple):
     x: Tensor
     y: Tensor
     sets: dict[str, int]
+
+
+Kept = dict[str, tuple[int, ...]]
+
+
+def random_kept(units: Units, seed: int) -> Kept:
+    """One or more units of each set."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for unit_set in units:
+        n = int(torch.randint(1, unit_set.size + 1, (), generator=generator))
+        kept[unit_set.name] = tuple(sorted(torch.randperm(unit_set.size, generator=generator)[:n].tolist()))
+    return kept
 
 
 CASES: dict[str, Callable[[], Case]] = {}
@@ -132,3 +147,17 @@ def tied() -> nn.Module:
             return torch.tanh(self.encode(x)) @ self.encode.weight
 
     return Tied()
+
+
+def targets(loss: str, outputs: Tensor, seed: int) -> Tensor:
+    """Random targets that a named loss takes for these outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    if loss == "cross_entropy":
+        return torch.randint(0, outputs.shape[1], outputs.shape[:1], generator=generator)
+    draw = torch.rand if loss == "binary_cross_entropy" else torch.randn
+    return draw(outputs.shape, generator=generator, dtype=torch.float64)
+
+
+def in_batches(x: Tensor, t: Tensor, cuts: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """The samples cut before these rows."""
+    return list(zip(torch.tensor_split(x, sorted(cuts)), torch.tensor_split(t, sorted(cuts)), strict=True))

@@ -20,22 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import secateur as sc
-from cases import CASES
+from cases import CASES, random_kept
 from secateur.artifacts.safetensors import check_path, file_size, save, to_bytes, whole_file
 from secateur.errors import ArgumentError, ArtifactError, PlanError, SecateurError
 from secateur.reference import RandomNetwork
-
-Kept = dict[str, tuple[int, ...]]
-
-
-def random_kept(units: sc.Units, seed: int) -> Kept:
-    """One or more units of each set."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for unit_set in units:
-        n = int(torch.randint(1, unit_set.size + 1, (), generator=generator))
-        kept[unit_set.name] = tuple(sorted(torch.randperm(unit_set.size, generator=generator)[:n].tolist()))
-    return kept
 
 
 def shrunk(name: str = "two_hidden") -> Any:

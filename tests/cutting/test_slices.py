@@ -9,22 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateur as sc
-from cases import CASES
+from cases import CASES, Kept, random_kept
 from secateur.cutting.slices import gates, masks, sliced_copy
 from secateur.errors import ModelError, PlanError
 from secateur.reference import RandomNetwork
-
-Kept = dict[str, tuple[int, ...]]
-
-
-def random_kept(units: sc.Units, seed: int) -> Kept:
-    """One or more units of each set."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for unit_set in units:
-        n = int(torch.randint(1, unit_set.size + 1, (), generator=generator))
-        kept[unit_set.name] = tuple(sorted(torch.randperm(unit_set.size, generator=generator)[:n].tolist()))
-    return kept
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

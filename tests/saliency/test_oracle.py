@@ -6,23 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cases import CASES
+from cases import CASES, in_batches, targets
 from secateur import find_units, reference
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import LOSSES, cross_entropy
 from secateur.saliency.oracle import oracle
-
-
-def targets(loss: str, outputs: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if loss == "cross_entropy":
-        return torch.randint(0, outputs.shape[1], outputs.shape[:1], generator=generator)
-    draw = torch.rand if loss == "binary_cross_entropy" else torch.randn
-    return draw(outputs.shape, generator=generator, dtype=torch.float64)
-
-
-def in_batches(x: Tensor, t: Tensor, cuts: list[int]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.tensor_split(x, sorted(cuts)), torch.tensor_split(t, sorted(cuts)), strict=True))
 
 
 def assert_equal(rises: Tensor, expected: Tensor, error: float) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cases import CASES, randomise
+from cases import CASES, in_batches, randomise, targets
 from secateur import find_units, reference
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import LOSSES
@@ -17,18 +17,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def targets(loss: str, outputs: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if loss == "cross_entropy":
-        return torch.randint(0, outputs.shape[1], outputs.shape[:1], generator=generator)
-    draw = torch.rand if loss == "binary_cross_entropy" else torch.randn
-    return draw(outputs.shape, generator=generator, dtype=torch.float64)
-
-
-def in_batches(x: Tensor, t: Tensor, cuts: list[int]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.tensor_split(x, sorted(cuts)), torch.tensor_split(t, sorted(cuts)), strict=True))
 
 
 def second_order(error: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def captured_with(scale: float) -> tuple[nn.Module, Captured, Call]:
 
 
 def test_a_capture_within_rounding_passes() -> None:
-    check_capture(*captured_with(1 + 1e-11))
+    assert check_capture(*captured_with(1 + 1e-11)) is None
 
 
 @pytest.mark.parametrize(("scale", "shown"), [(1 + 1e-6, "1.0e-06"), (2.0, "5.0e-01"), (NAN, "inf")])
