@@ -402,3 +402,9 @@ def test_evaluating_restores_modes_after_an_error() -> None:
         fail()
     assert during == [False] * 6
     assert modes(model) == before
+
+
+def test_a_refusal_is_the_only_thing_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match="cannot be exported"):
+        find_units(between(lambda _model, h: h if h.sum() > 0 else -h), inputs())
+    assert capfd.readouterr() == ("", "")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,13 +120,25 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, log lines and graphs of PyTorch's about its own work; what matters is in its exception."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
 def _export(model: nn.Module, call: Call) -> ExportedProgram:
     batch = Dim("batch", min=2)
     named = inspect.signature(model.forward).bind(*call[0], **call[1]).arguments
     shapes = tree_map(lambda v: {0: batch} if isinstance(v, Tensor) and v.ndim else None, dict(named))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's own, about its own
+        with _quiet():
             program = export(model, *call, dynamic_shapes=shapes, strict=False)
             return program if _make_functional(program.graph) else program.run_decompositions({})
     except Exception as error:
