@@ -348,3 +348,26 @@ def test_another_device_gives_the_same(criterion: str) -> None:
     for name, values in here.items():
         assert there[name].device.type == "cpu"
         assert torch.allclose(there[name], values, rtol=1e-9, atol=1e-13)
+
+
+def test_units_of_a_vector_are_scored_by_every_criterion() -> None:
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v, self.w = nn.Parameter(torch.ones(2)), nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+            self.last = nn.Linear(2, 1, bias=False)
+            nn.init.ones_(self.last.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x * (self.v @ self.w))
+
+    data = torch.ones(4, 2).double(), torch.zeros(4, 1).double()
+    wanted = {
+        "oracle": [-3.5, -7.5],
+        "taylor1": [-4.0, -12.0],
+        "activation": [1.0, 1.0],
+        "magnitude": [2**0.5, 10**0.5],
+    }
+    for criterion, values in wanted.items():
+        got = score(Vector().double(), data, "squared_error", criterion=criterion)
+        assert next(iter(got.values())).tolist() == pytest.approx(values, rel=1e-12)

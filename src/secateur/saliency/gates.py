@@ -91,6 +91,11 @@ def ones(model: nn.Module, units: Units) -> Tensor:
     return sample_weight(model).new_ones(units.total)
 
 
+def per_position(values: Tensor, dim: int) -> Tensor:
+    """The values as a matrix: a row for each position of one dimension."""
+    return values.transpose(0, dim).reshape(values.shape[dim], -1)
+
+
 def derivative(y: Tensor, x: Tensor, **options: Any) -> Tensor:
     """∂y/∂x for a number y; zero where it does not depend on x."""
     if not y.requires_grad:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.saliency.criterion import criterion
-from secateur.saliency.gates import Gated
+from secateur.saliency.gates import Gated, per_position
 from secateur.structure.axis import expand
 
 
@@ -24,7 +24,7 @@ def magnitude(gated: Gated, g: Tensor) -> Tensor:
         for dim, mask in enumerate(masks):
             left = left * mask.reshape(-1, *[1] * (left.ndim - dim - 1))
         for dim, axis in enumerate(units.axes[name]):
-            squares += units.collect(axis, left.transpose(0, dim).flatten(1).sum(1) if left.ndim > 1 else left)
+            squares += units.collect(axis, per_position(left, dim).sum(1))
     return squares.sqrt()
 
 
@@ -36,7 +36,7 @@ def activation(gated: Gated, g: Tensor) -> Tensor:
     for batch in gated.cached:
         values = gated.graph.trace(batch.frontier, g)
         for edge in gated.graph.edges:
-            sizes = values[edge.node].abs().double().transpose(0, edge.dim).flatten(1)
+            sizes = per_position(values[edge.node].abs().double(), edge.dim)
             sums += gated.units.collect(edge.axis, sizes.sum(1))
             counts += gated.units.collect(edge.axis, torch.full_like(sizes[:, 0], sizes.shape[1]))
     return sums / counts.clamp(min=1)

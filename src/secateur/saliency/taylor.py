@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from secateur.errors import ModelError
 from secateur.saliency.criterion import criterion
-from secateur.saliency.gates import Cached, Gated, derivative
+from secateur.saliency.gates import Cached, Gated, derivative, per_position
 from secateur.saliency.losses import differentiable
 from secateur.structure.rules.registry import find_rule, name_of
 from secateur.structure.run import outputs
@@ -47,7 +47,7 @@ def taylor2(gated: Gated, g: Tensor) -> Tensor:
             if edge.node in derivatives:
                 o, (first, second) = values[edge.node], derivatives[edge.node]
                 terms = (-o * first + 0.5 * o.square() * second).double()
-                saliency += gated.units.collect(edge.axis, terms.transpose(0, edge.dim).flatten(1).sum(1))
+                saliency += gated.units.collect(edge.axis, per_position(terms, edge.dim).sum(1))
     return saliency
 
 
