@@ -43,7 +43,7 @@ class Dataset:
 
 
 def digits() -> Dataset:
-    """1,797 handwritten digits of 8 × 8 pixels in 0 … 1; a quarter for testing, 45 of each class.
+    """1,797 handwritten digits of 8 × 8 pixels in 0 … 1; a quarter for testing, 43 to 46 of each class.
 
     >>> digits().train[0].shape, digits().test[1].bincount().unique().tolist()
     (torch.Size([1347, 64]), [43, 44, 45, 46])

@@ -126,8 +126,9 @@ class _Order:
 
     def least(self, saliency: Tensor, candidates: list[int]) -> int:
         """The candidate of least saliency; of tied ones that which frees most bytes, then the first."""
-        values = saliency[candidates]
-        tied = [k for k, value in zip(candidates, values.tolist(), strict=True) if value == values.min().item()]
+        values = saliency[candidates].tolist()
+        lowest = min(values)
+        tied = [k for k, value in zip(candidates, values, strict=True) if value == lowest]
         return tied[0] if len(tied) == 1 else min(tied, key=lambda k: (-self._freed(self.units.places[k][0]), k))
 
     def _freed(self, name: str) -> int:

@@ -38,7 +38,6 @@ class Cached(NamedTuple):
     share: float
     frontier: tuple[Any, ...]
     targets: Any
-    size: int
 
 
 class GatedGraph:
@@ -174,7 +173,7 @@ class Gated:
     def _cache(self, data: Any) -> list[Cached]:
         kept = [(batch, self.graph.frontier(self.model, batch.call)) for batch in batches(self.model, data)]
         n = sum(batch.size for batch, _ in kept)
-        return [Cached(batch.size / n, frontier, batch.targets, batch.size) for batch, frontier in kept]
+        return [Cached(batch.size / n, frontier, batch.targets) for batch, frontier in kept]
 
     @property
     def has_data(self) -> bool:

@@ -18,8 +18,9 @@ def name_leaves(captured: Captured, net: Net) -> dict[Axis, str]:
 
     Fixed ones are named after the weight and its dimension; those of unused weights are fixed here.
     """
-    places = dict(_weight_leaves(captured, net, used=False)) | dict(_weight_leaves(captured, net, used=True))
-    for axis in places.keys() - dict(_weight_leaves(captured, net, used=True)).keys():
+    used = dict(_weight_leaves(captured, net, used=True))
+    places = dict(_weight_leaves(captured, net, used=False)) | used
+    for axis in places.keys() - used.keys():
         fix(axis, "forward does not use it")
     makers = _makers(captured, net)
     ordered = makers | {axis: place for axis, place in places.items() if axis not in makers}
