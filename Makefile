@@ -1,11 +1,11 @@
-.PHONY: demo test lint bench help
+.PHONY: demo test lint bench zoo architectures help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
 PYTHON ?= python3
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready  ## shrink two networks trained on real digits; pictures in demo-out/
 	$(BIN)/secateur demo --out demo-out
@@ -20,6 +20,16 @@ lint: .venv/ready  ## format, style, docstrings, types
 
 bench: .venv/ready  ## fast paths beside slow ones, ratios from one run
 	$(BIN)/python benchmarks/oracle.py
+
+zoo: .venv/zoo  ## libraries of real architectures, for the tests that ZOO_DIR switches on
+
+architectures: .venv/zoo  ## docs/architectures.md from the zoo in ZOO_DIR
+	$(BIN)/python benchmarks/architectures.py --out docs/architectures.md
+
+.venv/zoo: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt transformers huggingface_hub pyyaml pillow
+	@touch $@
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -130,6 +130,41 @@ def test_what_is_wrong_is_said_on_stderr_with_its_exit_code(run, tmp_path, words
     assert {p for p in tmp_path.iterdir() if p.name != "__pycache__"} == before
 
 
+def test_inspect_prints_the_table_of_unit_sets(run):
+    code, out, _ = run("inspect", "my_models:network", "--data", "my_models:data")
+    assert code == 0
+    assert out.splitlines()[0] == "1 unit sets, 6 units"
+    assert out.splitlines()[2].split() == ["0", "neuron", "6", "8", "64", "B", "7", "2", "gated"]
+    assert [line.split(maxsplit=2) for line in out.splitlines()[-2:]] == [
+        ["2.weight[0]", "3", "a model output"],
+        ["0.weight[1]", "4", "a model input"],
+    ]
+    assert run("inspect", "my_models:network") == (0, out, "")  # a dense layer first: no example needed
+
+
+def test_inspect_as_json(run):
+    code, out, err = run("inspect", "my_models:network", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "sets": [
+            {"name": "0", "kind": "neuron", "size": 6, "removal": "gated", "params_per_unit": 8, "bytes_per_unit": 64,
+             "macs_per_unit": 7, "consumers": ["2"]}
+        ],
+        "fixed": [
+            {"name": "2.weight[0]", "size": 3, "reason": "a model output"},
+            {"name": "0.weight[1]", "size": 4, "reason": "a model input"},
+        ],
+        "params": 51, "bytes": 408, "macs": 42, "notes": [],
+    }  # fmt: skip
+
+
+def test_inspect_needs_an_example_where_no_dense_layer_comes_first(run, tmp_path):
+    (tmp_path / "conv.py").write_text("from torch import nn\ndef net(): return nn.Conv1d(2, 3, 1)\n")
+    code, out, err = run("inspect", "conv:net")
+    assert (code, out) == (1, "")
+    assert "--data" in err
+
+
 def test_arrays_of_other_names_are_refused(run, tmp_path):
     np.savez(tmp_path / "data.npz", a=np.zeros(3))
     code, _, err = run("score", "my_models:network", "--data", "data.npz")
@@ -140,7 +175,7 @@ def test_arrays_of_other_names_are_refused(run, tmp_path):
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "shrink", "score"))
+    assert all(name in out for name in ("demo", "shrink", "score", "inspect"))
 
 
 def test_an_interrupt_leaves_no_file(tmp_path):

@@ -195,10 +195,11 @@ def test_a_result_reads_as_its_plan_its_sizes_and_its_proof() -> None:
     result = shrink(case, sc.Budget(remove_units=2))
     text = str(result)
     assert text.startswith(str(result.plan))
-    assert text.splitlines()[-3:] == [
+    assert text.splitlines()[-4:] == [
         f"before  {result.before}",
         f"after   {result.after}",
         f"cut and gated differ by {result.max_difference:.1e}",
+        f"the network is a {type(case.model).__name__}, as it was",
     ]
 
 
@@ -558,9 +559,7 @@ def test_units_of_another_model_are_refused() -> None:
 def test_a_model_that_cannot_be_exported_says_what_to_avoid() -> None:
     with pytest.raises(ModelError) as caught:
         sc.shrink(Branching().double(), (X, Y), "cross_entropy", sc.Budget(remove_units=1), progress=False)
-    assert str(caught.value).endswith(
-        "). Its forward must not branch on the values of tensors, loop over the batch or fix its size."
-    )
+    assert str(caught.value).endswith("). Its forward must not branch on the values of tensors or loop over the batch.")
 
 
 def test_a_path_that_cannot_be_written_is_refused_and_the_result_can_be_saved_elsewhere(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ from secateur.papers import data as datasets
 from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
 from secateur.saliency.criterion import score as run_score
+from secateur.saliency.data import first_inputs
 from secateur.shrink import shrink as run_shrink
+from secateur.structure.inputs import InputSpec, as_call
+from secateur.structure.units import find_units, units_of
 from secateur.text import table
 
 app = typer.Typer(
@@ -39,6 +42,10 @@ Loss = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Include = Annotated[
+    Literal["gated", "all"],
+    typer.Option(help="gated: units that go exactly as by a gate of zero; all: also those that a norm is taken over"),
+]
 Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
 
 
@@ -79,6 +86,7 @@ def shrink(
     min_units: Annotated[int, typer.Option(help="units that each set keeps")] = 1,
     protect: Annotated[list[str] | None, typer.Option(help="unit set to leave whole; may be repeated")] = None,
     loss: Loss = None,
+    include: Include = "gated",
     criterion: Annotated[str, typer.Option(help="how saliency is computed")] = "oracle",
     ranking: Annotated[str, typer.Option(help="single or iterative")] = "iterative",
     threshold: Threshold = None,
@@ -93,9 +101,10 @@ def shrink(
         scope=scope, min_units=min_units, protect=tuple(protect or ()),
     )  # fmt: skip
     check_path(out)
+    network, batches = find_model(model), find_data(data)
     result = run_shrink(
-        find_model(model), find_data(data), loss, budget, criterion=criterion, ranking=ranking, threshold=threshold,
-        validation=validation and find_data(validation), seed=seed,
+        network, batches, loss, budget, units=find_units(network, first_inputs(batches), include), criterion=criterion,
+        ranking=ranking, threshold=threshold, validation=validation and find_data(validation), seed=seed,
     )  # fmt: skip
     written = result.save(out)
     if as_json:
@@ -107,6 +116,7 @@ def shrink(
                 "kept": result.plan.kept,
                 "verified": True,
                 "max_difference": result.max_difference,
+                "captured": result.captured,
                 "artifact": {"path": str(out), "bytes": written},
             }
         )
@@ -115,17 +125,41 @@ def shrink(
 
 
 @app.command()
+def inspect(
+    model: Model,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="example inputs; not needed where a dense layer comes first")
+    ] = None,
+    include: Include = "all",
+    as_json: Json = False,
+) -> None:
+    """What can be removed, what each unit costs, and what is fixed and why."""
+    network = find_model(model)
+    units = units_of(
+        network, InputSpec.guess(network).sample(network) if data is None else as_call(first_inputs(find_data(data))),
+        include,
+    )  # fmt: skip
+    if as_json:
+        _print_json(units.to_json())
+    else:
+        typer.echo(str(units))
+
+
+@app.command()
 def score(
     model: Model,
     data: Data,
     loss: Loss = None,
+    include: Include = "gated",
     criterion: Annotated[str, typer.Option(help="how saliency is computed")] = "oracle",
     threshold: Threshold = None,
     seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
     as_json: Json = False,
 ) -> None:
     """The saliency of every unit, lowest first."""
-    scores = run_score(find_model(model), find_data(data), loss, criterion=criterion, threshold=threshold, seed=seed)
+    network, batches = find_model(model), find_data(data)
+    units = find_units(network, first_inputs(batches), include)
+    scores = run_score(network, batches, loss, units, criterion, threshold, seed)
     if as_json:
         _print_json({name: values.tolist() for name, values in scores.items()})
     else:

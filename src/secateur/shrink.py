@@ -11,6 +11,7 @@ from torch import nn
 
 from secateur.artifacts import safetensors
 from secateur.artifacts.measure import Sizes, measure_units
+from secateur.cutting.captured_forward import captured_parts
 from secateur.cutting.cut import cut_units
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.planning import ranking as orders
@@ -44,6 +45,8 @@ class Result:
         before: Sizes, loss and accuracy of the original.
         after: The same of the smaller network; `after.bytes` is the written file's size.
         max_difference: The largest difference between its outputs and those of the gated original.
+        captured: The submodules of `model` whose own code cannot compute with the sizes left, and that compute by
+            their part of the captured graph instead, as in eval mode; ("",) if that is the whole network.
     """
 
     model: nn.Module
@@ -52,6 +55,7 @@ class Result:
     before: Sizes
     after: Sizes
     max_difference: float
+    captured: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the network and its plan as .safetensors, whole or not at all; returns the bytes.
@@ -64,7 +68,15 @@ class Result:
 
     def __str__(self) -> str:
         sizes = f"before  {self.before}\nafter   {self.after}"
-        return f"{self.plan}\n\n{sizes}\ncut and gated differ by {self.max_difference:.1e}"
+        return f"{self.plan}\n\n{sizes}\ncut and gated differ by {self.max_difference:.1e}\n{self._form()}"
+
+    def _form(self) -> str:
+        if not self.captured:
+            return f"the network is a {type(self.model).__name__}, as it was"
+        if self.captured == ("",):
+            return "the network is its pruned graph: its own code cannot compute with the sizes left"
+        names = ", ".join(self.captured[:3]) + (" ..." if len(self.captured) > 3 else "")
+        return f"{len(self.captured)} of its modules compute by their pruned graph: {names}"
 
 
 def rank(
@@ -186,9 +198,8 @@ def _result(model: nn.Module, small: nn.Module, units: Units, plan: Plan, differ
     written = len(safetensors.to_bytes(small, plan))
     if isinstance(budget.bytes, int) and written > budget.bytes:
         raise BudgetError(f"{budget} does not hold: the file has {written:,} bytes, {plan.states[-1].bytes:,} expected")
-    spec = units.captured.spec
     start, end = plan.states[0], plan.states[-1]
-    after = measure_units(small, units_of(small, spec.sample(small)))
+    after = measure_units(small, units_of(small, units.captured.spec.sample(small)))
     return Result(
         small,
         plan,
@@ -196,4 +207,5 @@ def _result(model: nn.Module, small: nn.Module, units: Units, plan: Plan, differ
         dataclasses.replace(measure_units(model, units), loss=start.loss, accuracy=start.accuracy),
         dataclasses.replace(after, bytes=written, loss=end.loss, accuracy=end.accuracy),
         difference,
+        captured_parts(small),
     )

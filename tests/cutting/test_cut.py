@@ -290,7 +290,7 @@ class Optional(TwoInputs):
 def test_inputs_that_cannot_be_guessed_must_be_given(model: nn.Module) -> None:
     with pytest.raises(ModelError) as caught:
         sc.cut(model, sc.Plan.from_kept({"a": [0]}))
-    assert str(caught.value) == "the plan says nothing of the model's inputs: pass example_inputs to Plan.from_kept"
+    assert str(caught.value) == "the model's inputs are not known: give example inputs, to Plan.from_kept or as --data"
 
 
 def test_inputs_with_defaults_are_left_out_of_the_guess() -> None:
@@ -301,7 +301,7 @@ def test_inputs_with_defaults_are_left_out_of_the_guess() -> None:
     ("inputs", "text"),
     [
         (None, "Sequential does not run on the inputs given, of shape (8, 2): "),
-        (torch.zeros(2, 5), "Sequential does not run on the inputs given, of shape (8, 5): "),
+        (torch.zeros(2, 5), "Sequential does not run on the inputs given, of shape (2, 5): "),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs: Tensor | None, text: str) -> None:

@@ -1,25 +1,28 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from cases import CASES, Case
-from secateur.cutting import slices
-from secateur.cutting.slices import gates, sliced_copy
-from secateur.cutting.verify import verify
+from cases import CASES, Kept
+from secateur.cutting.attributes import update_attributes
+from secateur.cutting.slices import sliced_copy, survivors
+from secateur.cutting.verify import Truth, exact_truth, truth
 from secateur.errors import ModelError, VerificationError
-from secateur.structure.axis import expand
+from secateur.structure.axis import Axis, Left
+from secateur.structure.inputs import as_call
+from secateur.structure.sliced import slice_graph
 
 KEPT = {"two_hidden": {"0": (0, 2, 5), "2": (1, 2)}, "branches": {"left": (0, 2, 5), "right": (1, 2)}}
 DIFFERS = (
     r"^the cut network differs from the gated one by \d\.\d\de[+-]\d\d, \d\.\de[+-]\d\d of the largest output; "
     r"rounding explains 1e-09\. Nothing was made\.$"
 )
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()
 
 
 def unchanged(model: nn.Module) -> Callable[[], bool]:
@@ -36,14 +39,12 @@ def shifting(monkeypatch: pytest.MonkeyPatch, which: int | None, change: Callabl
     """Change the mask of one slice, or of all; returns where it counts the masks that remove something."""
     count = [0]
 
-    def wrong(axis: Any, left: Mapping[Any, Tensor], one: Tensor) -> Tensor:
-        mask = expand(axis, left, one)
-        if bool(mask.all()):
-            return mask
+    def wrong(left: Left, axis: Axis) -> Tensor:
         count[0] += 1
-        return change(mask) if which in (None, count[0] - 1) else mask
+        mask = left.mask(axis)
+        return (change(mask) if which in (None, count[0] - 1) else mask).nonzero()[:, 0]
 
-    monkeypatch.setattr(slices, "expand", wrong)
+    monkeypatch.setattr(Left, "indices", wrong)
     return count
 
 
@@ -110,44 +111,240 @@ def test_another_number_of_parameters_is_found(monkeypatch: pytest.MonkeyPatch) 
 # ---------------------------------------------------------------- what is compared
 
 
-def beside(case: Case, change: Callable[[nn.Module], object]) -> float:
-    units = sc.find_units(case.model, case.x)
-    kept = {"0": (0, 2, 5)}
-    small = sliced_copy(case.model, units, kept)
-    with torch.no_grad():
-        change(small)
-    return verify(case.model, small, units, gates(case.model, units, kept), ((case.x,), {}))
+class Proof(NamedTuple):
+    """A sliced copy with what it is held against: in its own dtype, and in float64 on the same inputs."""
+
+    small: nn.Module
+    truth: Truth
+    exact: Truth | None
 
 
-def test_the_largest_difference_is_returned_and_a_correct_cut_has_nearly_none() -> None:
+def proof(model: nn.Module, x: Tensor, kept: Kept) -> Proof:
+    units, call = sc.find_units(model, x, "all"), as_call(x)
+    left = survivors(units, kept)
+    small, sliced = sliced_copy(model, units, left), slice_graph(units.captured, units.net, left)
+    expected, exact = truth(model, small, units, sliced, kept, call), exact_truth(small, units, sliced, kept, call)
+    update_attributes(small, units.net, left)
+    return Proof(small, expected, exact)
+
+
+def one_hidden(dtype: torch.dtype = torch.float64) -> Proof:
     case = CASES["one_hidden"]()
-    assert beside(case, lambda _: None) < 1e-15
+    return proof(case.model.to(dtype), case.x.to(dtype), {"0": (0, 2, 5)})
+
+
+@torch.no_grad()
+def move(small: nn.Module, name: str, by: float) -> float:
+    """Add to one value of a parameter; what was added after rounding."""
+    flat = small.get_parameter(name).view(-1)
+    before = flat[-1].item()
+    flat[-1] += by
+    return abs(flat[-1].item() - before)
+
+
+def differs(expected: Truth, absolute: float) -> str:
+    relative = absolute / expected.outputs.abs().max().item()
+    return (
+        f"the cut network differs from the gated one by {absolute:.2e}, {relative:.1e} of the largest output; "
+        f"rounding explains {expected.allowed:.0e}. Nothing was made."
+    )
+
+
+def test_a_correct_cut_has_nearly_no_difference() -> None:
+    small, expected, exact = one_hidden()
+    assert expected.check(small) < 1e-15
+    assert exact is not None
+    assert exact.check(small) == 0  # the same weights, the same calls
+
+
+def test_the_largest_difference_is_returned() -> None:
     case = CASES["flattened_units"]()
-    units = sc.find_units(case.model, case.x)
-    small = sliced_copy(case.model, units, {"0": (1,)})
-    with torch.no_grad():
-        small[3].bias[1] += 1e-11  # type: ignore[index, operator]
-    difference = verify(case.model, small, units, gates(case.model, units, {"0": (1,)}), ((case.x,), {}))
-    assert difference == pytest.approx(1e-11, rel=1e-3)
+    small, *expected = proof(case.model, case.x, {"0": (1,)})
+    move(small, "3.bias", 1e-11)
+    for one in expected:
+        assert one is not None
+        assert one.check(small) == pytest.approx(1e-11, rel=1e-3)
+
+
+def test_the_truth_is_the_gated_original() -> None:
+    case = CASES["one_hidden"]()
+    first, second = case.model[0], case.model[2]  # type: ignore[index]
+    gate = torch.tensor([1, 0, 1, 0, 0, 1, 0]).double()
+    wanted = torch.sigmoid(second(torch.sigmoid(first(case.x)) * gate))
+    for expected in one_hidden()[1:]:
+        torch.testing.assert_close(expected.outputs, wanted, rtol=1e-14, atol=1e-14)
+        assert expected.params == 3 * (5 + 1) + 3 * 3 + 3
+        assert expected.allowed == 1e-9
 
 
 def test_a_difference_that_rounding_does_not_explain_is_an_error() -> None:
+    case = CASES["flattened_units"]()
+    small, *expected = proof(case.model, case.x, {"0": (1,)})
+    by = move(small, "3.bias", 1e-6)
+    for one in expected:
+        assert one is not None
+        with pytest.raises(VerificationError) as caught:
+            one.check(small)
+        assert str(caught.value) == differs(one, by)
+    assert f"{by:.2e}" == "1.00e-06"
+
+
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "2.weight", "2.bias"])
+def test_what_hides_in_the_rounding_of_float32_is_found_in_float64(name: str) -> None:
+    small, expected, exact = one_hidden(torch.float32)
+    assert exact is not None
+    assert exact.check(small) == 0
+    assert expected.check(small) < 1e-6
+    move(small, name, 1e-6)
+    assert expected.check(small) < 1e-5
     with pytest.raises(VerificationError, match=DIFFERS):
-        beside(CASES["one_hidden"](), lambda small: small[2].bias.add_(1e-6))  # type: ignore[index, union-attr, operator]
+        exact.check(small)
 
 
 def test_float32_is_given_more_room_than_float64() -> None:
-    case = CASES["one_hidden"]()
-    case.model.float()
-    wide = case._replace(x=case.x.float())
-    assert 1e-7 < beside(wide, lambda small: small[2].bias.add_(1e-6)) < 1e-5  # type: ignore[index, union-attr, operator]
+    small, expected, _ = one_hidden(torch.float32)
+    assert move(small, "2.bias", 1e-5) > 0
+    assert 1e-7 < expected.check(small) < 1e-5
+    move(small, "2.bias", 0.01)
     with pytest.raises(VerificationError, match="rounding explains 1e-04"):
-        beside(wide, lambda small: small[2].bias.add_(0.01))  # type: ignore[index, union-attr, operator]
+        expected.check(small)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed"),
+    [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 5e-2), (torch.float16, 1e-2)],
+)
+def test_the_room_is_that_of_the_dtype_and_in_float64_always_little(dtype: torch.dtype, allowed: float) -> None:
+    _, expected, exact = one_hidden(dtype)
+    assert exact is not None
+    assert (expected.allowed, expected.double, expected.outputs.dtype) == (allowed, False, dtype)
+    assert (exact.allowed, exact.double, exact.outputs.dtype) == (1e-9, True, torch.float64)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_proof_leaves_the_cut_network_as_it_was(training: bool) -> None:
+    case = CASES["normalised"]()
+    small, *expected = proof(case.model.float(), case.x.float(), {"0": (0, 3)})
+    small.train(training)
+    weights, same = dict(small.state_dict(keep_vars=True)), unchanged(small)
+    for one in expected:
+        assert one is not None
+        one.check(small)
+    assert same()
+    assert {name: id(tensor) for name, tensor in small.state_dict(keep_vars=True).items()} == {
+        name: id(tensor) for name, tensor in weights.items()
+    }
+    assert {p.dtype for p in small.parameters()} == {torch.float32}
 
 
 def test_outputs_that_become_nan_are_an_error() -> None:
-    with pytest.raises(VerificationError, match=r"differs from the gated one by inf, inf of the largest output"):
-        beside(CASES["one_hidden"](), lambda small: small[2].bias.fill_(torch.nan))  # type: ignore[index, union-attr, operator]
+    small, *expected = one_hidden()
+    move(small, "2.bias", torch.nan)
+    for one in expected:
+        with pytest.raises(VerificationError, match=r"differs from the gated one by inf, inf of the largest output"):
+            one.check(small)
+
+
+def test_a_network_of_another_size_is_no_cut_network() -> None:
+    case = CASES["one_hidden"]()
+    for one in one_hidden()[1:]:
+        with pytest.raises(VerificationError) as caught:
+            one.check(case.model)
+        assert str(caught.value) == "the cut network has 66 parameters, the plan predicts 30"
+
+
+def test_thousands_of_parameters_are_written_with_commas() -> None:
+    model = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 2)).double()
+    for one in proof(model, torch.randn(2, 30).double(), {"0": tuple(range(39))})[1:]:
+        with pytest.raises(VerificationError) as caught:
+            one.check(model)
+        assert str(caught.value) == "the cut network has 1,322 parameters, the plan predicts 1,289"
+
+
+class Lower(nn.Module):
+    """A part in float32, or weights that must be of it."""
+
+    def __init__(self, strict: bool) -> None:
+        super().__init__()
+        self.strict, self.a, self.b = strict, nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        low = torch.sigmoid(h.to(torch.float32))
+        return self.b(low if self.strict else h * low)
+
+
+def test_a_graph_that_names_a_lower_dtype_has_more_room_in_float64() -> None:
+    small, expected, exact = proof(Lower(False).double(), X, {"a": (0, 2)})
+    assert exact is not None
+    assert (expected.allowed, exact.allowed) == (1e-9, 3e-6)
+    move(small, "b.bias", 1e-3)
+    with pytest.raises(VerificationError, match="rounding explains 3e-06"):
+        exact.check(small)
+
+
+def test_a_network_that_runs_in_its_own_dtype_alone_is_proven_in_that() -> None:
+    small, expected, exact = proof(Lower(True), torch.randn(4, 3), {"a": (0, 2)})
+    assert exact is None
+    assert expected.check(small) < 1e-6
+    cut = sc.cut(Lower(True), sc.Plan.from_kept({"a": (0, 2)}, torch.randn(4, 3)))
+    assert cut.a.weight.shape == (2, 3)  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------- units that a norm is taken over
+
+
+def normed() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)).double(), (
+        torch.randn(5, 3).double()
+    )
+
+
+def test_the_truth_of_a_norm_is_the_norm_of_what_is_left() -> None:
+    model, x = normed()
+    a, norm, b, _, c = model  # type: ignore[misc]
+    kept = [1, 2, 5]
+    h = nn.functional.layer_norm(a(x)[:, kept], [3], norm.weight[kept], norm.bias[kept])
+    wanted = c(torch.tanh(h @ b.weight[:, kept].T + b.bias))
+    small, *expected = proof(model, x, {"0": tuple(kept)})
+    for one in expected:
+        assert one is not None
+        torch.testing.assert_close(one.outputs, wanted, rtol=1e-13, atol=1e-13)
+        assert one.check(small) < 1e-14
+
+
+def test_a_norm_of_what_is_left_is_told_from_the_norm_of_all() -> None:
+    model, x = normed()
+    small, *expected = proof(model, x, {"0": (1, 2, 5)})
+    small[1] = nn.Identity()  # type: ignore[operator]
+    for one in expected:
+        with pytest.raises(VerificationError, match=r"^the cut network has 38 parameters, the plan predicts 44$"):
+            one.check(small)
+    small[1] = nn.LayerNorm(3, eps=0.1).double()  # type: ignore[operator]
+    for one in expected:
+        with pytest.raises(VerificationError, match=DIFFERS):
+            one.check(small)
+
+
+@pytest.mark.parametrize("kept", [{"2": (0, 3)}, {"0": tuple(range(6)), "2": (0, 3)}])
+def test_where_the_norm_keeps_all_its_units_the_truth_is_the_gated_original(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = normed()
+    a, norm, b, _, c = model  # type: ignore[misc]
+    wanted = c(torch.tanh(b(norm(a(x)))) * torch.tensor([1, 0, 0, 1]).double())
+    small, expected, _ = proof(model, x, kept)
+    torch.testing.assert_close(expected.outputs, wanted, rtol=1e-13, atol=1e-13)
+    assert expected.check(small) < 1e-14
+    shifting(monkeypatch, None, lambda mask: mask.roll(1))
+    small, expected, _ = proof(model, x, kept)
+    torch.testing.assert_close(expected.outputs, wanted, rtol=1e-13, atol=1e-13)
+    with pytest.raises(VerificationError, match=DIFFERS):
+        expected.check(small)
+
+
+# ---------------------------------------------------------------- outputs that prove nothing
 
 
 class Logarithm(nn.Module):
@@ -189,34 +386,53 @@ class Written(nn.Module):
             h = h.view(-1, 2, 4).reshape(-1, 8)
         return self.b(h)
 
+    def gated(self, x: Tensor, gates: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)) * gates)
+
+
+@pytest.mark.parametrize("form", ["reshape", "view"])
+def test_a_sliced_copy_that_does_not_run_proves_nothing(form: str) -> None:
+    model = Written(form).double()
+    small, *expected = proof(model, X, {"a": (0, 5)})
+    for one in expected:
+        with pytest.raises(VerificationError) as caught:
+            one.check(small)
+        text = str(caught.value)
+        assert text.startswith("the cut network does not run (RuntimeError: ")
+        assert text.endswith("); its forward uses sizes that are written in its code")
+
 
 @pytest.mark.parametrize("form", ["reshape", "view"])
 @pytest.mark.parametrize("left", range(1, 8))
-def test_a_width_written_in_forward_is_refused_with_nothing_half_done(form: str, left: int) -> None:
+def test_a_width_written_in_forward_is_replaced_and_the_original_left_alone(form: str, left: int) -> None:
     model = Written(form).double().train()
     same = unchanged(model)
-    with pytest.raises(VerificationError) as caught:
-        sc.cut(model, sc.Plan.from_kept({"a": range(left)}))
-    text = str(caught.value)
-    assert text.startswith("the cut network does not run (RuntimeError: ")
-    assert text.endswith("); its forward uses sizes that are written in its code")
+    small = sc.cut(model, sc.Plan.from_kept({"a": range(left)}))
+    torch.testing.assert_close(small(X), model.gated(X, (torch.arange(8) < left).double()), rtol=1e-12, atol=1e-12)
+    assert (small.a.out_features, small.b.in_features) == (left, left)  # type: ignore[union-attr]
+    assert sum(p.numel() for p in small.parameters()) == 4 * left + 2 * left + 2
+    assert small.training
     assert same()
     assert (model.a.out_features, model.b.in_features) == (8, 8)
 
 
-def test_groups_written_in_forward_are_refused_too() -> None:
+def test_groups_written_in_forward_are_replaced_too() -> None:
     model = Written("heads").double()
-    units = sc.find_units(model, torch.zeros(2, 3))
-    assert sorted(unit_set.size for unit_set in units) == [2, 4]
-    for unit_set in units:
-        with pytest.raises(VerificationError, match="its forward uses sizes that are written in its code"):
-            sc.cut(model, sc.Plan.from_kept({unit_set.name: [0]}))
+    sets = {unit_set.name: unit_set.size for unit_set in sc.find_units(model, X)}
+    assert sets == {"a[0]": 2, "a[1]": 4}
+    for kept in ({"a[0]": [1]}, {"a[1]": [0, 2, 3]}, {"a[0]": [0], "a[1]": [1, 2]}):
+        outer, inner = (torch.tensor([i in kept.get(s, range(n)) for i in range(n)]).double() for s, n in sets.items())
+        small = sc.cut(model, sc.Plan.from_kept(kept, X))
+        wanted = model.gated(X, torch.outer(outer, inner).flatten())
+        torch.testing.assert_close(small(X), wanted, rtol=1e-12, atol=1e-12)
+        assert len(small.a.weight) == outer.sum() * inner.sum()  # type: ignore[union-attr, arg-type]
 
 
 def test_a_width_written_in_forward_is_no_harm_where_it_is_not_cut() -> None:
     model = Written("reshape").double()
-    x = torch.randn(4, 3).double()
-    assert torch.equal(sc.cut(model, sc.Plan.from_kept({"a": range(8)}))(x), model(x))
+    small = sc.cut(model, sc.Plan.from_kept({"a": range(8)}))
+    assert torch.equal(small(X), model(X))
+    assert type(small) is Written
 
 
 # ---------------------------------------------------------------- dtypes

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from cases import CASES, in_batches, targets
-from secateur import find_units, reference
+from secateur import Plan, Units, cut, find_units, reference
+from secateur.errors import ModelError
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import LOSSES, cross_entropy
 from secateur.saliency.oracle import oracle
@@ -104,3 +105,53 @@ def test_the_oracle_takes_any_loss() -> None:
     rises = oracle(Gated(case.model, units, (case.x, case.y), share_wrong), ones(case.model, units))
     assert_equal(rises, reference.leave_one_out(case.model, units, (case.x,), case.y, share_wrong), 1.0)
     assert bool((rises != 0).any())
+
+
+class Normed(nn.Module):
+    """A LayerNorm over the width of a residual stream, a mean over its units, an inner layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.inner = nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 4)
+        self.back, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = h + self.back(torch.tanh(self.inner(self.norm(h))))
+        return self.last(h - h.mean(-1, keepdim=True))
+
+
+def test_the_oracle_of_sliced_units_is_the_loss_of_the_cut_network() -> None:
+    torch.manual_seed(0)
+    model = Normed().double()
+    x, y = torch.randn(7, 3, dtype=torch.float64), torch.randint(0, 2, (7,))
+    units = find_units(model, x, include="all")
+    assert {s.name: (s.removal, s.kind) for s in units} == {"first": ("sliced", "neuron"), "inner": ("gated", "neuron")}
+    gated = Gated(model, units, in_batches(x, y, [3]), "cross_entropy")
+    gone = torch.ones(units.total, dtype=torch.float64)
+    gone[[1, 6]] = 0
+    for g in (torch.ones_like(gone), gone):
+        rises = oracle(gated, g)
+        here = loss_of_cut(model, units, g, x, y)
+        assert gated.loss(g) == pytest.approx(here, rel=1e-12)
+        assert gated.evaluate(g)[0] == pytest.approx(here, rel=1e-12)
+        for k in g.nonzero()[:, 0].tolist():
+            without = g.clone()
+            without[k] = 0
+            assert rises[k].item() == pytest.approx(loss_of_cut(model, units, without, x, y) - here, abs=1e-12)
+
+
+def loss_of_cut(model: nn.Module, units: Units, g: Tensor, x: Tensor, y: Tensor) -> float:
+    kept = {name: piece.nonzero()[:, 0].tolist() for name, piece in units.split(g).items()}
+    return cross_entropy(cut(model, Plan.from_kept(kept, x))(x), y).item()
+
+
+def test_gates_between_0_and_1_beside_removed_sliced_units_are_refused() -> None:
+    model = Normed().double()
+    x = torch.randn(3, 3, dtype=torch.float64)
+    units = find_units(model, x, include="all")
+    gated = Gated(model, units, (x, torch.zeros(3, dtype=torch.long)), "cross_entropy")
+    g = torch.ones(units.total, dtype=torch.float64)
+    g[0], g[-1] = 0, 0.5
+    with pytest.raises(ModelError, match=r"^where units of sliced sets are removed, gates can only be 0 or 1$"):
+        gated.loss(g)

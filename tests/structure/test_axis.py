@@ -10,7 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.structure.axis import Axis, cat, count, expand, find, fix, leaf, leaves, product, unify
+from secateur.structure.axis import (
+    BATCH,
+    Axis,
+    Left,
+    Samples,
+    cat,
+    count,
+    expand,
+    find,
+    fix,
+    is_fixed,
+    leaf,
+    leaves,
+    mark_sliced,
+    product,
+    unify,
+)
 
 # An expression: a leaf, or ("cat" | "product", expressions). Leaves may occur twice.
 Expression = Axis | tuple[str, list["Expression"]]
@@ -311,6 +327,47 @@ def test_the_first_reason_stays() -> None:
     fix(axis, "second")
     fix(axis, "third")
     assert [one.reason for one in leaves(axis)] == ["first", "second"]
+
+
+@pytest.mark.parametrize("other", [6, ["cat", 2, 4], ["product", 2, 3], ["cat", ["product", 2, 2], 2]], ids=str)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_sliced_stays_so_and_is_not_fixed(other: int | list, swapped: bool) -> None:
+    a, b = leaf(6), written(other)
+    mark_sliced(a, "why")
+    unify(*((b, a) if swapped else (a, b)))
+    mark_sliced(b, "another")
+    assert {(one.sliced, one.reason) for one in leaves(a) + leaves(b)} == {("why", None)}
+    assert not is_fixed(a)
+
+
+def test_a_leaf_can_be_sliced_and_fixed() -> None:
+    axis, other = leaf(4), leaf(4, "fixed")
+    mark_sliced(axis, "sliced")
+    unify(axis, other)
+    assert [(one.sliced, one.reason) for one in leaves(axis)] == [("sliced", "fixed")]
+    assert is_fixed(axis)
+
+
+@given(st.data())
+@patient
+def test_what_is_left_is_what_the_masks_keep(data: st.DataObject) -> None:
+    axis = build(data.draw(expressions(data.draw(SIZES), [])))
+    left = Left(data.draw(masks_of(free(axis)[::2])))  # the others are whole
+    kept = [bool(value) for value in expand(axis, {one: mask.double() for one, mask in left.masks.items()}, ONE)]
+    assert left.mask(axis).tolist() == kept
+    assert left.indices(axis).tolist() == [i for i, here in enumerate(kept) if here]
+    assert left.count(axis) == left.size(axis, axis.size) == sum(kept)
+    assert [left.before(axis, i) for i in range(axis.size + 1)] == [0, *accumulate(map(int, kept))]
+
+
+def test_a_size_of_samples_is_a_multiple_of_their_number() -> None:
+    units, batch = leaf(4), leaf(BATCH)
+    left = Left({units: torch.tensor([True, False, True, True])})
+    assert left.size(product([batch, units]), None) == Samples(3)
+    assert left.size(batch, None) == Samples(1)
+    assert left.size(units, 4) == 3
+    given = object()  # neither a number nor of samples
+    assert left.size(units, given) is given
 
 
 @pytest.mark.parametrize("lead", [(5,), (2, 3)])

@@ -199,6 +199,6 @@ def test_a_model_that_starts_with_a_dense_layer_tells_its_inputs(model: nn.Modul
 )
 def test_inputs_are_not_guessed_of_another_model(model: nn.Module) -> None:
     with pytest.raises(
-        ModelError, match=r"^the plan says nothing of the model's inputs: pass example_inputs to Plan\.from_kept$"
+        ModelError, match=r"^the model's inputs are not known: give example inputs, to Plan\.from_kept or as --data$"
     ):
         InputSpec.guess(model)

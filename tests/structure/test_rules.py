@@ -3,6 +3,7 @@
 # ruff: noqa: ARG005 - all functions of the table have one signature
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -80,6 +81,10 @@ def made(reason: str) -> dict[str, str]:
     return {"first.weight[0]": reason}
 
 
+def sliced(reason: str) -> dict[str, str]:
+    return {"first": f"{reason}; include='all' removes it as sliced"}
+
+
 FREE = {"first": 6}
 POSITIONS = {"last.weight[1]": "a model input"}
 IN_FORWARD = "a tensor made in forward, not a parameter or buffer"
@@ -127,15 +132,84 @@ EXAMPLES = {
     "sum": Example(lambda m, x, h: h * h.sum(-1, keepdim=True), FREE),
     "sum of everything": Example(lambda m, x, h: h + h.sum(), FREE),
     "sum over positions": Example(lambda m, x, h: h.sum(1), FREE, positions=3),
-    "mean": Example(lambda m, x, h: h - h.mean(-1, keepdim=True), {}, made("a mean is taken over it")),
-    "mean of everything": Example(lambda m, x, h: h - h.mean(), {}, made("a mean is taken over it")),
+    "a norm": Example(lambda m, x, h: h / h.norm(dim=-1, keepdim=True), FREE),
+    "the largest of all": Example(
+        lambda m, x, h: h / torch.linalg.vector_norm(h, float("inf"), -1, keepdim=True), FREE
+    ),
+    "a number of nonzeros": Example(
+        lambda m, x, h: h * h.norm(0, -1, keepdim=True), {}, made("a norm of order 0 is taken over it")
+    ),
+    "einsum": Example(
+        lambda m, x, h: torch.einsum("ni,io->no", h, m.w), {"first": 6, "w": 5}, {}, {"w": weight(6, 5)}, 5
+    ),
+    "einsum with dots and without a result": Example(
+        lambda m, x, h: torch.einsum("...i,io", h, m.w).sum(1), {"first": 6, "w": 5}, {}, {"w": weight(6, 5)}, 5,
+        positions=3,
+    ),
+    "bilinear": Example(
+        lambda m, x, h: m.both(h, torch.tanh(h)), {"first": 6, "both": 5}, {}, {"both": lambda: nn.Bilinear(6, 6, 5)}, 5
+    ),
+    # statistics over units
+    "mean": Example(lambda m, x, h: h - h.mean(-1, keepdim=True), {}, sliced("a mean is taken over it")),
+    "mean of everything": Example(lambda m, x, h: h - h.mean(), {}, sliced("a mean is taken over it")),
     "mean over positions": Example(lambda m, x, h: h.mean(1), FREE, positions=3),
+    "variance": Example(
+        lambda m, x, h: h / (1 + h.var(-1, unbiased=False, keepdim=True)), {}, sliced("var is taken over it")
+    ),
+    "maximum": Example(lambda m, x, h: h - h.amax(-1, keepdim=True), {}, sliced("amax is taken over it")),
+    "maximum with its place": Example(
+        lambda m, x, h: h - h.max(-1, keepdim=True).values, {}, sliced("max is taken over it")
+    ),
+    "the place of the maximum": Example(
+        lambda m, x, h: h * h.max(-1, keepdim=True).indices, {}, made("max counts along it")
+    ),
+    "the larger of two": Example(lambda m, x, h: torch.max(h, -2 * h), FREE),
+    "layer_norm": Example(
+        lambda m, x, h: m.norm(h), {}, sliced("layer_norm averages over it"), {"norm": lambda: nn.LayerNorm(6)}
+    ),
+    "rms_norm": Example(
+        lambda m, x, h: m.norm(h), {}, sliced("rms_norm averages over it"), {"norm": lambda: nn.RMSNorm(6)}
+    ),
+    "all": Example(lambda m, x, h: h * (h > -0.3).all(-1, keepdim=True), {}, sliced("all is taken over it")),
+    # some positions or units
+    "cumsum": Example(lambda m, x, h: h.cumsum(-1), {}, made("cumsum goes along it")),
+    "cumsum over positions": Example(lambda m, x, h: h.cumsum(1).sum(1), FREE, positions=3),
+    "sort, which has two outputs": Example(lambda m, x, h: h.sort(-1).values, {}, both("sort orders it")),
+    "sort of positions": Example(lambda m, x, h: h.sort(1).values[:, -1], FREE, positions=3),
+    "flip": Example(lambda m, x, h: h.flip(-1), {}, made("flip reorders it")),
+    "one unit": Example(lambda m, x, h: h * h[:, 2, None], {}, made("one position is selected")),
+    "every unit alone": Example(
+        lambda m, x, h: torch.stack(h.unbind(-1), -1), {},
+        {"first.weight[0]": "it is unbound", "last.weight[1]": "it counts stacked tensors"},
+    ),
+    "units by index": Example(
+        lambda m, x, h: h * h[:, m.place], {}, made("it is indexed"), {"place": lambda: nn.Buffer(torch.arange(6))}
+    ),
+    "every second unit": Example(
+        lambda m, x, h: h[:, ::2], {"first": 3}, made("slice takes one of each group"), consumed=3
+    ),
+    "some units before others": Example(
+        lambda m, x, h: torch.cat([h[:, 4:], torch.tanh(h[:, :4])], 1), {"first[0]": 4, "first[1]": 2}
+    ),
+    "halves": Example(lambda m, x, h: torch.mul(*h.chunk(2, -1)), {"first": 3}, consumed=3),
+    "a gated half": Example(lambda m, x, h: F.glu(h), {"first": 3}, made("the halves of glu"), consumed=3),
+    "parts in another order": Example(
+        lambda m, x, h: torch.cat(h.split([2, 4], -1)[::-1], -1), {"first[0]": 2, "first[1]": 4}
+    ),
+    "units before constants": Example(
+        lambda m, x, h: F.pad(torch.tanh(h), (0, 2), value=1.0), {"first": 6, "last.weight[1]": 2}, consumed=8
+    ),
+    "twice": Example(
+        lambda m, x, h: h.repeat(1, 2) * m.other(x), {"first": 6, "other": 2}, {}, {"other": dense(4, 12)}, 12
+    ),
     # no rule
-    "cumsum": Example(lambda m, x, h: h.cumsum(-1), {}, both("no rule for cumsum")),
-    "sort, which has two outputs": Example(lambda m, x, h: h.sort(-1).values, {}, both("no rule for sort")),
+    "no rule": Example(lambda m, x, h: h.renorm(2, 0, 1.0), {}, both("no rule for renorm")),
+    "no rule for two outputs": Example(
+        lambda m, x, h: torch.linalg.qr(h).Q.sum(1), {}, both("no rule for linalg_qr"), consumed=3, positions=3
+    ),
     "no rule beside a branch": Example(
-        lambda m, x, h: h + m.other(x).cumsum(-1), {},
-        made("no rule for cumsum") | {"other.weight[0]": "no rule for cumsum"},
+        lambda m, x, h: h + m.other(x).renorm(2, 0, 1.0), {},
+        made("no rule for renorm") | {"other.weight[0]": "no rule for renorm"},
         {"other": dense(4, 6)},
     ),
     "a tensor made in forward": Example(
@@ -234,7 +308,9 @@ def test_what_can_be_removed_and_why_the_rest_cannot(name: str) -> None:
 
 
 WITH_UNITS = [name for name, example in EXAMPLES.items() if example.sets]
-WITHOUT_OUTGOING = {"sum", "sum of everything", "units against units", "a product of weights"}
+WITHOUT_OUTGOING = {
+    "sum", "sum of everything", "a norm", "the largest of all", "units against units", "a product of weights",
+}  # fmt: skip
 WRITTEN_SIZES = {"two factors", "two factors exchanged", "softmax over a factor"}  # in forward: not cut as they are
 
 
@@ -312,6 +388,42 @@ def test_the_factors_of_a_layer_are_rows_and_columns_of_its_units() -> None:
 def test_batch_norm_has_four_numbers_for_each_unit() -> None:
     names = ["norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
     assert {(name, 0) for name in names} <= set(rows("batch_norm", "first"))
+
+
+SLICED = [name for name, example in EXAMPLES.items() if any("include='all'" in r for r in example.fixed.values())]
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_what_a_statistic_is_taken_over_is_removed_as_sliced(name: str) -> None:
+    model, x, _ = found(name)
+    units, keep = find_units(model, x, "all"), [1, 2, 5]
+    assert [(s.name, s.size, s.removal) for s in units] == [("first", 6, "sliced")]
+    assert {f.reason for f in units.fixed} == {"a model input", "a model output"}
+    small, difference = cut_units(model, units, Plan.from_kept({"first": keep}, x), as_call(x))
+    assert difference < 1e-12
+    kept = deepcopy(model)
+    kept.first.weight.data, kept.first.bias.data = model.first.weight[keep], model.first.bias[keep]
+    kept.last.weight.data = model.last.weight[:, keep]
+    if hasattr(kept, "norm"):
+        kept.norm = type(kept.norm)(3).double()
+    torch.testing.assert_close(small(x), kept(x), rtol=1e-12, atol=1e-12)
+    gated = functional_call(model, gated_weights(model, units, torch.tensor([0, 1, 1, 0, 0, 1]).double()), (x,))
+    assert (small(x) - gated).abs().max() > 1e-3
+
+
+def test_units_that_a_slice_leaves_out_are_free() -> None:
+    torch.manual_seed(0)
+    model, x = Between(lambda m, x, h: h[:, 1:4], 3, {}).double(), torch.randn(5, 4).double()
+    units = find_units(model, x)
+    assert {s.name: (s.size, len(s.consumers)) for s in units} == {
+        "first[0]": (1, 0), "first[1]": (3, 1), "first[2]": (2, 0),
+    }  # fmt: skip
+    rises = score(model, (x, torch.randn(5, 2).double()), "squared_error", units=units)
+    assert rises["first[2]"].tolist() == [0, 0]
+    assert rises["first[1]"].abs().min() > 0
+    small, _ = cut_units(model, units, Plan.from_kept({"first[2]": [0]}, x), as_call(x))
+    assert torch.equal(small(x), model(x))
+    assert len(small.first.weight) == 5
 
 
 def test_dropout_that_stays_on_is_random() -> None:

@@ -131,11 +131,53 @@ def test_the_table_shows_every_set_and_every_reason(name: str) -> None:
     assert f"{len(units)} unit sets, {units.total} units" in text
     assert f"{len(units.fixed)} axes are fixed" in text
     for s in units:
-        cost = [str(s.params_per_unit), str(s.bytes_per_unit), "B"]
-        assert [s.name, "neuron", str(s.size), *cost, "gated"] in lines
+        cost = [str(s.params_per_unit), str(s.bytes_per_unit), "B", str(s.macs_per_unit)]
+        assert [s.name, "neuron", str(s.size), *cost, *", ".join(s.consumed_by).split(), "gated"] in lines
     assert units.fixed
     for fixed in units.fixed:
         assert [fixed.name, str(fixed.size), *fixed.reason.split()] in lines
+
+
+def test_the_table_of_a_known_network_is_this() -> None:
+    _, units = found("branches")
+    assert str(units) == (
+        "2 unit sets, 10 units\n"
+        "unit set  kind    size  params/unit  bytes/unit  MACs/unit  consumers     removal\n"
+        "left      neuron     6           29       232 B         37  shared, last  gated\n"
+        "right     neuron     4           15       120 B         14  back, last    gated\n"
+        "\n"
+        "2 axes are fixed\n"
+        "fixed           size  why\n"
+        "last.weight[0]     3  a model output\n"
+        "left.weight[1]     5  a model input"
+    )
+
+
+class Fan(nn.Module):
+    """One layer consumed by many."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.first, self.many = nn.Linear(4, 3), nn.ModuleList(nn.Linear(3, 2) for _ in range(n))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = torch.tanh(self.first(x))
+        return [layer(h) for layer in self.many]
+
+
+def test_many_consumers_and_many_fixed_axes_are_counted() -> None:
+    units = find_units(Fan(25), torch.zeros(2, 4))
+    assert units["first"].consumed_by == [f"many.{i}" for i in range(25)]
+    assert str(units) == (
+        "1 unit sets, 3 units\n"
+        "unit set  kind    size  params/unit  bytes/unit  MACs/unit  consumers                   removal\n"
+        "first     neuron     3           55       220 B         54  many.0, many.1 and 23 more  gated\n"
+        "\n"
+        "26 axes are fixed\n"
+        "fixed              and more  why\n"
+        "many.24.weight[0]        24  a model output\n"
+        "first.weight[1]              a model input"
+    )
 
 
 def test_inputs_and_outputs_are_fixed() -> None:
@@ -164,10 +206,30 @@ def test_macs_of_what_is_left_are_those_of_the_cut_network(name: str) -> None:
     assert counter.get_total_flops() == 2 * len(case.x) * units.macs(kept)
 
 
+@pytest.mark.parametrize(("name", "unit_set"), SETS)
+def test_macs_of_a_unit_are_those_that_go_with_it(name: str, unit_set: str) -> None:
+    _, units = found(name)
+    size = units[unit_set].size
+    assert units[unit_set].macs_per_unit == units.macs({}) - units.macs({unit_set: size - 1}) > 0
+
+
+def test_macs_of_known_networks() -> None:
+    _, units = found("branches")
+    left, right = units["left"], units["right"]
+    assert units.net.macs  # a product of sizes for each layer called
+    assert len(units.net.macs) == len(["left", "right", "back", "shared", "shared", "last"])
+    assert units.macs({}) == 5 * 6 + 5 * 4 + 4 * 6 + 2 * 6 * 6 + 16 * 3
+    assert units.macs({"left": 2, "right": 3}) == 5 * 2 + 5 * 3 + 3 * 2 + 2 * 2 * 2 + (2 + 3 + 2) * 3
+    assert (left.macs_per_unit, right.macs_per_unit) == (5 + 4 + 2 * (6 + 5) + 2 * 3, 5 + 6 + 3)
+    _, units = found("flattened_units")
+    assert units.macs({}) == 3 * 2 * 4 + 12 * 2
+    assert units["0"].macs_per_unit == 3 * 2 + 3 * 2
+
+
 def test_macs_behind_an_operation_without_a_rule_are_of_one_sample() -> None:
     class Summed(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
-            return self[1](self[0](x).cumsum(-1))
+            return self[1](self[0](x).renorm(2, 0, 1.0))
 
     units = find_units(Summed(nn.Linear(4, 6), nn.Linear(6, 2)), torch.zeros(3, 4))
     assert units.macs({}) == 4 * 6 + 6 * 2

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from torch import nn
 
 from secateur.cutting.attributes import update_attributes
-from secateur.cutting.slices import gates, sliced_copy
-from secateur.cutting.verify import verify
-from secateur.errors import PlanError
+from secateur.cutting.captured_forward import graph_network
+from secateur.cutting.repair import repair
+from secateur.cutting.slices import sliced_copy, survivors
+from secateur.cutting.verify import Truth, exact_truth, truth
+from secateur.errors import ModelError, PlanError, VerificationError
 from secateur.planning.plan import Plan
 from secateur.structure.inputs import Call, InputSpec
+from secateur.structure.sliced import slice_graph
 from secateur.structure.units import Units, require_units, units_of
 
 
@@ -37,20 +42,50 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    inputs = (plan.inputs or InputSpec.guess(model)).sample(model)
-    units = require_units(units_of(model, inputs))
+    units = require_units(_units(model, plan.inputs or InputSpec.guess(model)))
     for unit_set in units:
         planned = plan.sizes.get(unit_set.name, unit_set.size)
         if plan.start is not None and planned != unit_set.size:
             raise PlanError(
                 f"the plan was made for {planned} units of {unit_set.name!r}, the model has {unit_set.size}"
             )
-    return cut_units(model, units, plan, inputs)[0]
+    return cut_units(model, units, plan, units.captured.spec.sample(model))[0]
+
+
+def _units(model: nn.Module, spec: InputSpec) -> Units:
+    """All of them; where the code fixes the number of samples, for as many as the example had."""
+    if spec.samples is None:
+        return units_of(model, spec.sample(model), "all")
+    with contextlib.suppress(ModelError):
+        units = units_of(model, spec.sample(model), "all")
+        if units.captured.spec.fixed is None:
+            return units
+    return units_of(model, spec.sample(model, spec.samples), "all")
 
 
 def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[nn.Module, float]:
-    """The same with the units known: the new network, and its largest difference on these inputs."""
-    g = gates(model, units, plan.kept)
-    small = sliced_copy(model, units, plan.kept)
-    update_attributes(small)
-    return small, verify(model, small, units, g, call)
+    """The same with the units known: the new network, and its largest difference on these inputs.
+
+    Sliced weights and the sizes of `torch.nn` modules are enough for most; else the numbers of other modules are
+    repaired; else the pruned graph itself is the network.
+    """
+    left = survivors(units, plan.kept)
+    small = sliced_copy(model, units, left)
+    sliced = slice_graph(units.captured, units.net, left)
+    expected = truth(model, small, units, sliced, plan.kept, call)
+    sample = units.captured.spec.sample(model, 2)
+    exact = exact_truth(small, units, sliced, plan.kept, sample)
+    update_attributes(small, units.net, left)
+    if not _proven(small, expected, exact):
+        repair(model, small, units.captured, sliced, sample)
+        if not _proven(small, expected, exact):
+            small = graph_network(small, units.captured, sliced)
+    return small, expected.check(small)
+
+
+def _proven(small: nn.Module, *truths: Truth | None) -> bool:
+    """Whether a network computes what it should."""
+    try:
+        return all(one.check(small) >= 0 for one in truths if one is not None)
+    except VerificationError:
+        return False

@@ -10,36 +10,38 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError, PlanError
 from secateur.saliency.gates import ones
-from secateur.structure.axis import Axis, expand
+from secateur.structure.axis import Axis, Left
+from secateur.structure.sliced import slice_tensor
 from secateur.structure.units import Units
 
 
-def masks(units: Units, kept: Mapping[str, tuple[int, ...]]) -> dict[Axis, Tensor]:
-    """For each unit set which units stay.
+def survivors(units: Units, kept: Mapping[str, tuple[int, ...]]) -> Left:
+    """What is left of every axis.
 
     Raises:
         PlanError: A name or an index is none of the model's, or a set would lose all its units.
     """
     names = [unit_set.name for unit_set in units]
-    made = {}
+    made: dict[Axis, Tensor] = {}
     for name, indices in kept.items():
         if name not in names:
-            raise PlanError(f"the plan keeps units of {name!r}; the model's unit sets are: {', '.join(names)}")
+            why = next((f", which cannot lose any: {one.reason}" for one in units.fixed if one.name == name), "")
+            raise PlanError(f"the plan keeps units of {name!r}{why}; the model's unit sets are: {', '.join(names)}")
         unit_set = units[name]
         if not indices or min(indices) < 0 or max(indices) >= unit_set.size:
             raise PlanError(f"the plan keeps {list(indices)} of {name!r}, which has units 0 to {unit_set.size - 1}")
         made[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
         made[unit_set.axis][list(indices)] = True
-    return made
+    return Left(made)
 
 
 def gates(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> Tensor:
     """One gate per unit [units.total]: 1 kept, 0 removed.
 
     Raises:
-        PlanError: As `masks`.
+        PlanError: As `survivors`.
     """
-    left = masks(units, kept)
+    left = survivors(units, kept).masks
     g = ones(model, units)
     for unit_set, piece in zip(units, units.split(g).values(), strict=True):
         if unit_set.axis in left:
@@ -47,7 +49,7 @@ def gates(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -
     return g
 
 
-def sliced_copy(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> nn.Module:
+def sliced_copy(model: nn.Module, units: Units, left: Left) -> nn.Module:
     """The model again, with only the kept units' slices of every parameter and buffer.
 
     Values are copied, so that no view writes the old storage out; ties between parameters, hooks, devices,
@@ -56,13 +58,9 @@ def sliced_copy(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ..
     Raises:
         ModelError: The model cannot be copied.
     """
-    left = masks(units, kept)
-    one = torch.ones(1, dtype=torch.bool)
     memo: dict[int, object] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        piece = tensor.detach().clone()
-        for dim, axis in enumerate(units.axes.get(name, [])):
-            piece = piece.index_select(dim, expand(axis, left, one).nonzero()[:, 0].to(piece.device))
+        piece = slice_tensor(tensor.detach(), units.axes.get(name, []), left).clone()
         memo[id(tensor)] = nn.Parameter(piece, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else piece
     try:
         return copy.deepcopy(model, memo)  # takes the sliced tensors wherever it meets the old ones

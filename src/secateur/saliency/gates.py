@@ -6,7 +6,7 @@ does not depend on a gate is computed once per batch and kept; only the rest, th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 from secateur.errors import DataError, ModelError
 from secateur.saliency.data import batches
 from secateur.saliency.losses import LossFunction, correct, differentiable, evaluate, find_loss
-from secateur.structure.axis import Axis
+from secateur.structure.axis import Axis, Left, leaves
 from secateur.structure.capture import check_finite, evaluating
 from secateur.structure.inputs import Call, sample_weight
 from secateur.structure.run import bind, compile_graph, outputs
+from secateur.structure.sliced import sliced_network
 from secateur.structure.units import Units
 
 
@@ -33,9 +34,10 @@ class Edge(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """One batch: its share of the samples, the values that no gate changes, its targets."""
+    """One batch: its share of the samples, its inputs, the values that no gate changes, its targets."""
 
     share: float
+    call: Call
     frontier: tuple[Any, ...]
     targets: Any
 
@@ -108,12 +110,13 @@ def _insert_gates(units: Units) -> tuple[fx.Graph, list[Edge]]:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(units.captured.graph, copies))
-    edges: dict[tuple[Any, int], Edge] = {}
+    edges: dict[tuple[Any, ...], Edge] = {}
+    gated: dict[tuple[fx.Node, fx.Node], fx.Node] = {}  # an operand of a node, with the gates that it has so far
     for consumer in dict.fromkeys(consumer for unit_set in units for consumer in unit_set.consumers):
         node = copies[consumer.node]
-        position = consumer.node.args.index(consumer.operand)
-        operand = node.args[position]
-        key = (operand, consumer.dim)
+        place = (node, copies[consumer.operand])
+        operand = gated.get(place, place[1])
+        key = (operand, consumer.dim, *leaves(consumer.axis))
         if key not in edges:
             with graph.inserting_before(next(iter(graph.nodes))):
                 gate = graph.placeholder(f"gate_{len(edges)}")
@@ -121,7 +124,8 @@ def _insert_gates(units: Units) -> tuple[fx.Graph, list[Edge]]:
                 product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, gate))
             after = consumer.operand.meta["val"].ndim - consumer.dim - 1
             edges[key] = Edge(product, gate, consumer.axis, consumer.dim, after)
-        node.update_arg(position, edges[key].node)
+        node.replace_input_with(operand, edges[key].node)
+        gated[place] = edges[key].node
     return graph, list(edges.values())
 
 
@@ -173,7 +177,7 @@ class Gated:
     def _cache(self, data: Any) -> list[Cached]:
         kept = [(batch, self.graph.frontier(self.model, batch.call)) for batch in batches(self.model, data)]
         n = sum(batch.size for batch, _ in kept)
-        return [Cached(batch.size / n, frontier, batch.targets) for batch, frontier in kept]
+        return [Cached(batch.size / n, batch.call, frontier, batch.targets) for batch, frontier in kept]
 
     @property
     def has_data(self) -> bool:
@@ -208,27 +212,53 @@ class Gated:
         return self._loss
 
     def losses(self, g: Tensor) -> Iterator[Tensor]:
-        """E(g) in pieces that add up, one per batch; differentiable in g."""
+        """E(g) in pieces that add up, one per batch; differentiable in g.
+
+        Where a norm is taken over units its statistics do not see their gates: in units of sliced sets this is
+        an approximation, unlike `loss` and `evaluate`.
+        """
         for batch in self.cached:
             out = self.graph.run(batch.frontier, g)
             yield batch.share * differentiable(self.loss_function, out, batch.targets)
 
     def loss(self, g: Tensor) -> float:
-        """E(g)."""
+        """E(g); units gone from sliced sets are sliced out."""
         with torch.no_grad():
-            return sum(piece.double().item() for piece in self.losses(g))
+            return sum(
+                batch.share * differentiable(self.loss_function, out, batch.targets).double().item()
+                for batch, out in self._outputs(g)
+            )
 
     def evaluate(self, g: Tensor) -> tuple[float, float | None]:
         """E(g) and the accuracy, None where there are no classes."""
         total, right, predictions = 0.0, 0, 0
         with torch.no_grad():
-            for batch in self.cached:
-                out = self.graph.run(batch.frontier, g)
+            for batch, out in self._outputs(g):
                 total += batch.share * evaluate(self.loss_function, out, batch.targets).double().item()
                 hits = correct(self.loss_function, out, batch.targets)
                 if hits is not None:
                     right, predictions = right + int(hits.sum()), predictions + hits.numel()
         return total, right / predictions if predictions else None
+
+    def _outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
+        """What the network returns for each batch."""
+        pieces = self.units.split(g)
+        if any(bool((pieces[s.name] == 0).any()) for s in self.units if s.removal == "sliced"):
+            network = self._sliced(pieces)
+            yield from ((batch, network(batch.call)) for batch in self.cached)
+        else:
+            yield from ((batch, self.graph.run(batch.frontier, g)) for batch in self.cached)
+
+    def _sliced(self, pieces: dict[str, Tensor]) -> Callable[[Call], Any]:
+        """The network without the units of gate 0.
+
+        Raises:
+            ModelError: There are other gates than 0 and 1.
+        """
+        if any(bool(((piece != 0) & (piece != 1)).any()) for piece in pieces.values()):
+            raise ModelError("where units of sliced sets are removed, gates can only be 0 or 1")
+        left = Left({unit_set.axis: (pieces[unit_set.name] != 0).cpu() for unit_set in self.units})
+        return sliced_network(self.units.captured, self.units.net, self.model, left)
 
     def gradient(self, g: Tensor) -> Tensor:
         """∂E/∂g [K], float64."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Gated, derivative
@@ -19,9 +20,10 @@ def hessian(gated: Gated, g: Tensor) -> Tensor:
     second = torch.zeros_like(first)
     active = g.nonzero()[:, 0].tolist()
     g = g.detach().requires_grad_()
-    for piece in gated.losses(g):
-        gradient = derivative(piece, g, create_graph=True)
-        first += gradient.detach().double()
-        for k in active:
-            second[k] += derivative(gradient[k], g, retain_graph=True)[k].double()
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention that PyTorch differentiates twice
+        for piece in gated.losses(g):
+            gradient = derivative(piece, g, create_graph=True)
+            first += gradient.detach().double()
+            for k in active:
+                second[k] += derivative(gradient[k], g, retain_graph=True)[k].double()
     return -first + 0.5 * second

@@ -7,17 +7,21 @@ An axis is a union-find node that is one of
 * a *product* of axes, whose sizes multiply, the first factor slowest: ``flatten``, heads × width.
 
 `unify(a, b)` states that two axes are the same and refines both until they are equal. What cannot be
-refined (a boundary inside a group, sizes without a common factor) is *fixed*, with a reason.
+refined (a boundary inside a group, sizes without a common factor) is *fixed*, with a reason. A leaf that some
+statistic is taken over (a LayerNorm's) can lose units only with another result than a gate of zero has: it is
+*sliced*, with a reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+BATCH = 1_000_003  # stands for the batch size: a prime, so that it equals no real size or factor
 
 Kind = Literal["leaf", "cat", "product"]
 
@@ -25,13 +29,14 @@ Kind = Literal["leaf", "cat", "product"]
 class Axis:
     """A union-find node; make one with `leaf`, `cat` or `product`, read it through the functions below."""
 
-    __slots__ = ("kind", "link", "parts", "reason", "size")
+    __slots__ = ("kind", "link", "parts", "reason", "size", "sliced")
 
     def __init__(self, kind: Kind, size: int, parts: tuple[Axis, ...] = (), reason: str | None = None) -> None:
         self.kind: Kind = kind
         self.size = size
         self.parts = parts
         self.reason = reason  # why a leaf is fixed; None where it may be cut
+        self.sliced: str | None = None  # why cutting a leaf differs from gating it; None where it does not
         self.link: Axis | None = None
 
     def __repr__(self) -> str:
@@ -100,6 +105,17 @@ def fix(axis: Axis, reason: str) -> None:
         one.reason = one.reason or reason
 
 
+def mark_sliced(axis: Axis, reason: str) -> None:
+    """What is left of this axis decides about the values of all of it; the first reason stays."""
+    for one in leaves(axis):
+        one.sliced = one.sliced or reason
+
+
+def is_fixed(axis: Axis) -> bool:
+    """Whether nothing of this axis can be removed."""
+    return all(one.reason for one in leaves(axis))
+
+
 def unify(a: Axis, b: Axis) -> None:
     """State that both are the same axis: refine until they are equal, or fix both.
 
@@ -135,8 +151,15 @@ def unify(a: Axis, b: Axis) -> None:
 def _link(a: Axis, b: Axis) -> None:
     """`b` stands for both from now on."""
     a.link = b
+    _inherit(a, b)
+
+
+def _inherit(a: Axis, b: Axis) -> None:
+    """What is true of the leaf `a` is true of all leaves of `b`."""
     if a.kind == "leaf" and a.reason:
         fix(b, a.reason)
+    if a.kind == "leaf" and a.sliced:
+        mark_sliced(b, a.sliced)
 
 
 def _unify_segments(a: Axis, b: Axis) -> None:
@@ -165,8 +188,8 @@ def _split(axis: Axis, n: int) -> tuple[Axis, Axis]:
     """
     axis = find(axis)
     if axis.kind == "leaf":
-        head, tail = leaf(n, axis.reason), leaf(axis.size - n, axis.reason)
-        axis.link = cat([head, tail])
+        head, tail = leaf(n), leaf(axis.size - n)
+        _link(axis, cat([head, tail]))
         return head, tail
     if axis.kind == "product":
         lead, *inner = parts(axis)
@@ -198,8 +221,8 @@ def _factor(axis: Axis, n: int) -> tuple[Axis, Axis]:
     if axis.size == n:
         return leaf(1), axis
     if axis.kind == "leaf":
-        outer, inner = leaf(axis.size // n, axis.reason), leaf(n, axis.reason)
-        axis.link = product([outer, inner])
+        outer, inner = leaf(axis.size // n), leaf(n)
+        _link(axis, product([outer, inner]))
         return outer, inner
     if axis.kind == "cat":
         pairs = [_factor(part, n) for part in parts(axis)]
@@ -252,3 +275,47 @@ def expand(axis: Axis, values: Mapping[Axis, Tensor], like: Tensor) -> Tensor:
     for piece in pieces[1:]:
         whole = (whole[..., :, None] * piece[..., None, :]).flatten(-2)
     return whole
+
+
+class Samples(NamedTuple):
+    """A size that is so many times the batch size."""
+
+    times: int
+
+
+class Left:
+    """What is left of every axis when some leaves have lost units."""
+
+    def __init__(self, masks: Mapping[Axis, Tensor]) -> None:
+        self.masks = masks
+        self._counts = {axis: int(mask.sum()) for axis, mask in masks.items()}
+
+    def count(self, axis: Axis) -> int:
+        """Positions left."""
+        return count(axis, self._counts)
+
+    def size(self, axis: Axis, given: Any) -> Any:
+        """The same as an argument: a number, or where `given` is none a multiple of the batch size."""
+        left = self.count(axis)
+        if isinstance(given, int):
+            return left
+        return given if left % BATCH else Samples(left // BATCH)
+
+    def before(self, axis: Axis, position: int) -> int:
+        """Positions left among the first ones.
+
+        >>> axis = leaf(4)
+        >>> Left({axis: torch.tensor([True, False, True, True])}).before(axis, 3)
+        2
+        """
+        if not any(one in self.masks for one in leaves(axis)):
+            return position
+        return int(self.mask(axis)[:position].sum())
+
+    def mask(self, axis: Axis) -> Tensor:
+        """Which positions are left."""
+        return expand(axis, self.masks, torch.ones(1, dtype=torch.bool))
+
+    def indices(self, axis: Axis) -> Tensor:
+        """The positions left."""
+        return self.mask(axis).nonzero()[:, 0]

@@ -12,19 +12,18 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import DataError, ModelError
+from secateur.structure.axis import BATCH
 from secateur.structure.inputs import Call, InputSpec, batch_size, like_model, map_tensors, tensors
-
-BATCH = 1_000_003  # stands for the batch size in the axes: a prime, so that it equals no real size or factor
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Captured:
     inputs: tuple[str, ...]  # placeholders of the flattened user inputs
     keywords: tuple[str, ...]  # the order of keyword inputs
     outputs: tuple[int, ...]  # which graph outputs are the model's
+    in_spec: Any
     out_spec: Any
     spec: InputSpec
 
@@ -47,6 +47,12 @@ def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:
         size if isinstance(size, int) else int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, batch)))
         for size in value.shape
     )
+
+
+def module_of(node: fx.Node) -> str:
+    """The path of the module whose code made this call; "" for the model itself."""
+    stack: list[tuple[str, Any]] = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0] if stack else ""
 
 
 @contextlib.contextmanager
@@ -101,8 +107,6 @@ def capture(model: nn.Module, call: Call) -> Captured:
     spec = InputSpec.of(call)
     if not batch_size(call):
         raise DataError("inputs: there are no samples in the example")
-    if batch_size(call) < 2:  # torch.export takes a size of 1 for a constant
-        call = map_tensors(call, lambda t: torch.cat([t, t]) if t.ndim else t)
     try:
         inspect.signature(model.forward).bind(*call[0], **call[1])
         with evaluating(model), torch.no_grad():
@@ -113,7 +117,18 @@ def capture(model: nn.Module, call: Call) -> Captured:
             f"{type(model).__name__} does not run on the inputs given, of shape {shapes}: {_line(error)}"
         ) from error
     with evaluating(model):
-        return _read(model, _export(model, call), spec)
+        try:
+            return _read(model, _export(model, _at_least_two(call)), spec)
+        except ModelError as error:
+            with contextlib.suppress(ModelError):  # its code may fix the batch
+                fixed = replace(spec, fixed=batch_size(call))
+                return _read(model, _export(model, call, any_batch=False), fixed)
+            raise error
+
+
+def _at_least_two(call: Call) -> Call:
+    """torch.export takes a batch size of 1 for a constant."""
+    return map_tensors(call, lambda t: torch.cat([t, t]) if t.ndim else t) if batch_size(call) < 2 else call
 
 
 def _line(error: Exception) -> str:
@@ -133,19 +148,113 @@ def _quiet() -> Iterator[None]:
             logging.disable(level)
 
 
-def _export(model: nn.Module, call: Call) -> ExportedProgram:
-    batch = Dim("batch", min=2)
+def _export(model: nn.Module, call: Call, any_batch: bool = True, **options: Any) -> ExportedProgram:
+    batch = Dim("batch", min=2) if any_batch else None
     named = inspect.signature(model.forward).bind(*call[0], **call[1]).arguments
-    shapes = tree_map(lambda v: {0: batch} if isinstance(v, Tensor) and v.ndim else None, dict(named))
+    shapes = tree_map(lambda v: {0: batch} if batch and isinstance(v, Tensor) and v.ndim else None, dict(named))
     try:
         with _quiet():
-            program = export(model, *call, dynamic_shapes=shapes, strict=False)
-            return program if _make_functional(program.graph) else program.run_decompositions({})
+            program = export(model, *call, dynamic_shapes=shapes, strict=False, **options)
+            program = program if _make_functional(program.graph) else program.run_decompositions({})
+            _inline(program.graph_module)
+            return program
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: {_line(error)}). "
-            "Its forward must not branch on the values of tensors, loop over the batch or fix its size."
+            "Its forward must not branch on the values of tensors or loop over the batch."
         ) from error
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a submodule, in terms of the captured graph."""
+
+    name: str
+    inputs: tuple[fx.Node | None, ...]  # of its flattened arguments, None for what is no tensor
+    constants: tuple[Any, ...]  # those, in the same places
+    outputs: tuple[fx.Node | None, ...]
+    in_spec: Any
+    out_spec: Any
+
+
+def whole_call(captured: Captured) -> ModuleCall:
+    """The call of the model itself."""
+    placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
+    inputs = tuple(placeholders[name] for name in captured.inputs)
+    constants = tuple(node.meta.get("val") for node in inputs)
+    tensors = tuple(n if isinstance(v, Tensor) else None for n, v in zip(inputs, constants, strict=True))
+    returned: Any = captured.graph.output_node().args[0]
+    outputs = tuple(returned[i] for i in captured.outputs)
+    return ModuleCall("", tensors, constants, outputs, captured.in_spec, captured.out_spec)
+
+
+def module_calls(model: nn.Module, captured: Captured, call: Call) -> list[ModuleCall]:
+    """The call of each submodule that is called once, with tensors and plain values, innermost first.
+
+    Cost: a forward pass and one more export. Empty where that gives another graph.
+    """
+    names = _with_plain_arguments(model, call)
+    try:
+        with evaluating(model):
+            call = call if captured.spec.fixed else _at_least_two(call)
+            program = _export(model, call, captured.spec.fixed is None, preserve_module_call_signature=names)
+    except ModelError:
+        return []
+    theirs, ours = (_counted(graph) for graph in (program.graph, captured.graph))
+    if [n.target for n in theirs] != [n.target for n in ours]:
+        return []
+    same = {a.name: b for a, b in zip(theirs, ours, strict=True)}
+    placeholders = (graph.find_nodes(op="placeholder") for graph in (program.graph, captured.graph))
+    same |= {a.name: b for a, b in zip(*placeholders, strict=True)}
+    entries = [entry for entry in program.module_call_graph if entry.signature and entry.fqn]
+    again = {entry.fqn.partition("@")[0] for entry in entries if "@" in entry.fqn}
+    calls = [_module_call(entry, same) for entry in entries if entry.fqn not in again and "@" not in entry.fqn]
+    return sorted((c for c in calls if c), key=lambda c: -c.name.count("."))
+
+
+def _counted(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "call_function" and not _is_check(node)]
+
+
+def _is_check(node: fx.Node) -> bool:
+    return not node.users and bool(getattr(node.target, "_schema", None)) and not node.target._schema.returns  # type: ignore[union-attr]
+
+
+def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
+    given, returned = entry.signature.inputs, entry.signature.outputs
+    if any(hasattr(one, "name") and one.name and one.name not in same for one in (*given, *returned)):
+        return None
+    inputs, outputs = (
+        tuple(None if hasattr(one, "value") else same[one.name] for one in several) for several in (given, returned)
+    )
+    constants = tuple(getattr(one, "value", None) for one in given)
+    return ModuleCall(entry.fqn, inputs, constants, outputs, entry.signature.in_spec, entry.signature.out_spec)
+
+
+def _with_plain_arguments(model: nn.Module, call: Call) -> tuple[str, ...]:
+    """The submodules that are called once or more, always without whole numbers, which might be batch sizes."""
+    plain: dict[str, bool] = {}
+
+    def watch(name: str) -> Any:
+        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+            values = tree_leaves((args, kwargs))
+            fine = all(isinstance(v, Tensor | bool | float | str | None) for v in values)
+            plain[name] = plain.get(name, True) and fine
+
+        return note
+
+    handles = [
+        module.register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*call[0], **call[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(name for name, fine in plain.items() if fine)
 
 
 def _make_functional(graph: fx.Graph) -> bool:
@@ -162,6 +271,28 @@ def _make_functional(graph: fx.Graph) -> bool:
             return False
         node.target = overload
     return True
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Blocks that only switch autocast or gradients off become part of the graph."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        name = getattr(node.target, "__name__", str(node.target))
+        off: Any = {"wrap_with_set_grad_enabled": 0, "wrap_with_autocast": 2}.get(name)
+        if node.op != "call_function" or off is None or node.args[off] is not False:
+            continue
+        rest: list[Any] = list(node.args[off + (1 if off == 0 else 2) :])
+        body, *operands = rest
+        inner: Any = module.get_submodule(str(body.target)).graph
+        copies = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
+        with graph.inserting_before(node):
+            results: Any = graph.graph_copy(inner, copies)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+        if not body.users:
+            graph.erase_node(body)
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -182,7 +313,7 @@ def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captur
         else:
             raise ModelError(f"{given.arg.name}: an input of kind {given.kind.name} cannot be captured")
     for node in list(program.graph.nodes):  # checks of shapes and types, which would stop a run in another type
-        if not node.users and getattr(node.target, "_schema", None) and not node.target._schema.returns:
+        if _is_check(node):
             program.graph.erase_node(node)
     returned = enumerate(program.graph_signature.output_specs)
     return Captured(
@@ -192,6 +323,7 @@ def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captur
         tuple(inputs),
         tuple(program.call_spec.in_spec.child(1).context or ()),
         tuple(i for i, output in returned if output.kind == OutputKind.USER_OUTPUT),
+        program.call_spec.in_spec,
         program.call_spec.out_spec,
         spec,
     )

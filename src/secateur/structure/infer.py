@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from secateur.structure import rules  # noqa: F401 - loads every rule
-from secateur.structure.axis import leaf
-from secateur.structure.capture import BATCH, Captured, sizes
+from secateur.structure.axis import BATCH, leaf
+from secateur.structure.capture import Captured, sizes
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import arguments, find_rule, name_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -96,10 +96,19 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The inputs' form: positional and keyword ones, each a `TensorSpec` or a plain value."""
+    """The inputs' form: positional and keyword ones, each a `TensorSpec` or a plain value.
+
+    Attributes:
+        args: The positional ones.
+        kwargs: The keyword ones.
+        fixed: The only number of samples, where the model's code fixes it.
+        samples: How many the example had; not part of what is written.
+    """
 
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
+    fixed: int | None = None
+    samples: int | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, call: Call) -> InputSpec:
@@ -112,7 +121,8 @@ class InputSpec:
         for where, value in (*enumerate(args), *kwargs.items()):
             if not isinstance(value, TensorSpec | int | float | str | None):
                 raise ArgumentError(f"input {where!r}: expected a tensor or a plain value, got {type(value).__name__}")
-        return cls(args, tuple(kwargs.items()))
+        samples = next((len(tensor) for tensor in tensors(call) if tensor.ndim), None)
+        return cls(args, tuple(kwargs.items()), samples=samples)
 
     @classmethod
     def guess(cls, model: nn.Module) -> InputSpec:
@@ -124,27 +134,28 @@ class InputSpec:
         required = [p for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty]
         first = next((m for m in model.modules() if next(m.parameters(recurse=False), None) is not None), None)
         if len(required) != 1 or not isinstance(first, nn.Linear):
-            raise ModelError("the plan says nothing of the model's inputs: pass example_inputs to Plan.from_kept")
+            raise ModelError("the model's inputs are not known: give example inputs, to Plan.from_kept or as --data")
         return cls((TensorSpec("float32", (first.in_features,)),), ())
 
     def sample(self, model: nn.Module, n: int = 8, seed: int = 0) -> Call:
-        """Random inputs of this form on the model's device and in its dtype."""
+        """Random inputs of this form, n samples where that is free, on the model's device and in its dtype."""
         generator = torch.Generator().manual_seed(seed)
 
         def one(value: Any) -> Any:
-            return value.sample(n, generator) if isinstance(value, TensorSpec) else value
+            return value.sample(self.fixed or n, generator) if isinstance(value, TensorSpec) else value
 
         return like_model(model, (tuple(map(one, self.args)), {k: one(v) for k, v in self.kwargs}))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` reads it."""
-        return {"args": [_plain(v) for v in self.args], "kwargs": {k: _plain(v) for k, v in self.kwargs}}
+        plain = {"args": [_plain(v) for v in self.args], "kwargs": {k: _plain(v) for k, v in self.kwargs}}
+        return plain if self.fixed is None else plain | {"samples": self.fixed}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
         """The reverse of `to_json`."""
         kwargs = tuple((name, _parse(value)) for name, value in data["kwargs"].items())
-        return cls(tuple(map(_parse, data["args"])), kwargs)
+        return cls(tuple(map(_parse, data["args"])), kwargs, data.get("samples"))
 
 
 def _describe(tensor: Tensor) -> TensorSpec:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from secateur.errors import DataError, ModelError
 from secateur.structure.capture import Captured, evaluating
-from secateur.structure.inputs import Call, sample_weight
+from secateur.structure.inputs import Call, batch_size, sample_weight
 
 # Largest difference, relative to the largest value, that rounding alone explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -23,11 +24,20 @@ def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
     return forward
 
 
-def bind(captured: Captured, model: nn.Module, call: Call) -> list[Any]:
-    """A value for each placeholder, in order: the model's weights as they are now, its constants, the inputs."""
+def weights_of(captured: Captured, model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights as they are now, by placeholder."""
     named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    weights = {placeholder: named[name] for placeholder, name in captured.weights.items()}
-    values = weights | captured.constants | dict(zip(captured.inputs, flatten(captured, call), strict=True))
+    return {placeholder: named[name] for placeholder, name in captured.weights.items()}
+
+
+def bind(captured: Captured, model: nn.Module, call: Call) -> list[Any]:
+    """A value for each placeholder, in order: the model's weights, its constants, the inputs."""
+    return fill(captured, weights_of(captured, model), call)
+
+
+def fill(captured: Captured, weights: Mapping[str, Tensor], call: Call) -> list[Any]:
+    """The same for weights by placeholder."""
+    values = {**weights, **captured.constants} | dict(zip(captured.inputs, flatten(captured, call), strict=True))
     return [values[node.name] for node in captured.graph.nodes if node.op == "placeholder"]
 
 
@@ -42,12 +52,36 @@ def flatten(captured: Captured, call: Call) -> list[Any]:
         given = f"{len(args)} positional, keywords {sorted(kwargs)}"
         wanted = f"{len(captured.inputs) - len(captured.keywords)} positional, keywords {sorted(captured.keywords)}"
         raise DataError(f"inputs: expected {wanted} as in the example, got {given}")
+    fixed = captured.spec.fixed
+    if fixed and batch_size(call) != fixed:
+        raise DataError(
+            f"inputs: the model's code fixes the batch at {fixed} samples, got {batch_size(call)}; give all data in "
+            "batches of that size"
+        )
     return [*args, *(kwargs[name] for name in captured.keywords)]
 
 
 def outputs(captured: Captured, returned: Sequence[Any]) -> Any:
     """What the model would have returned, in its own structure."""
     return tree_unflatten([returned[i] for i in captured.outputs], captured.out_spec)
+
+
+def in_double(value: Any) -> Any:
+    """A floating-point tensor in float64, anything else as it is."""
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@contextlib.contextmanager
+def doubled(model: nn.Module) -> Iterator[None]:
+    """The model with all its weights in float64; afterwards they are what they were."""
+    kept = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    try:
+        for tensor, data in kept:
+            tensor.data = data.double()
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data
 
 
 def run(captured: Captured, model: nn.Module, call: Call) -> Any:

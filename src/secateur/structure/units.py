@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, choose
-from secateur.structure.axis import Axis, count, expand, leaves
-from secateur.structure.capture import BATCH, Captured, capture
+from secateur.errors import ArgumentError, ModelError, choose
+from secateur.structure.axis import BATCH, Axis, count, expand, leaves
+from secateur.structure.capture import Captured, capture, module_of
 from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model
+from secateur.structure.kinds import Kinds
 from secateur.structure.rules.net import Axes, Consumer, Net
 from secateur.structure.run import check_capture
-from secateur.structure.weights import name_leaves, outgoing_weights
+from secateur.structure.weights import Maker, find_makers, name_leaves, outgoing_weights
 from secateur.text import format_bytes, table
+
+Include = Literal["gated", "all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +48,14 @@ class UnitSet:
 
     Attributes:
         name: The layer that makes the units.
-        kind: What one unit is: "neuron".
+        kind: What one unit is: "neuron", "channel", "head", "head width", "feed-forward width", "residual
+            width", "recurrent width".
         size: The number of units.
-        removal: "gated": removing a unit is exactly a gate of zero.
+        removal: "gated": removing a unit is exactly a gate of zero; "sliced": a norm or another statistic is
+            taken over the units, and over the survivors when some are gone.
         params_per_unit: Parameters that go with one unit while all others are there.
         bytes_per_unit: The same in bytes, with its buffers.
+        macs_per_unit: Multiplications with addition for one sample, likewise.
         slices: Every slice of every parameter and buffer that goes with each unit.
         outgoing: The slices of the consumers' weights alone, on which a factor acts as a gate; None where
             a consumer has no weight of its own.
@@ -61,17 +68,17 @@ class UnitSet:
     removal: str
     params_per_unit: int
     bytes_per_unit: int
+    macs_per_unit: int
     axis: Axis
     consumers: tuple[Consumer, ...]
-    _axes: Mapping[str, Axes]
-    _outgoing: tuple[tuple[str, int], ...] | None
+    _units: Units
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
         """One for each dimension of each tensor that the axis reaches."""
         return tuple(
             self._slice(name, dim, axis)
-            for name, axes in self._axes.items()
+            for name, axes in self._units.axes.items()
             for dim, axis in enumerate(axes)
             if self.axis in leaves(axis)
         )
@@ -79,9 +86,15 @@ class UnitSet:
     @cached_property
     def outgoing(self) -> tuple[Slice, ...] | None:
         """Weights that multiply these units and do nothing else."""
-        if self._outgoing is None:
+        found = outgoing_weights(self._units.captured, self._units.net, self.consumers)
+        if found is None:
             return None
-        return tuple(self._slice(name, dim, self._axes[name][dim]) for name, dim in self._outgoing)
+        return tuple(self._slice(name, dim, self._units.axes[name][dim]) for name, dim in found)
+
+    @property
+    def consumed_by(self) -> list[str]:
+        """The modules in which the units are summed over; an operation in the model's own code by its name."""
+        return list(dict.fromkeys(module_of(c.node) or c.node.name for c in self.consumers))
 
     def _slice(self, name: str, dim: int, axis: Axis) -> Slice:
         without = expand(axis, {self.axis: ~torch.eye(self.size, dtype=torch.bool)}, torch.ones(1, dtype=torch.bool))
@@ -95,9 +108,9 @@ class Units:
     Made by `find_units`.
     """
 
-    def __init__(self, captured: Captured, net: Net, model: nn.Module) -> None:
+    def __init__(self, captured: Captured, net: Net, model: nn.Module, include: Include = "gated") -> None:
         self.captured = captured
-        self.macs_of = net.macs
+        self.net = net
         self.axes = {
             captured.weights[node.name]: net.axes(node)
             for node in captured.graph.nodes
@@ -108,18 +121,30 @@ class Units:
             (name, self.axes.get(name), tensor.numel(), tensor.element_size(), isinstance(tensor, nn.Parameter))
             for name, tensor in named.items()
         ]
-        found = name_leaves(captured, net)
-        self.fixed = tuple(Fixed(name, axis.size, axis.reason) for axis, name in found.items() if axis.reason)
-        self.sets: tuple[UnitSet, ...] = ()
-        self._names = {axis: name for axis, name in found.items() if not axis.reason}
-        self.sets = tuple(self._set(axis, name, net) for axis, name in self._names.items())
+        makers = find_makers(captured, net)
+        found = name_leaves(captured, net, makers)
+        reasons = {axis: axis.reason or (None if include == "all" else _as_sliced(axis)) for axis in found}
+        self.fixed = tuple(Fixed(found[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
+        free = {axis: name for axis, name in found.items() if not reasons[axis]}
+        self.sets = self._sets(free, makers)
 
-    def _set(self, axis: Axis, name: str, net: Net) -> UnitSet:
-        consumers = tuple(c for c in net.consumers if axis in leaves(c.axis))
-        before, after = (self._totals({axis: axis.size - gone}) for gone in (0, 1))
-        freed = [a - b for a, b in zip(before, after, strict=True)]
-        outgoing = outgoing_weights(self.captured, net, consumers)
-        return UnitSet(name, "neuron", axis.size, "gated", freed[0], freed[1], axis, consumers, self.axes, outgoing)
+    def _sets(self, free: dict[Axis, str], makers: dict[Axis, Maker]) -> tuple[UnitSet, ...]:
+        consumers = _by_leaf((c, [c.axis]) for c in self.net.consumers)
+        weights = _by_leaf((w, w[1]) for w in self._weights if w[1] is not None)
+        macs = _by_leaf((axes, axes) for axes in self.net.macs)
+        kinds = Kinds(self.net)
+        sets = []
+        for axis, name in free.items():
+            mine = tuple(consumers.get(axis, ()))
+            one_less = {axis: axis.size - 1}
+            params = size = 0
+            for _, axes, numel, element, is_parameter in weights.get(axis, ()):
+                gone = numel - math.prod(count(one, one_less) for one in axes or ())
+                params, size = params + gone * is_parameter, size + gone * element
+            cost = [_macs(macs.get(axis, []), counts) for counts in ({}, one_less)]
+            kind, removal = kinds.of(axis, makers.get(axis), mine), "sliced" if axis.sliced else "gated"
+            sets.append(UnitSet(name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, mine, self))
+        return tuple(sets)
 
     def __iter__(self) -> Iterator[UnitSet]:
         return iter(self.sets)
@@ -128,7 +153,11 @@ class Units:
         return len(self.sets)
 
     def __getitem__(self, name: str) -> UnitSet:
-        return choose("unit set", name, {unit_set.name: unit_set for unit_set in self.sets})
+        sets = {unit_set.name: unit_set for unit_set in self.sets}
+        reasons = {one.name: one.reason for one in self.fixed}
+        if name in reasons and name not in sets:
+            raise ArgumentError(f"{name!r} cannot lose units: {reasons[name]}")
+        return choose("unit set", name, sets)
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model that these are not the units of.
@@ -179,14 +208,7 @@ class Units:
 
     def macs(self, kept: Mapping[str, int]) -> int:
         """Multiplications with addition for one sample."""
-        counts = self._counts(kept)
-        total = 0
-        for axes in self.macs_of:
-            one = 1
-            for axis in axes:
-                one *= count(axis, counts | {a: a.size // BATCH for a in leaves(axis) if a.size % BATCH == 0})
-            total += one
-        return total
+        return _macs(self.net.macs, self._counts(kept))
 
     def shapes(self, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """The shape of each captured parameter and buffer."""
@@ -208,16 +230,78 @@ class Units:
             size += numel * element
         return params, size
 
+    def to_json(self) -> dict[str, Any]:
+        """The table as plain data."""
+        shown = ("name", "kind", "size", "removal", "params_per_unit", "bytes_per_unit", "macs_per_unit")
+        return {
+            "sets": [{name: getattr(s, name) for name in shown} | {"consumers": s.consumed_by} for s in self],
+            "fixed": [one._asdict() for one in self.fixed],
+            "params": self.params({}),
+            "bytes": self.bytes({}),
+            "macs": self.macs({}),
+            "notes": self.notes,
+        }
+
     def __str__(self) -> str:
-        columns = ["unit set", "kind", "size", "params/unit", "bytes/unit", "removal"]
-        rows = [(s.name, s.kind, s.size, s.params_per_unit, format_bytes(s.bytes_per_unit), s.removal) for s in self]
+        columns = ["unit set", "kind", "size", "params/unit", "bytes/unit", "MACs/unit", "consumers", "removal"]
+        rows = [
+            (s.name, s.kind, s.size, s.params_per_unit, format_bytes(s.bytes_per_unit), s.macs_per_unit,
+             _listed(s.consumed_by), s.removal) for s in self
+        ]  # fmt: skip
         text = table(columns, rows, f"{len(self)} unit sets, {self.total} units")
-        return text + "\n\n" + table(["fixed", "size", "why"], self.fixed, f"{len(self.fixed)} axes are fixed")
+        return "\n\n".join([text, self._fixed_table(), *self.notes])
+
+    @property
+    def notes(self) -> list[str]:
+        """What else there is to know."""
+        n = self.captured.spec.fixed
+        fixed = f"The model's code fixes the batch at {n} samples: all sizes are for these, all data comes so."
+        return [fixed] if n else []
+
+    def _fixed_table(self) -> str:
+        """Every fixed axis, or where there are many one row for each reason."""
+        title = f"{len(self.fixed)} axes are fixed"
+        if len(self.fixed) <= 20:
+            return table(["fixed", "size", "why"], self.fixed, title)
+        by_reason: dict[str, list[str]] = {}
+        for one in self.fixed:
+            by_reason.setdefault(one.reason, []).append(one.name)
+        rows = [(names[0], len(names) - 1 or None, reason) for reason, names in by_reason.items()]
+        return table(["fixed", "and more", "why"], rows, title)
 
     __repr__ = __str__
 
 
-def find_units(model: nn.Module, example_inputs: Any) -> Units:
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+Entry = TypeVar("Entry")
+
+
+def _by_leaf(entries: Iterable[tuple[Entry, Axes]]) -> dict[Axis, list[Entry]]:
+    """Each leaf's entries, in order, found by the axes that come with them."""
+    found: dict[Axis, list[Entry]] = {}
+    for entry, axes in entries:
+        for one in dict.fromkeys(one for axis in axes for one in leaves(axis)):
+            found.setdefault(one, []).append(entry)
+    return found
+
+
+def _macs(products: list[Axes], counts: Mapping[Axis, int]) -> int:
+    """Sizes multiplied within each product, for one sample, and summed."""
+    return sum(math.prod(_of_one_sample(count(axis, counts)) for axis in axes) for axes in products)
+
+
+def _of_one_sample(size: int) -> int:
+    return size if size % BATCH else size // BATCH
+
+
+def _as_sliced(axis: Axis) -> str | None:
+    return axis.sliced and f"{axis.sliced}; include='all' removes it as sliced"
+
+
+def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated") -> Units:
     """All units that can be removed from a model, and why the others cannot.
 
     The model is captured by `torch.export`; each dimension of each value becomes an axis, and axes that an
@@ -227,11 +311,14 @@ def find_units(model: nn.Module, example_inputs: Any) -> Units:
     Args:
         model: Any `torch.nn.Module` that torch.export can capture; left as it was.
         example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first.
+        include: "gated": the sets whose units can be removed exactly as by a gate of zero; "all": also those
+            over which a norm or another statistic is taken (`removal` "sliced").
 
     Returns:
         The unit sets; empty where nothing can be removed.
 
     Raises:
+        ArgumentError: `include` is neither of the two.
         ModelError: The model cannot be captured, or its weights are not finite.
 
     >>> from torch import nn
@@ -239,15 +326,16 @@ def find_units(model: nn.Module, example_inputs: Any) -> Units:
     >>> [(s.name, s.size, s.params_per_unit) for s in units], [f.reason for f in units.fixed]
     ([('0', 5, 6)], ['a model output', 'a model input'])
     """
-    return units_of(model, as_call(example_inputs))
+    return units_of(model, as_call(example_inputs), include)
 
 
-def units_of(model: nn.Module, call: Call) -> Units:
+def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
     """The same for inputs given as (args, kwargs)."""
+    choose("include", include, {"gated": True, "all": True})
     call = like_model(model, call)
     captured = capture(model, call)
     check_capture(model, captured, call)
-    return Units(captured, infer(captured), model)
+    return Units(captured, infer(captured), model, include)
 
 
 def require_units(units: Units) -> Units:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import fx
 
@@ -13,7 +14,14 @@ from secateur.structure.rules.net import Consumer, Net
 from secateur.structure.rules.registry import find_rule
 
 
-def name_leaves(captured: Captured, net: Net) -> dict[Axis, str]:
+class Maker(NamedTuple):
+    """What brings a leaf into the activations: a call, and the layer whose weight it uses."""
+
+    layer: str
+    node: fx.Node
+
+
+def name_leaves(captured: Captured, net: Net, makers: dict[Axis, Maker]) -> dict[Axis, str]:
     """Each leaf that a weight has, in order of computation, named after the layer that makes it.
 
     Fixed ones are named after the weight and its dimension; those of unused weights are fixed here.
@@ -22,8 +30,8 @@ def name_leaves(captured: Captured, net: Net) -> dict[Axis, str]:
     places = dict(_weight_leaves(captured, net, used=False)) | used
     for axis in places.keys() - used.keys():
         fix(axis, "forward does not use it")
-    makers = _makers(captured, net)
-    ordered = makers | {axis: place for axis, place in places.items() if axis not in makers}
+    ordered = {axis: maker.layer for axis, maker in makers.items()}
+    ordered |= {axis: place for axis, place in places.items() if axis not in makers}
     return _distinct({axis: places[axis] if axis.reason else name for axis, name in ordered.items()})
 
 
@@ -35,24 +43,24 @@ def _weight_leaves(captured: Captured, net: Net, used: bool) -> Iterator[tuple[A
                 yield from ((one, f"{captured.weights[node.name]}[{dim}]") for one in leaves(axis))
 
 
-def _makers(captured: Captured, net: Net) -> dict[Axis, str]:
-    """The leaves that activations have, with the layer whose weight brings them in."""
-    makers: dict[Axis, str] = {}
+def find_makers(captured: Captured, net: Net) -> dict[Axis, Maker]:
+    """The leaves that activations have and that are not fixed, with the layer whose weight brings them in."""
+    makers: dict[Axis, Maker] = {}
+    of_weights = {
+        node: {one for axis in net.axes(node) for one in leaves(axis)}
+        for node in captured.graph.nodes
+        if node.name in captured.weights
+    }
     for node in net.known:
-        if node.op == "call_function" and net.depends_on_inputs(node) and net.is_tensor(node):
-            for one in (one for axis in net.axes(node) for one in leaves(axis)):
-                if one not in makers and (name := _maker(captured, net, node, one)):
-                    makers[one] = name
+        if node.op == "call_function" and net.depends_on_inputs(node):
+            carried = [one for axes in net.outputs_of(node) for axis in axes for one in leaves(axis)]
+            free = {one for one in carried if not one.reason and one not in makers}
+            for source in map(_source, node.all_input_nodes) if free else ():
+                if source in of_weights:
+                    name = captured.weights[source.name]
+                    found = [one for one in carried if one in free & of_weights[source] and one not in makers]
+                    makers |= {one: Maker(name.rpartition(".")[0] or name, node) for one in found}
     return makers
-
-
-def _maker(captured: Captured, net: Net, node: fx.Node, axis: Axis) -> str | None:
-    for operand in node.all_input_nodes:
-        source = _source(operand)
-        if source.name in captured.weights and any(axis in leaves(a) for a in net.axes(source)):
-            name = captured.weights[source.name]
-            return name.rpartition(".")[0] or name
-    return None
 
 
 def _distinct(names: dict[Axis, str]) -> dict[Axis, str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
+from secateur.structure.axis import Axis, Left, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
-from secateur.structure.axis import fix, leaf, product, unify
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, rule
+from secateur.structure.rules.registry import name_of, resize, rule
 
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", derivative="move")
+@rule("view_as", "reshape_as", "ravel", "atleast_1d", "atleast_2d", "atleast_3d", derivative="move")
 def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Dimensions regrouped: the smallest groups of equal size on both sides are equal products."""
     after = [leaf(size) for size in net.shape(node)]
@@ -33,17 +35,37 @@ def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return after
 
 
-@rule("t", "numpy_T", derivative="move")
+@resize("view", "reshape", "_unsafe_view", "expand")
+def resize_shape(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """The shape asked for; −1 stays."""
+    name = next(name for name in ("size", "shape") if name in given)
+    return {name: shape_left(net.axes(node), given[name], left)}
+
+
+@resize("unflatten")
+def resize_unflatten(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """The shape of one dimension."""
+    start = given["dim"] % len(net.axes(given["self"]))
+    return {"sizes": shape_left(net.axes(node)[start : start + len(given["sizes"])], given["sizes"], left)}
+
+
+def shape_left(axes: Axes, sizes: Sequence[Any], left: Left) -> list[Any]:
+    """Sizes given as arguments, for what is left of the axes they are of."""
+    return [size if size == -1 else left.size(axis, size) for axis, size in zip(axes, sizes, strict=True)]
+
+
+@rule("t", "numpy_T", "mT", "adjoint", derivative="move")
 def t(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """The dimensions in reverse."""
-    return net.axes(given["self"])[::-1]
+    """The dimensions in reverse, or the last two of them."""
+    axes = net.axes(given["self"])
+    return [*axes[:-2], *axes[-2:][::-1]] if name_of(node) in ("mT", "adjoint") else axes[::-1]
 
 
-@rule("transpose", derivative="move")
+@rule("transpose", "swapaxes", "swapdims", derivative="move")
 def transpose(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Two dimensions exchanged."""
-    axes = list(net.axes(given["self"]))
-    i, j = given["dim0"], given["dim1"]
+    axes = net.axes(given["self"])
+    i, j = (given[f"dim{k}"] if "dim0" in given else given[f"axis{k}"] for k in (0, 1))
     axes[i], axes[j] = axes[j], axes[i]
     return axes
 
@@ -55,16 +77,198 @@ def permute(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return [axes[i] for i in given["dims"]]
 
 
-@rule("cat", derivative="move")
+@rule("movedim", "moveaxis", derivative="move")
+def movedim(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Some dimensions at other places, the rest in order."""
+    axes = net.axes(given["self"])
+    places = [[given[name]] if isinstance(given[name], int) else given[name] for name in ("source", "destination")]
+    moved = {to % len(axes): axes[of % len(axes)] for of, to in zip(*places, strict=True)}
+    rest = iter([axis for i, axis in enumerate(axes) if i not in {of % len(axes) for of in places[0]}])
+    return [moved[i] if i in moved else next(rest) for i in range(len(axes))]
+
+
+@rule("cat", "concat", "concatenate", derivative="move")
 def cat(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One after the other along `dim`, the same elsewhere."""
     pieces = [net.axes(tensor) for tensor in given["tensors"]]
-    dim = given["dim"] % len(pieces[0])
+    pieces = [p for p in pieces if len(p) > 1 or p[0].size] or pieces[:1]  # an empty vector may stand among matrices
+    dim = given["dim" if "dim" in given else "axis"] % len(pieces[0])
     for piece in pieces[1:]:
         for i, axis in enumerate(piece):
             if i != dim:
                 unify(pieces[0][i], axis)
     return [cat_axes([p[i] for p in pieces]) if i == dim else axis for i, axis in enumerate(pieces[0])]
+
+
+@rule("stack", derivative="move")
+def stack(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """A new dimension that counts the tensors."""
+    axes = net.broadcast([net.axes(tensor) for tensor in given["tensors"]], "stack")
+    axes.insert(given["dim"] % (len(axes) + 1), leaf(len(given["tensors"]), "it counts stacked tensors"))
+    return axes
+
+
+@rule("unbind", derivative="move")
+def unbind(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
+    """A tensor for each position, which are therefore fixed."""
+    axes = net.axes(given["self"])
+    taken = axes.pop(given["dim"])
+    fix(taken, "it is unbound")
+    return [list(axes) for _ in range(taken.size)]
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", derivative="move")
+@rule("unsafe_split_with_sizes", derivative="move")
+def split(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
+    """Segments."""
+    axes = net.axes(given["self"])
+    dim = given["dim"] % len(axes)
+    segments = [leaf(shape[dim].size) for shape in net.fresh_outputs(node)]
+    unify(axes[dim], cat_axes(segments))
+    return [[*axes[:dim], segment, *axes[dim + 1 :]] for segment in segments]
+
+
+@resize("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
+def resize_split(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """The size of each segment: equal ones need not stay equal."""
+    dim = given["dim"] % len(net.axes(given["self"]))
+    segments = [axes[dim] for axes in net.outputs(node)]
+    if all(left.count(axis) == axis.size for axis in segments):
+        return {}
+    sizes = [left.count(axis) for axis in segments]
+    return {"target": "split_with_sizes", "self": given["self"], "split_sizes": sizes, "dim": given["dim"]}
+
+
+@rule("slice", "narrow", derivative="move")
+def slice_(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """A segment; with a step, one member of each group of so many."""
+    axes = net.axes(given["self"])
+    dim = given["dim"] % len(axes)
+    here, size, step = axes[dim], net.shape(node)[dim], given.get("step") or 1
+    start = _start(given, here.size)
+    if size == here.size:
+        return axes
+    if start is None or is_fixed(here) or (step > 1 and (here.size % step or size != here.size // step)):
+        fix(here, f"{name_of(node)} takes some of it")
+        axes[dim] = leaf(size, f"{name_of(node)} takes it")
+    elif step > 1:
+        axes[dim] = leaf(size)
+        unify(here, product([axes[dim], leaf(step, "slice takes one of each group")]))
+    else:
+        axes[dim] = leaf(size)
+        unify(here, cat_axes([leaf(start), axes[dim], leaf(here.size - start - size)]))
+    return axes
+
+
+def _start(given: dict[str, Any], size: int) -> int | None:
+    start = given["start"] or 0
+    return None if not isinstance(start, int) else min(max(start + size if start < 0 else start, 0), size)
+
+
+@resize("slice", "narrow")
+def resize_slice(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """Where the segment begins and ends."""
+    axes = net.axes(given["self"])
+    dim = given["dim"] % len(axes)
+    here, mine = axes[dim], net.axes(node)[dim]
+    start = _start(given, here.size)
+    if start is None or is_fixed(here) or (given.get("step") or 1) > 1 or mine is here:
+        return {}
+    begin, length = left.before(here, start), left.count(mine)
+    return {"start": begin, "length": length} if "length" in given else {"start": begin, "end": begin + length}
+
+
+@rule("select", derivative="move")
+def select(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """One position of a dimension, which is therefore fixed."""
+    axes = net.axes(given["self"])
+    fix(axes.pop(given["dim"]), "one position is selected")
+    return axes
+
+
+@rule("slice_scatter", "select_scatter")
+def scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Another tensor written over some positions of a dimension, which are therefore fixed."""
+    axes, source = net.axes(given["self"]), net.axes(given["src"])
+    dim = given["dim"] % len(axes)
+    fix(axes[dim], f"{name_of(node)} writes over some of it")
+    if len(source) == len(axes):
+        fix(source.pop(dim), f"{name_of(node)} writes it")
+    net.broadcast([axes[:dim] + axes[dim + 1 :], source], name_of(node))
+    return axes
+
+
+@rule("expand", "broadcast_to", derivative="move")
+def expand(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """New dimensions, and those of size one repeated."""
+    axes, shape = net.axes(given["self"]), net.shape(node)
+    out = [leaf(size) for size in shape[: len(shape) - len(axes)]]
+    for axis, size in zip(axes, shape[len(out) :], strict=True):
+        if axis.size != size:
+            fix(axis, "expand repeats it")
+        out.append(axis if axis.size == size else leaf(size))
+    return out
+
+
+@rule("repeat", "tile", derivative="move")
+def repeat(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """The whole of each dimension so many times."""
+    axes, shape = net.axes(given["self"]), net.shape(node)
+    axes = [leaf(1)] * (len(shape) - len(axes)) + axes
+    return [_repeated(axis, leaf(size // axis.size), False) for axis, size in zip(axes, shape, strict=True)]
+
+
+@rule("repeat_interleave", derivative="move")
+def repeat_interleave(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Each position of one dimension so many times."""
+    axes, shape = net.axes(given["self"]), net.shape(node)
+    dim = given["dim"]
+    if not isinstance(given.get("repeats"), int) or dim is None:
+        net.fix_all([axes], "repeat_interleave")
+        return net.fresh_outputs(node, "repeat_interleave")[0]
+    axes[dim] = _repeated(axes[dim], leaf(shape[dim] // axes[dim].size), True)
+    return axes
+
+
+def _repeated(axis: Axis, times: Axis, inside: bool) -> Axis:
+    if axis.size == 1 and times.size > 1:
+        fix(axis, "it is repeated")
+    return product([axis, times] if inside else [times, axis])
+
+
+@resize("repeat", "tile", "repeat_interleave")
+def resize_repeat(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """How often; the copies are units where something else makes them so."""
+    before, after = net.axes(given["self"]), net.axes(node)
+    if isinstance(given.get("repeats"), int):
+        dim = given["dim"]
+        return {"repeats": left.count(after[dim]) // left.count(before[dim])}
+    name = "repeats" if "repeats" in given else "dims"
+    times = list(given[name])
+    for k in range(1, len(times) + 1):
+        if isinstance(times[-k], int):
+            times[-k] = left.count(after[-k]) // (left.count(before[-k]) if k <= len(before) else 1)
+    return {name: times}
+
+
+@rule("flip", "roll", "rot90", "fliplr", "flipud")
+def reorder(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Positions in another order, which must all be there."""
+    axes = net.axes(given["self"])
+    dims = given.get("dims") or range(len(axes))
+    net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} reorders it")
+    return axes if name_of(node) in ("flip", "roll") else net.fresh_outputs(node, name_of(node))[0]
+
+
+@rule("cumsum", "cumprod", "diff", "tril", "triu", "cummax", "logcumsumexp")
+def along(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
+    """Each value depends on its neighbours along the dimension."""
+    axes = net.axes(given["self"])
+    dims = [given["dim"]] if "dim" in given else [-2, -1]
+    net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} goes along it")
+    fresh = net.fresh_outputs(node, f"{name_of(node)} goes along it")
+    out = [[new if old.size != new.size else old for old, new in zip(axes, one, strict=True)] for one in fresh]
+    return out if isinstance(node.meta["val"], tuple | list) else out[0]
 
 
 @rule("getitem", derivative="output")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, fx
 
-from secateur.structure.axis import Axis, fix, leaf, unify
+from secateur.structure.axis import Axis, fix, leaf, mark_sliced, unify
 from secateur.structure.capture import sizes
 
 Axes = list[Axis]  # of one tensor, one per dimension
+
+
+Kind = Literal["head", "head width", "recurrent width"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Consumer:
     node: fx.Node
     operand: fx.Node
     dim: int
-    axis: Axis
+    axis: Axis  # of the operand's dimension, with leaves of their own for the factors that are not summed over
     partner: fx.Node | None  # the other factor, usually a weight
     partner_dim: int
 
@@ -34,6 +37,8 @@ class Net:
     consumers: list[Consumer] = field(default_factory=list)
     macs: list[Axes] = field(default_factory=list)  # per contraction: the product of their sizes
     of_inputs: set[fx.Node] = field(default_factory=set)  # nodes that depend on the model's inputs
+    groups: dict[fx.Node, Axis] = field(default_factory=dict)  # of grouped convolutions and norms
+    kinds: list[tuple[Axis, Kind]] = field(default_factory=list)  # what an operation says its units are
 
     def axes(self, node: fx.Node) -> Axes:
         """The axes of a tensor."""
@@ -44,6 +49,10 @@ class Net:
         """The axes of each of several outputs."""
         found: list[Axes] = self.known[node]
         return found
+
+    def outputs_of(self, node: fx.Node) -> list[Axes]:
+        """The axes of each output, also where there is only one."""
+        return [self.axes(node)] if self.is_tensor(node) else self.outputs(node)
 
     def is_tensor(self, node: Any) -> bool:
         """Whether this argument is a tensor."""
@@ -82,11 +91,30 @@ class Net:
                 fix(axis, f"{name} broadcasts it")
         return widest
 
+    def slice_all(self, axes: Axes, reason: str) -> None:
+        """What is left of these axes decides about all values: their units are sliced, not gated."""
+        for axis in axes:
+            mark_sliced(axis, reason)
+
     def consume(
-        self, node: fx.Node, operand: fx.Node, dim: int, partner: fx.Node | None = None, partner_dim: int = 0
+        self,
+        node: fx.Node,
+        operand: fx.Node,
+        dim: int,
+        partner: fx.Node | None = None,
+        partner_dim: int = 0,
+        axis: Axis | None = None,
     ) -> None:
-        """State that `node` sums over dimension `dim` of `operand`, weighted by `partner` if there is one."""
-        self.consumers.append(Consumer(node, operand, dim, self.axes(operand)[dim], partner, partner_dim))
+        """State that `node` sums over dimension `dim` of `operand`, weighted by `partner` if there is one.
+
+        Where it sums over some factors of that dimension only, `axis` has other leaves for the rest.
+        """
+        axis = self.axes(operand)[dim] if axis is None else axis
+        self.consumers.append(Consumer(node, operand, dim, axis, partner, partner_dim))
+
+    def state_kind(self, kind: Kind, *axes: Axis) -> None:
+        """State what the units of these axes are."""
+        self.kinds += [(axis, kind) for axis in axes]
 
 
 def _downward(n: int) -> range:

@@ -6,19 +6,20 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.axis import fix
+from secateur.structure.axis import leaf, product, unify
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of, rule
 
 
-@rule("pointwise", "dropout", "_to_copy", "to", "clone", "contiguous", "alias", "detach", derivative="pointwise")
-@rule(
-    "hardswish", "log_sigmoid", "lift_fresh", "lift_fresh_copy", derivative="pointwise"
-)  # which PyTorch does not tag as pointwise
+@rule("pointwise", "dropout", "feature_dropout", "alpha_dropout", derivative="pointwise")
+@rule("_to_copy", "to", "type_as", "clone", "contiguous", "alias", "detach", "copy", derivative="pointwise")
+@rule("hardswish", "log_sigmoid", "softmin", "floor_divide", derivative="pointwise")  # not tagged by PyTorch
+@rule("lift_fresh", "lift_fresh_copy", "expand_as", derivative="pointwise")
+@rule("where", "zeros_like", "ones_like", "empty_like", "full_like", "fill", derivative="pointwise")
 def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """The inputs' axes, broadcast."""
     inputs = [net.axes(argument) for argument in node.all_input_nodes if net.is_tensor(argument)]
-    if given.get("train") is True:
+    if given.get("train") is True or given.get("training") is True:
         net.fix_all(inputs, f"{name_of(node)} is random")
     return net.broadcast(inputs, name_of(node))
 
@@ -32,9 +33,18 @@ def prelu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return axes
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
-def softmax(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Each value depends on all along the axis, which is therefore fixed."""
+@rule("glu")
+def glu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """A σ(b) of the two halves of one dimension: both lose the same units."""
     axes = net.axes(given["self"])
-    fix(axes[given["dim"]], f"{name_of(node)} normalises over it")
+    dim = given["dim"] % len(axes)
+    half = leaf(axes[dim].size // 2)
+    unify(axes[dim], product([leaf(2, "the halves of glu"), half]))
+    axes[dim] = half
     return axes
+
+
+@rule("masked_fill", derivative="pointwise")
+def masked_fill(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """The mask is broadcast to the values."""
+    return net.broadcast([net.axes(given["self"]), net.axes(given["mask"])], "masked_fill")

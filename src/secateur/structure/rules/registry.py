@@ -9,9 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from secateur.structure.axis import Left
 from secateur.structure.rules.net import Axes, Net
 
 Infer = Callable[[Net, fx.Node, dict[str, Any]], Axes | list[Axes]]
+Resize = Callable[[Net, fx.Node, dict[str, Any], Left], dict[str, Any]]
 
 # How derivatives pass backward through an operation, seen as a function of one input:
 #   pointwise  each output from one input value (broadcasting aside)
@@ -30,15 +32,30 @@ class Rule:
 
 
 _RULES: dict[str, Rule] = {}
+_RESIZE: dict[str, Resize] = {}
 
 
 def rule(*names: str, derivative: Derivative | None = None) -> Callable[[Infer], Infer]:
-    """Register the decorated function for ATen operations of these names (all overloads)."""
+    """Register the decorated function for operations of these names (all overloads)."""
 
     def register(infer: Infer) -> Infer:
         for name in names:
             _RULES[name] = Rule(infer, derivative)
         return infer
+
+    return register
+
+
+def resize(*names: str) -> Callable[[Resize], Resize]:
+    """Register what the sizes among the arguments of these operations are when units are gone.
+
+    The decorated function returns the arguments that change, by name; under ``"target"`` another operation.
+    """
+
+    def register(function: Resize) -> Resize:
+        for name in names:
+            _RESIZE[name] = function
+        return function
 
     return register
 
@@ -55,6 +72,11 @@ def find_rule(node: fx.Node) -> Rule | None:
     if named is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return _RULES["pointwise"]
     return named
+
+
+def find_resize(node: fx.Node) -> Resize | None:
+    """What adapts the sizes among the arguments of a call; None where there are none."""
+    return _RESIZE.get(name_of(node))
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -1,0 +1,30 @@
+"""Tensors made in forward from sizes alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from secateur.structure.axis import Left
+from secateur.structure.rules.movement import shape_left
+from secateur.structure.rules.net import Axes, Net
+from secateur.structure.rules.registry import resize, rule
+
+
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+def constant(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """The same value everywhere: any number of units."""
+    return net.fresh_outputs(node)[0]
+
+
+@resize("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+def resize_constant(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """The shape."""
+    return {"size": shape_left(net.axes(node), given["size"], left)}
+
+
+@rule("arange", "linspace", "eye", "scalar_tensor")
+def counted(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Each position has a value of its own."""
+    return net.fresh_outputs(node, "its positions are counted in forward")[0]

@@ -1,0 +1,67 @@
+"""Recurrent layers: one operation for all layers, directions and steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from secateur.structure.axis import cat, leaf, product, unify
+from secateur.structure.rules.net import Axes, Net
+from secateur.structure.rules.registry import name_of, rule
+
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
+    """h_t from x_t and h_{t−1}, in every layer and direction with the same hidden units.
+
+    One state [layers × directions, N, H] holds them all, so that they are one axis. It is consumed inside the
+    operation: its gates are on the weights of the recurrence and of the layers above.
+    """
+    if "batch_sizes" in given or given["train"]:
+        reason = f"{name_of(node)} of packed sequences or with dropout"
+        net.fix_all([net.axes(n) for n in node.all_input_nodes if net.is_tensor(n)], reason)
+        return net.fresh_outputs(node, reason)
+    states = given["hx"] if isinstance(given["hx"], list | tuple) else [given["hx"]]
+    first = net.axes(states[0])
+    hidden, directions = first[-1], 2 if given["bidirectional"] else 1
+    outputs = hidden
+    if name_of(node) == "lstm":
+        outputs, hidden = first[-1], net.axes(states[1])[-1]  # of another width where h is projected
+    x = net.axes(given["input"])
+    _weights(net, node, given, x[-1], hidden, outputs, directions)
+    unify(outputs, hidden) if outputs.size == hidden.size else None
+    out = [*x[:-1], cat([outputs] * directions)]
+    net.state_kind("recurrent width", outputs, hidden)
+    fresh = net.fresh_outputs(node, "layers and directions")
+    return [out, *([*one[:-1], axis] for one, axis in zip(fresh[1:], (outputs, hidden), strict=False))]
+
+
+def _weights(
+    net: Net, node: fx.Node, given: dict[str, Any], below: Any, hidden: Any, outputs: Any, directions: int
+) -> None:
+    """The axes of every weight: [gates × H, inputs], [gates × H, H], biases, a projection [outputs, H]."""
+    gates = _GATES[name_of(node)]
+    params = given["params"]
+    projected = outputs.size != hidden.size
+    each = 2 + 2 * bool(given["has_biases"]) + projected
+    for k in range(0, len(params), each):
+        first_layer = k // each < directions
+        inputs = below if first_layer else cat([outputs] * directions)
+        rows = product([leaf(gates, "the gates of a recurrent unit"), hidden])
+        for i, weight in enumerate(params[k : k + each]):
+            axes = net.axes(weight)
+            if projected and i == each - 1:
+                unify(axes[0], outputs)
+                unify(axes[1], hidden)
+                net.consume(node, weight, 1)
+                continue
+            unify(axes[0], rows)
+            if i < 2:
+                unify(axes[1], inputs if i == 0 else outputs)
+                net.macs.append([*net.axes(given["input"])[:-1], axes[0], axes[1]])
+            if i == 1 or (i == 0 and not first_layer):
+                net.consume(node, weight, 1)
+    net.consume(node, given["input"], len(net.axes(given["input"])) - 1)

@@ -1,0 +1,129 @@
+"""Operations on images and sequences: their positions are fixed, channels pass through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from secateur.structure.axis import Axis, Left, fix, is_fixed, leaf, product, unify
+from secateur.structure.axis import cat as cat_axes
+from secateur.structure.rules.net import Axes, Net
+from secateur.structure.rules.registry import name_of, resize, rule
+
+_POOLS = [
+    f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max") for n in "123"
+]
+_SAMPLERS = ["nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d"]
+
+
+@rule(*_POOLS, *[f"max_pool{n}d_with_indices" for n in "23"], *[f"adaptive_max_pool{n}d" for n in "123"])
+@rule("grid_sampler", *[f"upsample_{name}" for name in (*_SAMPLERS, "nearest_exact2d")])
+@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+def positions(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
+    """Each channel alone, from some positions to others."""
+    axes = net.axes(given["self"] if "self" in given else given["input"])
+    shapes = net.fresh_outputs(node, "a position")
+    rank = int(next(c for c in reversed(name_of(node)) if c.isdigit())) if name_of(node) != "grid_sampler" else 2
+    net.fix_all([axes[-rank:]], "a position")
+    out = [[*axes[:-rank], *shape[-rank:]] for shape in shapes]
+    return out if isinstance(node.meta["val"], tuple | list) else out[0]
+
+
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d")
+def pad(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """New positions before and after; those of a constant can go like units."""
+    axes = net.axes(given["self"])
+    constant = given.get("mode", "constant") == "constant" and "constant" in (
+        given.get("mode"),
+        *name_of(node).split("_"),
+    )
+    for dim, before, after in _padded(given["pad" if "pad" in given else "padding"], len(axes)):
+        size = net.shape(node)[dim]
+        if not constant or is_fixed(axes[dim]) or min(before, after) < 0:
+            fix(axes[dim], "a position")
+            axes[dim] = leaf(size, "a position")
+        else:
+            axes[dim] = cat_axes([leaf(before), axes[dim], leaf(after)])
+    return axes
+
+
+@resize("pad", "constant_pad_nd")
+def resize_pad(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """How many."""
+    amounts = list(given["pad"])
+    mine, axes = net.axes(given["self"]), net.axes(node)
+    for dim, before, _ in _padded(amounts, len(axes)):
+        if not is_fixed(axes[dim]):
+            k = 2 * (len(axes) - 1 - dim)
+            amounts[k] = left.before(axes[dim], before)
+            amounts[k + 1] = left.count(axes[dim]) - left.count(mine[dim]) - amounts[k]
+    return {"pad": amounts}
+
+
+def _padded(amounts: list[Any], rank: int) -> list[tuple[int, Any, Any]]:
+    """Dimension, number before and after, for each that is padded; the last comes first."""
+    pairs = [(rank - 1 - i, amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)]
+    return [(dim, before, after) for dim, before, after in pairs if (before, after) != (0, 0)]
+
+
+@rule("pixel_shuffle", derivative="move")
+def pixel_shuffle(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """[..., C r², H, W] to [..., C, H r, W r]."""
+    axes = net.axes(given["self"])
+    channels = _grouped(axes[-3], given["upscale_factor"] ** 2)
+    return [*axes[:-3], channels, *net.fresh_outputs(node, "a position")[0][-2:]]
+
+
+@rule("pixel_unshuffle", derivative="move")
+def pixel_unshuffle(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """[..., C, H r, W r] to [..., C r², H, W]."""
+    axes = net.axes(given["self"])
+    net.fix_all([axes[-2:]], "a position")
+    inner = leaf(given["downscale_factor"] ** 2, "a position")
+    return [*axes[:-3], product([axes[-3], inner]), *net.fresh_outputs(node, "a position")[0][-2:]]
+
+
+@rule("channel_shuffle", "native_channel_shuffle", derivative="move")
+def channel_shuffle(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Groups × members of the channels to members × groups."""
+    axes = net.axes(given["self"])
+    groups, members = leaf(given["groups"]), leaf(axes[1].size // given["groups"])
+    unify(axes[1], product([groups, members]))
+    net.groups[node] = groups
+    axes[1] = product([members, groups])
+    return axes
+
+
+@resize("channel_shuffle", "native_channel_shuffle")
+def resize_shuffle(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """The number of groups."""
+    return {"groups": left.count(net.groups[node])}
+
+
+@rule("im2col", derivative="move")
+def im2col(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Windows [N, C, H, W] to columns [N, C k, L]."""
+    axes = net.axes(given["self"])
+    net.fix_all([axes[-2:]], "a position")
+    columns = net.fresh_outputs(node, "a position")[0]
+    window = leaf(columns[-2].size // axes[-3].size, "a position")
+    return [*axes[:-3], product([axes[-3], window]), columns[-1]]
+
+
+@rule("col2im")
+def col2im(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Columns [N, C k, L] summed to an image [N, C, H, W]."""
+    axes = net.axes(given["self"])
+    window = 1
+    for size in given["kernel_size"]:
+        window *= size
+    fix(axes[-1], "a position")
+    return [*axes[:-2], _grouped(axes[-2], window), *net.fresh_outputs(node, "a position")[0][-2:]]
+
+
+def _grouped(axis: Axis, inner: int) -> Axis:
+    """The outer factor of an axis whose inner one counts positions."""
+    outer = leaf(axis.size // inner)
+    unify(axis, product([outer, leaf(inner, "a position")]))
+    return outer
