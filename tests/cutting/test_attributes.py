@@ -220,7 +220,7 @@ def resized(example: Example) -> tuple[nn.Module, nn.Module]:
     units, call = sc.find_units(model, x, "all"), as_call(x)
     left = survivors(units, example.kept)
     small, sliced = sliced_copy(model, units, left), slice_graph(units.captured, units.net, left)
-    expected = truth(model, small, units, sliced, example.kept, call)
+    expected = truth(model, units, sliced, example.kept, call)
     exact = exact_truth(small, units, sliced, example.kept, call)
     assert exact is not None
     update_attributes(small, units.net, left)

@@ -123,7 +123,7 @@ def proof(model: nn.Module, x: Tensor, kept: Kept) -> Proof:
     units, call = sc.find_units(model, x, "all"), as_call(x)
     left = survivors(units, kept)
     small, sliced = sliced_copy(model, units, left), slice_graph(units.captured, units.net, left)
-    expected, exact = truth(model, small, units, sliced, kept, call), exact_truth(small, units, sliced, kept, call)
+    expected, exact = truth(model, units, sliced, kept, call), exact_truth(small, units, sliced, kept, call)
     update_attributes(small, units.net, left)
     return Proof(small, expected, exact)
 

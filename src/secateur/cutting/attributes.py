@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.structure.axis import Left
 from secateur.structure.capture import module_of
@@ -24,7 +24,7 @@ def update_attributes(model: nn.Module, net: Net, left: Left) -> None:
 
 def _sizes(module: nn.Module, groups: int | None) -> dict[str, Any]:
     weight = getattr(module, "weight", None)
-    shape = () if weight is None else tuple(weight.shape)
+    shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolution(module, shape, groups)
     if isinstance(module, nn.Linear):
@@ -36,10 +36,12 @@ def _sizes(module: nn.Module, groups: int | None) -> dict[str, Any]:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return {"normalized_shape": shape} if shape else {}
     if isinstance(module, nn.modules.batchnorm._NormBase):
-        vector = weight if weight is not None else module.running_mean
+        vector = module.running_mean if weight is None else weight
         return {} if vector is None else {"num_features": len(vector)}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": shape[0]}
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
     return _recurrent(module) if isinstance(module, nn.RNNBase) else {}
 
 

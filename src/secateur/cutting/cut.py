@@ -72,7 +72,7 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     left = survivors(units, plan.kept)
     small = sliced_copy(model, units, left)
     sliced = slice_graph(units.captured, units.net, left)
-    expected = truth(model, small, units, sliced, plan.kept, call)
+    expected = truth(model, units, sliced, plan.kept, call)
     sample = units.captured.spec.sample(model, 2)
     exact = exact_truth(small, units, sliced, plan.kept, sample)
     update_attributes(small, units.net, left)

@@ -66,11 +66,13 @@ class Expected:
         args, kwargs = tree_unflatten(flat, call.in_spec)
         try:
             with evaluating(module), doubled(module) if self.double else contextlib.nullcontext(), torch.no_grad():
-                got = [one for one in tree_leaves(module(*args, **kwargs)) if isinstance(one, Tensor)]
+                got = tree_leaves(module(*args, **kwargs))
         except Exception:  # noqa: BLE001 - whatever it is, these are not the numbers
             return False
-        expected = [self.values[n] for n in call.outputs if isinstance(n, fx.Node)]
-        return len(got) == len(expected) and difference(expected, got)[1] <= self.allowed
+        if len(got) != len(call.outputs):
+            return False
+        pairs = [(self.values[n], one) for n, one in zip(call.outputs, got, strict=True) if n is not None]
+        return all(isinstance(b, Tensor) and difference(a, b)[1] <= self.allowed for a, b in pairs)
 
 
 def repair(model: nn.Module, small: nn.Module, captured: Captured, sliced: Sliced, call: Call) -> None:
@@ -90,12 +92,14 @@ def repair(model: nn.Module, small: nn.Module, captured: Captured, sliced: Slice
     for one in calls:
         module = small.get_submodule(one.name)
         choices = _choices(_slots(one.name, module, proven), sizes.get(one.name, {}))
-        if not _is_a_layer(module) and not _settle(module, one, choices, expected) and one.name:
+        if _is_a_layer(module) and not choices:
+            continue  # right by its attributes already
+        if not _settle(module, one, choices, expected) and one.name:
             _replace(module, submodule_forward(small, captured, sliced, one))
 
 
 def _is_a_layer(module: nn.Module) -> bool:
-    """Those of PyTorch's own are right by their attributes already."""
+    """Whether it is one of PyTorch's own."""
     return type(module).__module__.startswith("torch.nn.") and not list(module.children())
 
 
@@ -147,8 +151,8 @@ def _slots(name: str, module: nn.Module, proven: set[str]) -> Iterator[Slot]:
         full = ".".join(part for part in (name, path) if part)
         if inner is not module and full in proven:
             continue
-        if type(inner).__module__.startswith("torch.nn.") and not isinstance(inner, nn.MultiheadAttention):
-            continue
+        if _is_a_layer(inner) and list(inner.parameters()):
+            continue  # its sizes are those of its parameters
         for attribute, value in vars(inner).items():
             if isinstance(value, int) and not isinstance(value, bool):
                 yield Slot(inner, attribute, None, value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.cutting.slices import gates
@@ -16,7 +16,17 @@ from secateur.errors import VerificationError
 from secateur.saliency.gates import GatedGraph
 from secateur.structure.capture import Captured, evaluating
 from secateur.structure.inputs import Call, map_tensors
-from secateur.structure.run import bind, compile_graph, difference, doubled, in_double, outputs, tolerance
+from secateur.structure.run import (
+    bind,
+    compile_graph,
+    difference,
+    doubled,
+    fill,
+    in_double,
+    outputs,
+    tolerance,
+    weights_of,
+)
 from secateur.structure.sliced import Sliced
 from secateur.structure.units import Units
 
@@ -54,14 +64,14 @@ class Truth:
         return absolute
 
 
-def truth(model: nn.Module, small: nn.Module, units: Units, sliced: Sliced, kept: Kept, call: Call) -> Truth:
+def truth(model: nn.Module, units: Units, sliced: Sliced, kept: Kept, call: Call) -> Truth:
     """The outputs of the captured graph with gates of zero, on the original's weights, in its dtype.
 
-    Where units are removed that a gate does not take away exactly: of the sliced graph on the sliced weights.
+    Where units are removed that a gate does not take away exactly: of the sliced graph, on the original's weights
+    without the slices that the unit sets name.
 
     Args:
         model: The original.
-        small: Its sliced copy.
         units: The original's units.
         sliced: Its graph for the sizes that are left.
         kept: The units that stay.
@@ -71,13 +81,31 @@ def truth(model: nn.Module, small: nn.Module, units: Units, sliced: Sliced, kept
     removed = {s.removal for s in units if len(kept.get(s.name, range(s.size))) < s.size}
     with torch.no_grad():
         if "sliced" in removed:
-            with evaluating(small):
-                values = bind(units.captured, small, call)
+            with evaluating(model):
+                values = fill(units.captured, _without(model, units, kept), call)
                 expected = outputs(units.captured, compile_graph(sliced.graph)(*values))
         else:
             graph = GatedGraph(units)
             expected = graph.run(graph.frontier(model, call), gates(model, units, kept))
     return Truth(call, expected, tolerance(model), False, params)
+
+
+def _without(model: nn.Module, units: Units, kept: Kept) -> dict[str, Tensor]:
+    """The weights by placeholder, each dimension without the positions that removed units have in it."""
+    weights = weights_of(units.captured, model)
+    stay: dict[tuple[str, int], Tensor] = {}
+    for unit_set in units:
+        removed = sorted(set(range(unit_set.size)) - set(kept.get(unit_set.name, range(unit_set.size))))
+        for part in unit_set.slices if removed else ():
+            size = units.axes[part.tensor][part.dim].size
+            mask = stay.setdefault((part.tensor, part.dim), torch.ones(size, dtype=torch.bool))
+            mask[part.index[removed].flatten()] = False
+    for placeholder, name in units.captured.weights.items():
+        for dim in range(weights[placeholder].ndim):
+            if (name, dim) in stay:
+                index = stay[name, dim].nonzero()[:, 0].to(weights[placeholder].device)
+                weights[placeholder] = weights[placeholder].index_select(dim, index)
+    return weights
 
 
 def exact_truth(small: nn.Module, units: Units, sliced: Sliced, kept: Kept, call: Call) -> Truth | None:

@@ -81,9 +81,11 @@ def check_finite(model: nn.Module) -> None:
     """Refuse weights that no result can be made from.
 
     Raises:
-        ModelError: A parameter or buffer holds NaN or infinite values.
+        ModelError: A parameter or buffer holds NaN or infinite values, or has no size yet.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(f"{name} has no size yet: call the model once")
         if not tensor.is_floating_point():
             continue
         bad = int((~tensor.float().isfinite()).sum()) if tensor.itemsize < 2 else int((~tensor.isfinite()).sum())
@@ -172,7 +174,7 @@ class ModuleCall:
     name: str
     inputs: tuple[fx.Node | None, ...]  # of its flattened arguments, None for what is no tensor
     constants: tuple[Any, ...]  # those, in the same places
-    outputs: tuple[fx.Node | None, ...]
+    outputs: tuple[fx.Node | None, ...]  # None also for what nobody uses
     in_spec: Any
     out_spec: Any
 
@@ -222,11 +224,9 @@ def _is_check(node: fx.Node) -> bool:
 
 def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
     given, returned = entry.signature.inputs, entry.signature.outputs
-    if any(hasattr(one, "name") and one.name and one.name not in same for one in (*given, *returned)):
+    if any(not hasattr(one, "value") and one.name not in same for one in given):
         return None
-    inputs, outputs = (
-        tuple(None if hasattr(one, "value") else same[one.name] for one in several) for several in (given, returned)
-    )
+    inputs, outputs = (tuple(same.get(getattr(one, "name", "")) for one in several) for several in (given, returned))
     constants = tuple(getattr(one, "value", None) for one in given)
     return ModuleCall(entry.fqn, inputs, constants, outputs, entry.signature.in_spec, entry.signature.out_spec)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from torch import Tensor, fx
 
 from secateur.structure import rules  # noqa: F401 - loads every rule
@@ -17,15 +19,28 @@ def infer(captured: Captured) -> Net:
     Axes that reach the model's inputs or outputs, or an operation without a rule, are fixed.
     """
     net = Net()
+    used = _used(captured.graph)
     weights: dict[str, Axes] = {}
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             _placeholder(net, captured, node, weights)
         elif node.op == "call_function":
-            _call(net, node)
+            with contextlib.nullcontext() if node in used else net.unheard():
+                _call(net, node)
         elif node.op == "output":
             net.fix_all([net.axes(n) for n in node.all_input_nodes if net.is_tensor(n)], "a model output")
     return net
+
+
+def _used(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that an output depends on; the code of the others is run, too, and ties axes, but changes no value."""
+    found: set[fx.Node] = set()
+    rest = [graph.output_node()]
+    while rest:
+        node = rest.pop()
+        rest += [operand for operand in node.all_input_nodes if operand not in found]
+        found.update(node.all_input_nodes)
+    return found
 
 
 def _placeholder(net: Net, captured: Captured, node: fx.Node, weights: dict[str, Axes]) -> None:

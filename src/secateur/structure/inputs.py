@@ -62,7 +62,8 @@ def batch_size(call: Call) -> int:
 
 def sample_weight(model: nn.Module) -> Tensor:
     """The model's first floating-point parameter: device and dtype follow it."""
-    return next((p.detach() for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    sized = (p for p in model.parameters() if not nn.parameter.is_lazy(p))
+    return next((p.detach() for p in sized if p.is_floating_point()), torch.empty(0))
 
 
 def tensor_like_model(model: nn.Module, tensor: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Units:
         ]
         makers = find_makers(captured, net)
         found = name_leaves(captured, net, makers)
-        reasons = {axis: axis.reason or (None if include == "all" else _as_sliced(axis)) for axis in found}
+        reasons = {axis: _why_fixed(axis, makers, include) for axis in found}
         self.fixed = tuple(Fixed(found[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
         free = {axis: name for axis, name in found.items() if not reasons[axis]}
         self.sets = self._sets(free, makers)
@@ -297,8 +297,11 @@ def _of_one_sample(size: int) -> int:
     return size if size % BATCH else size // BATCH
 
 
-def _as_sliced(axis: Axis) -> str | None:
-    return axis.sliced and f"{axis.sliced}; include='all' removes it as sliced"
+def _why_fixed(axis: Axis, makers: Mapping[Axis, Maker], include: Include) -> str | None:
+    if axis.size == 1 and axis not in makers:  # of one weight alone, dropped from all products
+        return axis.reason or "a dimension of size 1"
+    sliced = axis.sliced and include == "gated"
+    return axis.reason or (f"{axis.sliced}; include='all' removes it as sliced" if sliced else None)
 
 
 def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated") -> Units:

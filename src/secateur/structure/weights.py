@@ -77,7 +77,7 @@ def _source(node: fx.Node) -> fx.Node:
     """The placeholder that a value is a view of, or else the value itself."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         found = find_rule(node)
-        if found is None or found.derivative != "move":
+        if found is None or found.derivative not in ("move", "output"):
             return node
         node = node.all_input_nodes[0]
     return node

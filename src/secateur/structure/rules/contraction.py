@@ -40,7 +40,7 @@ def bilinear(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return [*lead, weight[0]]
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot", derivative="contract")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", derivative="contract")
 def matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Products: y[..., n, m] = Σ_k a[..., n, k] b[..., k, m], leading dimensions broadcast, vectors without n or m."""
     left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
@@ -179,7 +179,7 @@ def _convolve(net: Net, node: fx.Node, given: dict[str, Any], channels: Axes) ->
     if inside[-1].size > 1 or given["groups"] == 1:
         net.consume(node, given["input"], at, given["weight"], partner_dim, product(inside))
     out = [*x[:at], outside, *net.fresh_outputs(node, "a position")[0][at + 1 :]]
-    net.macs.append([*out, inside[-1], *weight[2:]])
+    net.macs.append([*out, *weight[1:]] if channels[0] is weight[0] else [*x, *weight[1:]])
     return out
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +40,19 @@ class Net:
     of_inputs: set[fx.Node] = field(default_factory=set)  # nodes that depend on the model's inputs
     groups: dict[fx.Node, Axis] = field(default_factory=dict)  # of grouped convolutions and norms
     kinds: list[tuple[Axis, Kind]] = field(default_factory=list)  # what an operation says its units are
+    heard: bool = True
+
+    @contextlib.contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Nothing is consumed, counted or averaged here: the result is thrown away."""
+        before = [(stated, len(stated)) for stated in (self.consumers, self.macs, self.kinds)]
+        self.heard = False
+        try:
+            yield
+        finally:
+            self.heard = True
+            for stated, length in before:
+                del stated[length:]
 
     def axes(self, node: fx.Node) -> Axes:
         """The axes of a tensor."""
@@ -93,7 +107,7 @@ class Net:
 
     def slice_all(self, axes: Axes, reason: str) -> None:
         """What is left of these axes decides about all values: their units are sliced, not gated."""
-        for axis in axes:
+        for axis in axes if self.heard else ():
             mark_sliced(axis, reason)
 
     def consume(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from secateur.structure.axis import leaf, product, unify
 from secateur.structure.rules.net import Axes, Net
@@ -16,12 +16,13 @@ from secateur.structure.rules.registry import name_of, rule
 @rule("hardswish", "log_sigmoid", "softmin", "floor_divide", derivative="pointwise")  # not tagged by PyTorch
 @rule("lift_fresh", "lift_fresh_copy", "expand_as", derivative="pointwise")
 @rule("where", "zeros_like", "ones_like", "empty_like", "full_like", "fill", derivative="pointwise")
-def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """The inputs' axes, broadcast."""
+def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
+    """The inputs' axes, broadcast; of each output where there are several."""
     inputs = [net.axes(argument) for argument in node.all_input_nodes if net.is_tensor(argument)]
     if given.get("train") is True or given.get("training") is True:
         net.fix_all(inputs, f"{name_of(node)} is random")
-    return net.broadcast(inputs, name_of(node))
+    out, value = net.broadcast(inputs, name_of(node)), node.meta["val"]
+    return out if isinstance(value, Tensor) else [list(out) for _ in value]
 
 
 @rule("prelu", derivative="pointwise")

@@ -39,6 +39,25 @@ def recurrent(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
     return [out, *([*one[:-1], axis] for one, axis in zip(fresh[1:], (outputs, hidden), strict=False))]
 
 
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
+    """One step of one layer."""
+    states = given["hx"] if isinstance(given["hx"], list | tuple) else [given["hx"]]
+    x, state = net.axes(given["input"]), net.broadcast([net.axes(one) for one in states], name_of(node))
+    rows = product([leaf(_GATES[name_of(node).removesuffix("_cell")], "the gates of a recurrent unit"), state[-1]])
+    for name, inputs in (("w_ih", x[-1]), ("w_hh", state[-1]), ("b_ih", None), ("b_hh", None)):
+        if given[name] is not None:
+            axes = net.axes(given[name])
+            unify(axes[0], rows)
+            if inputs is not None:
+                unify(axes[1], inputs)
+                net.macs.append([*x[:-1], *axes])
+    net.consume(node, given["input"], len(x) - 1)
+    net.consume(node, given["w_hh"], 1)
+    net.state_kind("recurrent width", state[-1])
+    return [state] * len(states) if isinstance(node.meta["val"], tuple | list) else state
+
+
 def _weights(
     net: Net, node: fx.Node, given: dict[str, Any], below: Any, hidden: Any, outputs: Any, directions: int
 ) -> None:
@@ -57,11 +76,12 @@ def _weights(
                 unify(axes[0], outputs)
                 unify(axes[1], hidden)
                 net.consume(node, weight, 1)
-                continue
-            unify(axes[0], rows)
+            else:
+                unify(axes[0], rows)
             if i < 2:
                 unify(axes[1], inputs if i == 0 else outputs)
-                net.macs.append([*net.axes(given["input"])[:-1], axes[0], axes[1]])
+            if len(axes) == 2:
+                net.macs.append([*net.axes(given["input"])[:-1], *axes])
             if i == 1 or (i == 0 and not first_layer):
                 net.consume(node, weight, 1)
     net.consume(node, given["input"], len(net.axes(given["input"])) - 1)
