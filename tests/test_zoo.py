@@ -19,7 +19,7 @@ from secateur.structure.run import difference, in_double
 SAMPLE = [
     "torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/densenet121", "torchvision/shufflenet_v2_x1_0",
     "timm/resnest14d", "timm/ghostnet_100", "timm/deit_tiny_patch16_224", "timm/levit_128s", "timm/convnext_nano",
-    "hf/bert", "hf/gpt2", "hf/llama_gqa", "hf/t5", "hf/mixtral_moe", "torch/lenet", "torch/lstm_2layer", "torch/gru",
+    "hf/bert", "hf/gpt2", "hf/llama_gqa", "hf/t5", "hf/qwen3_gqa", "torch/lenet", "torch/lstm_2layer", "torch/gru",
     "torch/transformer_encoder", "torch/unet", "torch/pixel_shuffle",
 ]  # fmt: skip
 

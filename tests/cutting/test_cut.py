@@ -134,6 +134,108 @@ def test_the_original_stays_as_it_was(name: str, mode: bool) -> None:
     assert_same(before, snapshot(model))
 
 
+class Merging(nn.Linear):
+    """A low-rank update that eval mode adds to the weight and training mode takes away again."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (1 - 2 * mode) * self.up @ self.down
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.merged else y + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("outer", [True, False])
+def test_modules_that_merge_weights_in_eval_mode_are_exactly_as_they_were(outer: bool, inner: bool) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Merging(3, 5), nn.Tanh(), Merging(5, 2)), torch.randn(4, 3)
+    model.train(outer)
+    model[0].train(inner)
+    before, flags, wanted = snapshot(model), [model[0].merged, model[2].merged], model(x)
+    assert flags == [not inner, not outer]
+    for _ in range(2):
+        assert {s.name: s.size for s in sc.find_units(model, x)} == {"0": 5}
+        assert_same(before, snapshot(model))
+        assert [model[0].merged, model[2].merged] == flags
+        assert torch.equal(model(x), wanted)
+
+
+class Fused(nn.Sequential):
+    """A network whose own eval() puts a scale into the first layer."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.scaled = False
+
+    def eval(self) -> Fused:
+        if not self.scaled:
+            self[0].weight.data *= 3
+            self.scaled = True
+        return super().eval()
+
+    def train(self, mode: bool = True) -> Fused:
+        if mode and self.scaled:
+            self[0].weight.data /= 3
+            self.scaled = False
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_network_with_an_eval_of_its_own_is_exactly_as_it_was(mode: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Fused(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(4, 3)
+    model.train() if mode else model.eval()
+    before = snapshot(model)
+    assert {s.name: s.size for s in sc.find_units(model, x)} == {"0": 5}
+    assert_same(before, snapshot(model))
+    assert model.scaled == (not mode)
+    if not mode:
+        gate = torch.tensor([1.0, 0, 1, 0, 0])
+        small = sc.cut(model, sc.Plan.from_kept({"0": [0, 2]}, x))
+        torch.testing.assert_close(small(x), model[2](torch.tanh(model[0](x)) * gate), rtol=1e-5, atol=1e-5)
+        assert_same(before, snapshot(model))
+
+
+class InPlace(nn.Module):
+    """Works on its input itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        shift.mul_(2)
+        x.sub_(0.5).add_(shift)
+        return self.b(torch.tanh(self.a(x)))
+
+
+def test_inputs_are_never_changed() -> None:
+    torch.manual_seed(0)
+    model = InPlace().double()
+    x, shift, y = torch.randn(4, 3).double(), torch.randn(4, 1).double(), torch.tensor([0, 1, 1, 0])
+    before = x.clone(), shift.clone()
+    units = sc.find_units(model, (x, shift))
+    assert {s.name: s.size for s in units} == {"a": 6}
+    plan = sc.rank(model, ((x, shift), y), "cross_entropy", criterion="taylor1", progress=False)
+    sc.cut(model, plan)
+    small = sc.cut(model, sc.Plan.from_kept({"a": [0, 2]}, (x, shift)))
+    assert torch.equal(x, before[0])
+    assert torch.equal(shift, before[1])
+    hidden = torch.tanh(model.a(x - 0.5 + 2 * shift))[:, [0, 2]]
+    wanted = hidden @ model.b.weight[:, [0, 2]].T + model.b.bias
+    torch.testing.assert_close(small(x, shift), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_changing_either_network_leaves_the_other() -> None:
     case = CASES["normalised"]()
     small = sc.cut(case.model, sc.Plan.from_kept({"0": (0, 3)}, case.x))

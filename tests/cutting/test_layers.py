@@ -77,7 +77,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     ),
     "spectral norm": lambda: Example(
         nn.Sequential(nn.utils.parametrizations.spectral_norm(L(4, 6)), nn.Tanh(), L(6, 2)), (4,),
-        {"0": (NEURON, 6, "gated")}, 66,
+        {"0": (NEURON, 6, "sliced")}, 66,
     ),
     "a layer called weight": lambda: Example(Named(), (4,), {"weight": (NEURON, 6, "gated")}, 36),
     "two outputs": lambda: Example(
@@ -149,9 +149,9 @@ def zeroed(model: nn.Module, units: sc.Units, kept: dict[str, range]) -> nn.Modu
     return model
 
 
-def test_a_dimension_of_size_one_that_nothing_sums_over_is_fixed() -> None:
+def test_a_dimension_of_a_weight_that_no_value_has_is_fixed() -> None:
     units = sc.find_units(EXAMPLES["depthwise"]().model, torch.randn(2, 3, 8, 8), include="all")
-    assert {one.name: one.reason for one in units.fixed}["2.weight[1]"] == "a dimension of size 1"
+    assert {one.name: one.reason for one in units.fixed}["2.weight[1]"] == "no value that is computed has it"
 
 
 def test_a_layer_without_sizes_yet_is_refused() -> None:

@@ -1,6 +1,7 @@
 import copy
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from secateur import find_units, reference
 from secateur.errors import DataError, ModelError
 from secateur.saliency.gates import Gated, GatedGraph, ones
 from secateur.saliency.losses import binary_cross_entropy, cross_entropy, squared_error
+from secateur.structure.inputs import as_call
+from secateur.structure.run import bind
 from secateur.structure.units import Units
 
 LOSSES = [cross_entropy, squared_error]
@@ -31,6 +34,11 @@ OUTGOING = [name for name in CASES if all(unit_set.outgoing is not None for unit
 
 def gates(n: int, seed: int = 0) -> Tensor:
     return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def frontier(graph: GatedGraph, model: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    """The values that no gate changes, with the model's own weights."""
+    return graph.frontier(bind(graph.units.captured, model, as_call(x)))
 
 
 def in_batches(x: Tensor, t: Tensor, cuts: list[int]) -> list[tuple[Tensor, Tensor]]:
@@ -170,7 +178,7 @@ def test_a_value_consumed_by_two_layers_is_gated_once_for_each() -> None:
     graph, g = GatedGraph(units), gates(4)
     h = torch.tanh(model.make(x))
     expected = model.one(g * h) * model.two(g * h) + model.one(g * torch.sigmoid(h))
-    assert torch.allclose(graph.run(graph.frontier(model, ((x,), {})), g), expected, rtol=1e-12, atol=0)
+    assert torch.allclose(graph.run(frontier(graph, model, x), g), expected, rtol=1e-12, atol=0)
     assert len(graph.edges) == 2
     products = [edge.node for edge in graph.edges]
     layers = [node for node in graph.suffix.nodes if node.target is torch.ops.aten.linear.default]
@@ -181,12 +189,12 @@ def test_a_value_consumed_by_two_layers_is_gated_once_for_each() -> None:
 def test_gates_do_not_reach_back_behind_their_consumers() -> None:
     case, units = built("two_hidden")
     graph = GatedGraph(units)
-    frontier, none = graph.frontier(case.model, ((case.x,), {})), torch.zeros(units.total, dtype=torch.float64)
-    values = graph.trace(frontier, none)
+    given, none = frontier(graph, case.model, case.x), torch.zeros(units.total, dtype=torch.float64)
+    values = graph.trace(given, none)
     first, second = (values[edge.node.args[0]] for edge in graph.edges)
     assert torch.allclose(first, torch.sigmoid(case.model[0](case.x)), rtol=1e-12)  # its own gate comes after it
     assert torch.allclose(second, torch.tanh(case.model[2].bias).expand(6, 4), rtol=1e-12)
-    assert torch.allclose(graph.run(frontier, none), case.model[4].bias.expand(6, 3), rtol=1e-12)
+    assert torch.allclose(graph.run(given, none), case.model[4].bias.expand(6, 3), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["normalised", "branches"])
@@ -303,7 +311,7 @@ def test_outputs_keep_their_structure() -> None:
     units = find_units(model, x)
     g = gates(4)
     graph = GatedGraph(units)
-    outputs = graph.run(graph.frontier(model, ((x,), {})), g)
+    outputs = graph.run(frontier(graph, model, x), g)
     logits = model.b(torch.tanh(model.a(x)) * g)
     assert outputs["inputs"][1].equal(x + 1)
     assert torch.allclose(outputs["logits"], logits, rtol=1e-12)
@@ -317,3 +325,141 @@ def test_the_gates_have_the_dtype_of_the_model(dtype: torch.dtype) -> None:
     one = ones(model, find_units(model, case.x))
     assert one.dtype == dtype
     assert one.tolist() == [1.0] * 7
+
+
+# ---------------------------------------------------------------- one value in several places of one call
+
+
+class Between(nn.Module):
+    """A layer of four units, something between, a layer behind."""
+
+    def __init__(self, function: Callable[..., Tensor], width: int) -> None:
+        super().__init__()
+        self.function, self.a, self.b = function, nn.Linear(3, 4), nn.Linear(width, 2)
+        self.pairs = nn.Parameter(torch.randn(2, 4, 4))
+
+    def forward(self, x: Tensor, *gates: Tensor) -> Tensor:
+        return self.b(self.function(self, self.a(x), *gates))
+
+
+class Example(NamedTuple):
+    """What is between, with gates of four units and without; the shape of a sample and how wide it goes on."""
+
+    gated: Callable[..., Tensor]
+    plain: Callable[..., Tensor]
+    shape: tuple[int, ...]
+    width: int
+
+
+SEVERAL_PLACES = {
+    "the query of attention alone": Example(
+        lambda _, h, g: F.scaled_dot_product_attention(h * g, h, h) * g,
+        lambda _, h: F.scaled_dot_product_attention(h, h, h), (5, 3), 4,
+    ),
+    "one factor of einsum alone": Example(
+        lambda _, h, g: torch.einsum("bi,bi->b", h * g, h)[:, None].expand(-1, 2),
+        lambda _, h: torch.einsum("bi,bi->b", h, h)[:, None].expand(-1, 2), (3,), 2,
+    ),
+    "one factor of three": Example(
+        lambda _, h, g: torch.einsum("bi,bi,bi->b", h * g, h, h)[:, None].expand(-1, 2),
+        lambda _, h: torch.einsum("bi,bi,bi->b", h, h, h)[:, None].expand(-1, 2), (3,), 2,
+    ),
+    "one factor of a product of matrices": Example(
+        lambda _, h, g: (h * g) @ h.mT, lambda _, h: h @ h.mT, (5, 3), 5
+    ),
+    "both operands of a distance": Example(
+        lambda _, h, g: torch.cdist(h * g, h * g), lambda _, h: torch.cdist(h, h), (5, 3), 5
+    ),
+    "both inputs of a bilinear form, each with a sum of its own": Example(
+        lambda m, h, g: F.bilinear(h * g, h * g, m.pairs), lambda m, h: F.bilinear(h, h, m.pairs), (3,), 2
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEVERAL_PLACES)
+def test_a_value_in_several_places_of_a_call_is_gated_once_for_each_sum(name: str) -> None:
+    gated, plain, shape, width = SEVERAL_PLACES[name]
+    torch.manual_seed(0)
+    model, x = Between(plain, width).double(), torch.randn(6, *shape).double()
+    units = find_units(model, x)
+    assert units["a"].size == 4
+    graph, given = GatedGraph(units), frontier(GatedGraph(units), model, x)
+    model.function = gated
+
+    def function(g: Tensor) -> Tensor:
+        return model(x, units.split(g)["a"])
+
+    g = torch.cat([gates(4, 1), torch.ones(units.total - 4).double()]).requires_grad_()
+    torch.testing.assert_close(graph.run(given, g), function(g), rtol=1e-12, atol=1e-12)
+    got = torch.autograd.grad(graph.run(given, g).sin().sum(), g)[0][:4]
+    with torch.no_grad():
+        steps = torch.eye(units.total, dtype=torch.float64)[:4] * 1e-5
+        slopes = [(function(g + step).sin().sum() - function(g - step).sin().sum()) / 2e-5 for step in steps]
+    torch.testing.assert_close(got, torch.stack(slopes), rtol=1e-7, atol=1e-7)
+    assert bool((got != 0).all())
+
+
+# ---------------------------------------------------------------- operands of another dtype
+
+
+class LowInside(nn.Module):
+    """A layer of another dtype in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.inner, self.b = nn.Linear(3, 4), nn.Linear(4, 5).bfloat16(), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gated(x, torch.ones(4), torch.ones(5))
+
+    def gated(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x)).bfloat16() * first.bfloat16()
+        return self.b(torch.relu(self.inner(h)).float() * second)
+
+
+class LowPlain(LowInside):
+    """The same with nothing about gates in its code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.inner(torch.tanh(self.a(x)).bfloat16())).float())
+
+
+def test_gates_take_the_dtype_of_what_they_are_put_on() -> None:
+    torch.manual_seed(0)
+    model, x = LowPlain(), torch.randn(6, 3)
+    units = find_units(model, x)
+    assert [(s.name, s.size) for s in units] == [("a", 4), ("inner", 5)]
+    graph = GatedGraph(units)
+    given = frontier(graph, model, x)
+    assert [vector.dtype for vector in graph.vectors(torch.ones(9))] == [torch.bfloat16, torch.float32]
+    for g in (torch.ones(9), torch.tensor([1.0, 0, 1, 1, 1, 1, 0, 0, 1]), gates(9).float()):
+        assert torch.equal(graph.run(given, g), model.gated(x, *units.split(g).values()))
+    y = torch.randint(0, 2, (6,))
+    gradient = Gated(model, units, (x, y), "cross_entropy").gradient(torch.ones(9))
+    assert bool((gradient != 0).sum() >= 5)
+
+
+class Counts(nn.Module):
+    """How many units are positive, beside their values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.a(x)
+        return self.b(h), (h > 0).sum(1)
+
+
+def test_what_is_counted_stays_a_whole_number() -> None:
+    torch.manual_seed(0)
+    model, x = Counts().double(), torch.randn(6, 3).double()
+    units = find_units(model, x)
+    graph, g = GatedGraph(units), torch.tensor([1, 0, 0, 1]).double()
+    assert {vector.dtype for vector in graph.vectors(g)} == {torch.float64, torch.bool}
+    values, count = graph.run(frontier(graph, model, x), g)
+    h = model.a(x)
+    torch.testing.assert_close(values, model.b(h * g), rtol=1e-12, atol=1e-12)
+    assert count.dtype == torch.int64
+    assert count.tolist() == (h[:, [0, 3]] > 0).sum(1).tolist()
+    assert count.tolist() != (h > 0).sum(1).tolist()

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from cases import CASES, in_batches, targets
 from secateur import Plan, Units, cut, find_units, reference
-from secateur.errors import ModelError
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import LOSSES, cross_entropy
 from secateur.saliency.oracle import oracle
@@ -122,10 +121,7 @@ class Normed(nn.Module):
 
 
 def test_the_oracle_of_sliced_units_is_the_loss_of_the_cut_network() -> None:
-    torch.manual_seed(0)
-    model = Normed().double()
-    x, y = torch.randn(7, 3, dtype=torch.float64), torch.randint(0, 2, (7,))
-    units = find_units(model, x, include="all")
+    model, units, x, y = normed()
     assert {s.name: (s.removal, s.kind) for s in units} == {"first": ("sliced", "neuron"), "inner": ("gated", "neuron")}
     gated = Gated(model, units, in_batches(x, y, [3]), "cross_entropy")
     gone = torch.ones(units.total, dtype=torch.float64)
@@ -146,12 +142,40 @@ def loss_of_cut(model: nn.Module, units: Units, g: Tensor, x: Tensor, y: Tensor)
     return cross_entropy(cut(model, Plan.from_kept(kept, x))(x), y).item()
 
 
-def test_gates_between_0_and_1_beside_removed_sliced_units_are_refused() -> None:
+def normed() -> tuple[Normed, Units, Tensor, Tensor]:
+    torch.manual_seed(0)
     model = Normed().double()
-    x = torch.randn(3, 3, dtype=torch.float64)
-    units = find_units(model, x, include="all")
-    gated = Gated(model, units, (x, torch.zeros(3, dtype=torch.long)), "cross_entropy")
-    g = torch.ones(units.total, dtype=torch.float64)
-    g[0], g[-1] = 0, 0.5
-    with pytest.raises(ModelError, match=r"^where units of sliced sets are removed, gates can only be 0 or 1$"):
-        gated.loss(g)
+    x, y = torch.randn(7, 3, dtype=torch.float64), torch.randint(0, 2, (7,))
+    return model, find_units(model, x, include="all"), x, y
+
+
+def loss_and_error(model: nn.Module, units: Units, g: Tensor, x: Tensor, y: Tensor) -> list[float]:
+    gated = Gated(model, units, in_batches(x, y, [3]), "cross_entropy")
+    return [gated.loss(g), gated.evaluate(g)[0]]
+
+
+@pytest.mark.parametrize("gate", [0.5, -30.0])
+def test_gates_beside_removed_sliced_units_scale_weights_of_the_cut_network(gate: float) -> None:
+    model, units, x, y = normed()
+    g = torch.ones(9, dtype=torch.float64)
+    g[1], g[5 + 2] = 0, gate
+    small = cut(model, Plan.from_kept({"first": [0, 2, 3, 4]}, x))
+    with torch.no_grad():
+        small.back.weight[:, 2] *= gate  # type: ignore[union-attr, operator, index]
+    expected = cross_entropy(small(x), y).item()
+    assert loss_and_error(model, units, g, x, y) == pytest.approx([expected] * 2, rel=1e-12)
+    assert abs(expected - loss_of_cut(model, units, (g != 0).double(), x, y)) > 1e-5
+
+
+def test_gates_on_sliced_units_beside_removed_ones_are_put_behind_norm_and_mean() -> None:
+    model, units, x, y = normed()
+    kept = torch.tensor([0, 2, 3, 4])
+    g = torch.ones(9, dtype=torch.float64)
+    g[1], g[3] = 0, 0.5
+    h, s, norm = model.first(x)[:, kept], g[kept], model.norm
+    n = nn.functional.layer_norm(h, [4], norm.weight[kept], norm.bias[kept]) * s
+    inner = torch.tanh(n @ model.inner.weight[:, kept].T + model.inner.bias)
+    h = h + inner @ model.back.weight[kept].T + model.back.bias[kept]
+    h = (h - h.mean(-1, keepdim=True)) * s
+    expected = cross_entropy(h @ model.last.weight[:, kept].T + model.last.bias, y).item()
+    assert loss_and_error(model, units, g, x, y) == pytest.approx([expected] * 2, rel=1e-12)

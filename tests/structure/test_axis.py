@@ -13,8 +13,6 @@ from torch import Tensor
 from secateur.structure.axis import (
     BATCH,
     Axis,
-    Left,
-    Samples,
     cat,
     count,
     expand,
@@ -27,6 +25,7 @@ from secateur.structure.axis import (
     product,
     unify,
 )
+from secateur.structure.left import Left, Samples
 
 # An expression: a leaf, or ("cat" | "product", expressions). Leaves may occur twice.
 Expression = Axis | tuple[str, list["Expression"]]

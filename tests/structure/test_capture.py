@@ -244,6 +244,29 @@ def test_a_forward_that_cannot_be_exported_is_refused_and_told_why(function: Hid
         find_units(between(function), inputs())
 
 
+class Keywords(nn.Module):
+    """Its inputs have no names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self.last(self.first(kwargs["x"]).tanh()) + sum(args)
+
+
+@pytest.mark.parametrize("args", [(), (torch.zeros(3, 2).double(),)])
+def test_a_forward_of_any_inputs_is_captured_for_any_number_of_samples(args: tuple[Tensor, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = Keywords().double(), inputs()
+    before = dict(vars(model))
+    captured = capture(model, (args, {"x": x}))
+    assert vars(model) == before
+    more = torch.cat([x, x])
+    given = tuple(torch.cat([one, one]) for one in args)
+    assert difference(model(*given, x=more), run(captured, model, (given, {"x": more}))) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("function", [loop_over_the_batch, fix_the_batch, branch_on_the_batch])
 def test_a_forward_that_fixes_the_batch_is_taken_at_that_size_with_a_note(function: Hidden) -> None:
     model, x = between(function), inputs()

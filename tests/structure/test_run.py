@@ -115,10 +115,18 @@ def tensor(*values: float) -> Tensor:
         (tensor(), tensor(), 0, 0),
         (tensor(0, 0), tensor(0, 0), 0, 0),
         (tensor(0, 0), tensor(0, 1e-12), 1e-12, 1e18),
+        (tensor(1, INF, -INF), tensor(1, INF, -INF), 0, 0),
+        (tensor(-4, INF), tensor(-3, INF), 1, 0.25),
+        (tensor(INF, INF), tensor(INF, INF), 0, 0),
+        (torch.tensor([3 + 4j, 1]), torch.tensor([3 + 4j, 1]), 0, 0),
+        (torch.tensor([3 + 4j, 1]), torch.tensor([3 + 2j, 1]), 2, 0.5),
+        (torch.tensor([3 - 4j, 1]), torch.tensor([2 - 4j, 1]), 1, 0.25),
+        (torch.tensor([True, False]), torch.tensor([True, True]), 1, 1),
     ],
     ids=[
         "equal", "one", "the largest", "several outputs", "a structure", "dtypes", "integers", "empty", "zeros",
-        "not zero",
+        "not zero", "equal infinities", "beside an infinity", "nothing else", "complex", "the imaginary part",
+        "the real part", "yes and no",
     ],
 )  # fmt: skip
 def test_the_difference_is_the_largest_and_relative_to_the_largest_value(
@@ -139,8 +147,10 @@ NAN = float("nan")
         ((tensor(1), tensor(NAN)), (tensor(1), tensor(3))),
         (tensor(1, 2), tensor(1, INF)),
         (tensor(1, INF), tensor(1, 2)),
-        (tensor(1, INF), tensor(1, INF)),
-        (tensor(1, INF), tensor(2, INF)),
+        (tensor(1, INF), tensor(1, -INF)),
+        (tensor(1, INF), tensor(INF, 1)),
+        (tensor(1, INF), tensor(1, NAN)),
+        (torch.tensor([1 + 1j]), torch.tensor([complex(1, NAN)])),
     ],
 )
 def test_what_is_not_finite_is_never_close(expected: object, got: object) -> None:

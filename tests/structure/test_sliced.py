@@ -227,7 +227,7 @@ def difference(name: str, kept: Kept, n: int) -> float:
     model, units = found(name)
     left, x = survivors(units, kept), EXAMPLES[name].input(n)
     small, sliced = sliced_copy(model, units, left), slice_graph(units.captured, units.net, left)
-    wanted = truth(model, units, sliced, kept, as_call(x)).outputs
+    wanted = truth(model, units, kept, as_call(x)).outputs
     assert wanted.abs().max() > 0.1
     return float((run(sliced, units, small, x) - wanted).abs().max() / wanted.abs().max())
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.structure.axis import Left
 from secateur.structure.capture import module_of
+from secateur.structure.left import Left
 from secateur.structure.rules.net import Net
 
 
@@ -29,7 +29,9 @@ def _sizes(module: nn.Module, groups: int | None) -> dict[str, Any]:
         return _convolution(module, shape, groups)
     if isinstance(module, nn.Linear):
         return {"out_features": shape[0], "in_features": shape[1]}
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Bilinear):
+        return {"out_features": shape[0], "in1_features": shape[1], "in2_features": shape[2]}
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
     if isinstance(module, nn.GroupNorm):
         return ({"num_channels": shape[0]} if shape else {}) | ({"num_groups": groups} if groups else {})

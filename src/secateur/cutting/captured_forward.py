@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,20 +12,25 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.errors import DataError
 from secateur.structure.axis import BATCH
-from secateur.structure.capture import Captured, ModuleCall, whole_call
+from secateur.structure.calls import ModuleCall
+from secateur.structure.capture import Captured
+from secateur.structure.inputs import check_as_captured
 from secateur.structure.sliced import Sliced
 
 
 class CapturedForward:
     """Computes what a module did in the captured graph, with the module's weights as they are at the call.
 
+    As in eval mode, in training mode too; gradients reach the weights.
+
     Args:
         module: Whose weights are used, by name.
         graph: Its placeholders are the weights, the constants and the inputs, in this order.
         weights: The names of those weights in the module.
         constants: Tensors that the module made itself.
-        inputs: From (args, kwargs) to the inputs of the graph.
-        results: From the outputs of the graph to what the module returns.
+        call: How the module was called.
+        shapes: Of the tensors among its inputs; None for a dimension that holds the samples.
+        keywords: The order of keyword inputs, where the module is the whole network.
     """
 
     def __init__(
@@ -35,50 +39,78 @@ class CapturedForward:
         graph: fx.Graph,
         weights: list[str],
         constants: list[Tensor],
-        inputs: Callable[[Any, Any], list[Any]],
-        results: Callable[[Any], Any],
+        call: ModuleCall,
+        shapes: dict[fx.Node, list[int | None]],
+        keywords: tuple[str, ...] | None,
     ) -> None:
-        self.module, self.weights, self.constants, self.inputs, self.results = (
-            module, weights, constants, inputs, results,
-        )  # fmt: skip
+        self.module, self.weights, self.constants, self.keywords = module, weights, constants, keywords
+        self.name, self.in_spec, self.out_spec, self.plain = call.name, call.in_spec, call.out_spec, call.constants
+        self.shapes = [None if node is None else shapes[node] for node in call.inputs]
+        self.places = [call.inputs.index(node) for node in dict.fromkeys(call.inputs) if node is not None]
         self.code = fx.GraphModule(nn.Module(), graph)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns."""
-        weights = [_find(self.module, name) for name in self.weights]
-        constants = [tensor.to(weights[0].device) if weights else tensor for tensor in self.constants]
-        return self.results(self.code.forward(*weights, *constants, *self.inputs(args, kwargs)))
-
-
-class GraphNetwork(nn.Module):
-    """The pruned graph of a whole network: the original's modules hold the weights, their code is not run.
-
-    It computes as the original does in eval mode, in training mode too, and its weights can be trained.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        for name, module in network.named_children():
-            self.add_module(name, module)
-        for name, parameter in network.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in network.named_buffers(recurse=False):
-            self.register_buffer(name, buffer, persistent=name not in network._non_persistent_buffers_set)
-        self.training = network.training
-        self.captured: CapturedForward | None = None  # set once the weights are here
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedForward:
+        """For the copy of the module; what describes inputs and results never changes and is shared."""
+        twin = memo[id(self)] = copy.copy(self)
+        twin.module = copy.deepcopy(self.module, memo)
+        twin.constants = copy.deepcopy(self.constants, memo)
+        twin.code = copy.deepcopy(self.code, memo)
+        return twin
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the original returns."""
-        assert self.captured is not None, "made by graph_network alone"
-        return self.captured(*args, **kwargs)
+        """What the module returns.
+
+        Raises:
+            DataError: It is called in another way than when it was captured.
+        """
+        values = self._in_order(args, kwargs)
+        for shape, then, now in zip(self.shapes, self.plain, values, strict=True):
+            check_as_captured(self.name or "inputs", shape is not None, then, now)
+            if shape is not None and not _fits(now.shape, shape):
+                wanted = ", ".join("samples" if size is None else str(size) for size in shape)
+                raise DataError(f"{self.name or 'inputs'}: captured for ({wanted}), got {tuple(now.shape)}")
+        weights = [_find(self.module, name) for name in self.weights]
+        constants = [tensor.to(weights[0].device) if weights else tensor for tensor in self.constants]
+        results = self.code.forward(*weights, *constants, *(values[place] for place in self.places))
+        return tree_unflatten(results, self.out_spec)
+
+    def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        if self.keywords is None:
+            values, form = tree_flatten((args, kwargs))
+            if form != self.in_spec:
+                raise DataError(f"{self.name}: must be called as when it was captured, with {self.in_spec}")
+            return values
+        positional = len(self.plain) - len(self.keywords)
+        if len(args) != positional or set(kwargs) != set(self.keywords):
+            wanted = f"{positional} positional, keywords {sorted(self.keywords)}"
+            raise DataError(f"inputs: expected {wanted}, got {len(args)} positional, keywords {sorted(kwargs)}")
+        return [*args, *(kwargs[name] for name in self.keywords)]
+
+
+def _fits(shape: torch.Size, wanted: list[int | None]) -> bool:
+    pairs = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(size in (None, have) for have, size in pairs)
 
 
 def captured_parts(network: nn.Module) -> tuple[str, ...]:
-    """The submodules of a cut network that compute by captured calls, not by their own code; "" is the whole."""
-    if isinstance(network, GraphNetwork):
-        return ("",)
-    modules = network.named_modules()
-    return tuple(name for name, module in modules if isinstance(vars(module).get("forward"), CapturedForward))
+    """The modules of a cut network that compute by captured calls, not by their own code; "" is the whole."""
+    return tuple(name for name, module in network.named_modules() if _is_captured(module))
+
+
+def _is_captured(module: nn.Module) -> bool:
+    return isinstance(getattr(vars(module).get("forward"), "__self__", None), CapturedForward)
+
+
+def replace_forward(network: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall) -> bool:
+    """Let a module compute by its part of the sliced graph; False where that has more than its weights and inputs."""
+    module = network.get_submodule(call.name)
+    made = _captured_forward(module, captured, sliced, call)
+    if made is not None:
+        for inner in list(module.modules())[1:]:
+            if _is_captured(inner):
+                del inner.forward  # never called any more
+        module.forward = made.forward
+    return made is not None
 
 
 def _find(module: nn.Module, name: str) -> Tensor:
@@ -87,27 +119,8 @@ def _find(module: nn.Module, name: str) -> Tensor:
     return found
 
 
-def graph_network(small: nn.Module, captured: Captured, sliced: Sliced) -> GraphNetwork:
-    """The whole sliced graph as a network, with the weights of a sliced copy."""
-    network = GraphNetwork(small)
-    given = partial(_by_name, len(captured.inputs), captured.keywords)
-    made = captured_forward(network, captured, sliced, whole_call(captured), given)
-    assert made is not None, "a whole network has all its weights"
-    network.captured = made
-    return network
-
-
-def submodule_forward(
-    network: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall
-) -> CapturedForward | None:
-    """The forward of a submodule; None where it uses more than its own weights and arguments."""
-    places = tuple(call.inputs.index(node) for node in dict.fromkeys(call.inputs) if node is not None)
-    module = network.get_submodule(call.name)
-    return captured_forward(module, captured, sliced, call, partial(_in_places, call.name, call.in_spec, places))
-
-
-def captured_forward(
-    module: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall, inputs: Callable[[Any, Any], list[Any]]
+def _captured_forward(
+    module: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall
 ) -> CapturedForward | None:
     """The part of a sliced graph between the inputs and the outputs of a call."""
     given = {sliced.copies[node]: node for node in call.inputs if node is not None}
@@ -120,11 +133,9 @@ def captured_forward(
     names = [captured.weights[placeholders[n]] for n in weights]
     constants = [n for n, name in placeholders.items() if name in captured.constants]
     outside = [n for n, name in placeholders.items() if name in captured.inputs]
-    if not all(name.startswith(prefix) for name in names):
-        return None
     used = {user.target for n in outside for user in n.users if user in needed and user not in given}
-    if used - {torch.ops.aten.sym_size.int}:  # of the whole network's inputs nothing but the number of samples
-        return None
+    if used - {torch.ops.aten.sym_size.int} or not all(name.startswith(prefix) for name in names):
+        return None  # of the whole network's inputs a part may use nothing but the number of samples
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in (*weights, *constants, *given)}
     for node in sliced.graph.nodes:
@@ -134,14 +145,14 @@ def captured_forward(
                 _batch_size(graph, copies, given, sliced) if of_outside else graph.node_copy(node, copies.__getitem__)
             )
     graph.output([copies[sliced.copies[node]] if isinstance(node, fx.Node) else node for node in call.outputs])
-    return CapturedForward(
-        module,
-        graph,
-        [name.removeprefix(prefix) for name in names],
-        [captured.constants[placeholders[n]] for n in constants],
-        inputs,
-        partial(tree_unflatten, treespec=call.out_spec),
-    )
+    shapes = {node: _shape(node, sliced) for node in given.values()}
+    found = [captured.constants[placeholders[n]] for n in constants]
+    keywords = None if call.name else captured.keywords
+    return CapturedForward(module, graph, [name.removeprefix(prefix) for name in names], found, call, shapes, keywords)
+
+
+def _shape(node: fx.Node, sliced: Sliced) -> list[int | None]:
+    return [sliced.left.count(axis) if axis.size % BATCH else None for axis in sliced.net.axes(node)]
 
 
 def _between(given: set[fx.Node], wanted: list[fx.Node]) -> set[fx.Node]:
@@ -170,19 +181,3 @@ def _batch_size(
                 times = sliced.left.count(axis) // BATCH
                 return size if times == 1 else graph.call_function(operator.floordiv, (size, times))
     raise AssertionError("a submodule whose inputs have no samples asks for their number")
-
-
-def _by_name(count: int, keywords: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    if len(args) + len(kwargs) != count or set(kwargs) != set(keywords):
-        wanted = f"{count - len(keywords)} positional, keywords {sorted(keywords)}"
-        raise DataError(f"inputs: expected {wanted}, got {len(args)} positional, keywords {sorted(kwargs)}")
-    return [*args, *(kwargs[name] for name in keywords)]
-
-
-def _in_places(
-    name: str, spec: Any, places: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[Any]:
-    values, form = tree_flatten((args, kwargs))
-    if form != spec:
-        raise DataError(f"{name}: is now part of a captured graph and must be called as it was then: {spec}")
-    return [values[i] for i in places]

@@ -7,13 +7,14 @@ import contextlib
 from torch import nn
 
 from secateur.cutting.attributes import update_attributes
-from secateur.cutting.captured_forward import graph_network
+from secateur.cutting.captured_forward import replace_forward
 from secateur.cutting.repair import repair
 from secateur.cutting.slices import sliced_copy, survivors
-from secateur.cutting.verify import Truth, exact_truth, truth
+from secateur.cutting.verify import Truth, exact_truth, has_lower_literals, trial_truth, truth
 from secateur.errors import ModelError, PlanError, VerificationError
 from secateur.planning.plan import Plan
-from secateur.structure.inputs import Call, InputSpec
+from secateur.structure.calls import whole_call
+from secateur.structure.inputs import Call, InputSpec, map_tensors
 from secateur.structure.sliced import slice_graph
 from secateur.structure.units import Units, require_units, units_of
 
@@ -72,20 +73,22 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     left = survivors(units, plan.kept)
     small = sliced_copy(model, units, left)
     sliced = slice_graph(units.captured, units.net, left)
-    expected = truth(model, units, sliced, plan.kept, call)
-    sample = units.captured.spec.sample(model, 2)
-    exact = exact_truth(small, units, sliced, plan.kept, sample)
+    few = call if units.captured.spec.fixed else map_tensors(call, lambda tensor: tensor[:2] if tensor.ndim else tensor)
+    expected, exact = truth(model, units, plan.kept, call), exact_truth(model, units, plan.kept, few)
     update_attributes(small, units.net, left)
     if not _proven(small, expected, exact):
-        repair(model, small, units.captured, sliced, sample)
+        lower = has_lower_literals(units.captured)  # then its parts want inputs of their own dtype
+        trial = trial_truth(model, units, plan.kept, few, double=False) if lower else exact
+        repair(model, small, units.captured, sliced, trial)
         if not _proven(small, expected, exact):
-            small = graph_network(small, units.captured, sliced)
+            replace_forward(small, units.captured, sliced, whole_call(units.captured))
+    exact.check(small)
     return small, expected.check(small)
 
 
-def _proven(small: nn.Module, *truths: Truth | None) -> bool:
+def _proven(small: nn.Module, *truths: Truth) -> bool:
     """Whether a network computes what it should."""
     try:
-        return all(one.check(small) >= 0 for one in truths if one is not None)
+        return all(one.check(small) >= 0 for one in truths)
     except VerificationError:
         return False

@@ -8,7 +8,6 @@ by its own part of the graph.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import operator
 from collections.abc import Iterable, Iterator
@@ -20,13 +19,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from secateur.cutting.captured_forward import CapturedForward, submodule_forward
-from secateur.cutting.verify import exact_tolerance, has_lower_literals
+from secateur.cutting.captured_forward import replace_forward
+from secateur.cutting.trial import holding
+from secateur.cutting.verify import Truth
 from secateur.structure.axis import BATCH, Axis, find, parts, product
 from secateur.structure.axis import cat as cat_axes
-from secateur.structure.capture import Captured, ModuleCall, evaluating, module_calls, whole_call
-from secateur.structure.inputs import Call, map_tensors
-from secateur.structure.run import bind, compile_graph, difference, doubled, in_double, tolerance
+from secateur.structure.calls import ModuleCall, module_calls, whole_call
+from secateur.structure.capture import Captured, evaluating
+from secateur.structure.inputs import Call, like_model
+from secateur.structure.run import bind, compile_graph, difference, in_double
 from secateur.structure.sliced import Sliced
 
 MOST_TRIALS = 64  # of one submodule's numbers
@@ -58,14 +59,13 @@ class Expected:
 
     values: dict[fx.Node, Tensor]
     allowed: float
-    double: bool
 
     def agrees(self, module: nn.Module, call: ModuleCall) -> bool:
         """Whether a submodule computes its outputs from its inputs."""
-        flat = [c if n is None else self.values[n] for n, c in zip(call.inputs, call.constants, strict=True)]
+        flat = [c if n is None else self.values[n].clone() for n, c in zip(call.inputs, call.constants, strict=True)]
         args, kwargs = tree_unflatten(flat, call.in_spec)
         try:
-            with evaluating(module), doubled(module) if self.double else contextlib.nullcontext(), torch.no_grad():
+            with evaluating(module), torch.no_grad():
                 got = tree_leaves(module(*args, **kwargs))
         except Exception:  # noqa: BLE001 - whatever it is, these are not the numbers
             return False
@@ -75,7 +75,7 @@ class Expected:
         return all(isinstance(b, Tensor) and difference(a, b)[1] <= self.allowed for a, b in pairs)
 
 
-def repair(model: nn.Module, small: nn.Module, captured: Captured, sliced: Sliced, call: Call) -> None:
+def repair(model: nn.Module, small: nn.Module, captured: Captured, sliced: Sliced, trial: Truth) -> None:
     """Bring the submodules of `small` in line with the sliced graph.
 
     Args:
@@ -83,19 +83,20 @@ def repair(model: nn.Module, small: nn.Module, captured: Captured, sliced: Slice
         small: Its sliced copy; changed.
         captured: The original's graph.
         sliced: The same for the sizes that are left.
-        call: Some samples.
+        trial: Inputs and weights to compare with.
     """
-    calls = [*module_calls(model, captured, call), whole_call(captured)]
-    expected = _expected(small, captured, sliced, call, calls)
+    calls = [*module_calls(model, captured, like_model(model, trial.call)), whole_call(captured)]
     sizes = _sizes_within(captured, sliced)
     proven = {one.name for one in calls}
-    for one in calls:
-        module = small.get_submodule(one.name)
-        choices = _choices(_slots(one.name, module, proven), sizes.get(one.name, {}))
-        if _is_a_layer(module) and not choices:
-            continue  # right by its attributes already
-        if not _settle(module, one, choices, expected) and one.name:
-            _replace(module, submodule_forward(small, captured, sliced, one))
+    with holding(small, trial.weights):
+        expected = Expected(_values(small, captured, sliced, trial.call, calls), trial.allowed)
+        for one in calls:
+            module = small.get_submodule(one.name)
+            choices = _choices(_slots(one.name, module, proven), sizes.get(one.name, {}))
+            if _is_a_layer(module) and not choices:
+                continue  # right by its attributes already
+            if not _settle(module, one, choices, expected) and one.name:
+                replace_forward(small, captured, sliced, one)
 
 
 def _is_a_layer(module: nn.Module) -> bool:
@@ -103,19 +104,18 @@ def _is_a_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not list(module.children())
 
 
-def _replace(module: nn.Module, forward: CapturedForward | None) -> None:
-    if forward is not None:
-        for inner in module.modules():
-            vars(inner).pop("forward", None) if inner is not module else None  # never called any more
-        module.forward = forward
-
-
 def _settle(module: nn.Module, call: ModuleCall, choices: list[Choice], expected: Expected) -> bool:
-    """Try the numbers in turn until the module computes what it should; else they are what they were."""
+    """Change as few numbers as make the module compute what it should; none where nothing does."""
+    if expected.agrees(module, call):
+        return True
     for trial in itertools.islice(itertools.product(*(options for _, options in choices)), MOST_TRIALS):
         for (slot, _), value in zip(choices, trial, strict=True):
             slot.set(value)
         if expected.agrees(module, call):
+            for (slot, _), value in zip(choices, trial, strict=True):
+                slot.set(slot.value)  # it may have another meaning
+                if not expected.agrees(module, call):
+                    slot.set(value)
             return True
     for slot, _ in choices:
         slot.set(slot.value)
@@ -124,25 +124,25 @@ def _settle(module: nn.Module, call: ModuleCall, choices: list[Choice], expected
 
 def _choices(slots: Iterable[Slot], sizes: dict[int, list[int]]) -> list[Choice]:
     """For each number that is an old size what it may be now, the changed first."""
-    return [(slot, sizes[slot.value]) for slot in slots if sizes.get(slot.value, [slot.value]) != [slot.value]]
+    changed = [slot for slot in slots if sizes.get(slot.value, [slot.value]) != [slot.value]]
+    return [(slot, list(dict.fromkeys([*sizes[slot.value], slot.value]))) for slot in changed]
 
 
-def _expected(small: nn.Module, captured: Captured, sliced: Sliced, call: Call, calls: list[ModuleCall]) -> Expected:
-    """In float64; in the model's own dtype where the graph computes in a lower one, or runs in no other."""
+def _values(
+    small: nn.Module, captured: Captured, sliced: Sliced, call: Call, calls: list[ModuleCall]
+) -> dict[fx.Node, Tensor]:
+    """What the sliced graph gives at inputs and outputs of the calls."""
     wanted = {node for one in calls for node in (*one.inputs, *one.outputs)}
     nodes = [node for node in captured.graph.nodes if node in wanted and node in sliced.copies]
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(sliced.graph, copies)
     graph.output([copies[sliced.copies[node]] for node in nodes])
-    run = compile_graph(graph)
-    with evaluating(small), torch.no_grad():
-        if not has_lower_literals(captured):
-            with contextlib.suppress(RuntimeError), doubled(small):
-                found = run(*map(in_double, bind(captured, small, map_tensors(call, in_double))))
-                return Expected(dict(zip(nodes, found, strict=True)), exact_tolerance(captured), True)
-        found = run(*bind(captured, small, call))
-        return Expected(dict(zip(nodes, found, strict=True)), tolerance(small), False)
+    values = bind(captured, small, call)
+    if any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in values):
+        values = list(map(in_double, values))
+    with torch.no_grad():
+        return dict(zip(nodes, compile_graph(graph)(*values), strict=True))
 
 
 def _slots(name: str, module: nn.Module, proven: set[str]) -> Iterator[Slot]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError, PlanError
 from secateur.saliency.gates import ones
-from secateur.structure.axis import Axis, Left
+from secateur.structure.axis import Axis
+from secateur.structure.left import Left
 from secateur.structure.sliced import slice_tensor
 from secateur.structure.units import Units
 

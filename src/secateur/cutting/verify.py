@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.cutting.slices import gates
+from secateur.cutting.slices import gates, survivors
+from secateur.cutting.trial import holding, trial_weights
 from secateur.errors import VerificationError
 from secateur.saliency.gates import GatedGraph
 from secateur.structure.capture import Captured, evaluating
 from secateur.structure.inputs import Call, map_tensors
-from secateur.structure.run import (
-    bind,
-    compile_graph,
-    difference,
-    doubled,
-    fill,
-    in_double,
-    outputs,
-    tolerance,
-    weights_of,
-)
-from secateur.structure.sliced import Sliced
+from secateur.structure.left import Left
+from secateur.structure.run import bind, difference, fill, in_double, tolerance
+from secateur.structure.sliced import slice_tensor
 from secateur.structure.units import Units
 
 Kept = Mapping[str, tuple[int, ...]]
@@ -35,13 +26,21 @@ Kept = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Truth:
-    """What a cut network should return for some inputs, and how far rounding may take it from that."""
+    """What a cut network should return for some inputs, and how far rounding may take it from that.
+
+    Attributes:
+        call: The inputs.
+        outputs: What it should return.
+        allowed: The largest difference, relative to the largest output.
+        params: The parameters it should have.
+        weights: The values that its parameters and buffers hold meanwhile; None for its own.
+    """
 
     call: Call
     outputs: Any
     allowed: float
-    double: bool
     params: int
+    weights: Mapping[str, Tensor] | None = None
 
     def check(self, small: nn.Module) -> float:
         """The largest absolute difference of the cut network's outputs from these, in eval mode.
@@ -53,8 +52,8 @@ class Truth:
         have = sum(p.numel() for p in small.parameters())
         if have != self.params:
             raise VerificationError(f"the cut network has {have:,} parameters, the plan predicts {self.params:,}")
-        with torch.no_grad(), evaluating(small), doubled(small) if self.double else nullcontext():
-            got = _run(small, self.call)
+        with torch.no_grad(), evaluating(small), holding(small, self.weights):
+            got = _run(small, map_tensors(self.call, Tensor.clone))
         absolute, relative = difference(self.outputs, got)
         if not relative <= self.allowed:
             raise VerificationError(
@@ -64,64 +63,57 @@ class Truth:
         return absolute
 
 
-def truth(model: nn.Module, units: Units, sliced: Sliced, kept: Kept, call: Call) -> Truth:
-    """The outputs of the captured graph with gates of zero, on the original's weights, in its dtype.
-
-    Where units are removed that a gate does not take away exactly: of the sliced graph, on the original's weights
-    without the slices that the unit sets name.
+def truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
+    """The outputs of the original with gates of zero; units that a gate does not take away exactly are sliced out.
 
     Args:
         model: The original.
-        units: The original's units.
-        sliced: Its graph for the sizes that are left.
-        kept: The units that stay.
+        units: Its units.
+        kept: Those that stay.
         call: The inputs.
     """
-    params = units.params({name: len(indices) for name, indices in kept.items()})
-    removed = {s.removal for s in units if len(kept.get(s.name, range(s.size))) < s.size}
-    with torch.no_grad():
-        if "sliced" in removed:
-            with evaluating(model):
-                values = fill(units.captured, _without(model, units, kept), call)
-                expected = outputs(units.captured, compile_graph(sliced.graph)(*values))
-        else:
-            graph = GatedGraph(units)
-            expected = graph.run(graph.frontier(model, call), gates(model, units, kept))
-    return Truth(call, expected, tolerance(model), False, params)
+    expected = _gated(model, units, kept, bind(units.captured, model, call))
+    return Truth(call, expected, tolerance(model), _params(units, kept))
 
 
-def _without(model: nn.Module, units: Units, kept: Kept) -> dict[str, Tensor]:
-    """The weights by placeholder, each dimension without the positions that removed units have in it."""
-    weights = weights_of(units.captured, model)
-    stay: dict[tuple[str, int], Tensor] = {}
-    for unit_set in units:
-        removed = sorted(set(range(unit_set.size)) - set(kept.get(unit_set.name, range(unit_set.size))))
-        for part in unit_set.slices if removed else ():
-            size = units.axes[part.tensor][part.dim].size
-            mask = stay.setdefault((part.tensor, part.dim), torch.ones(size, dtype=torch.bool))
-            mask[part.index[removed].flatten()] = False
-    for placeholder, name in units.captured.weights.items():
-        for dim in range(weights[placeholder].ndim):
-            if (name, dim) in stay:
-                index = stay[name, dim].nonzero()[:, 0].to(weights[placeholder].device)
-                weights[placeholder] = weights[placeholder].index_select(dim, index)
-    return weights
+def exact_truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
+    """The same in float64, where an error cannot hide in rounding, with weights that are nowhere zero.
 
-
-def exact_truth(small: nn.Module, units: Units, sliced: Sliced, kept: Kept, call: Call) -> Truth | None:
-    """The outputs of the sliced graph in float64, where an error cannot hide in rounding.
-
-    None where the network runs in no other dtype than its own.
+    In the model's own dtype where the network runs in no other.
     """
-    params = units.params({name: len(indices) for name, indices in kept.items()})
-    call = map_tensors(call, in_double)
     try:
-        with torch.no_grad(), evaluating(small), doubled(small):
-            values = map(in_double, bind(units.captured, small, call))
-            expected = outputs(units.captured, compile_graph(sliced.graph)(*values))
+        return trial_truth(model, units, kept, call, double=True)
     except RuntimeError:
-        return None
-    return Truth(call, expected, exact_tolerance(units.captured), True, params)
+        return trial_truth(model, units, kept, call, double=False)
+
+
+def trial_truth(model: nn.Module, units: Units, kept: Kept, call: Call, double: bool) -> Truth:
+    """The same with weights that are nowhere zero, in float64 or in the model's own dtype."""
+    weights = trial_weights(model)
+    allowed = exact_tolerance(units.captured) if double else tolerance(model)
+    if double:
+        call = map_tensors(call, in_double)
+    else:
+        own = dict(model.named_parameters()) | dict(model.named_buffers())
+        weights = {name: value.to(own[name].dtype) for name, value in weights.items()}
+    by_placeholder = {placeholder: weights[name] for placeholder, name in units.captured.weights.items()}
+    values = fill(units.captured, by_placeholder, call)
+    expected = _gated(model, units, kept, list(map(in_double, values)) if double else values)
+    left = survivors(units, kept)
+    held = {name: slice_tensor(value, units.axes.get(name, []), left) for name, value in weights.items()}
+    return Truth(call, expected, allowed, _params(units, kept), held)
+
+
+def _gated(model: nn.Module, units: Units, kept: Kept, values: Sequence[Any]) -> Any:
+    """The outputs for these values of the graph's placeholders."""
+    masks = survivors(units, kept).masks
+    graph = GatedGraph(units, Left({s.axis: masks[s.axis] for s in units if s.removal == "sliced" and s.axis in masks}))
+    with torch.no_grad():
+        return graph.run(graph.frontier(values), gates(model, units, kept))
+
+
+def _params(units: Units, kept: Kept) -> int:
+    return units.params({name: len(indices) for name, indices in kept.items()})
 
 
 def exact_tolerance(captured: Captured) -> float:

@@ -6,7 +6,8 @@ does not depend on a gate is computed once per batch and kept; only the rest, th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor, fx, nn
 from secateur.errors import DataError, ModelError
 from secateur.saliency.data import batches
 from secateur.saliency.losses import LossFunction, correct, differentiable, evaluate, find_loss
-from secateur.structure.axis import Axis, Left, leaves
-from secateur.structure.capture import check_finite, evaluating
+from secateur.structure.axis import Axis, leaves
+from secateur.structure.capture import check_finite
 from secateur.structure.inputs import Call, sample_weight
+from secateur.structure.left import Left
+from secateur.structure.rules.net import Consumer
 from secateur.structure.run import bind, compile_graph, outputs
-from secateur.structure.sliced import sliced_network
+from secateur.structure.sliced import slice_graph, slice_tensor
 from secateur.structure.units import Units
 
 
@@ -30,7 +33,12 @@ class Edge(NamedTuple):
     gate: fx.Node
     axis: Axis
     dim: int
-    after: int  # dimensions behind that one
+    whole: Axis  # of that dimension, also of what is not summed over
+    value: Tensor  # as traced
+
+    def shape(self, vector: Tensor) -> Tensor:
+        """One factor per position of the dimension, to broadcast and without changing the values' dtype."""
+        return vector.to(self.value.dtype).reshape(-1, *[1] * (self.value.ndim - self.dim - 1))
 
 
 class Cached(NamedTuple):
@@ -43,11 +51,16 @@ class Cached(NamedTuple):
 
 
 class GatedGraph:
-    """The captured graph with a gate on every edge into a consumer, cut where the gates begin."""
+    """The captured graph with a gate on every edge into a consumer, cut where the gates begin.
 
-    def __init__(self, units: Units) -> None:
-        self.units = units
-        graph, edges = _insert_gates(units)
+    Args:
+        units: The model's.
+        left: Units that are sliced out of graph and weights beforehand, where not all are left.
+    """
+
+    def __init__(self, units: Units, left: Left | None = None) -> None:
+        self.units, self.left = units, left or Left({})
+        graph, edges = _insert_gates(units, self.left)
         gates = [edge.gate for edge in edges]
         behind = _downstream(gates)
         given = [n for n in graph.nodes if n.op == "placeholder" and n not in gates]
@@ -59,15 +72,19 @@ class GatedGraph:
         self.edges = [edge._replace(node=copies[edge.node]) for edge in edges]
         self._prefix, self._suffix = compile_graph(prefix), compile_graph(self.suffix)
 
-    def frontier(self, model: nn.Module, call: Call) -> tuple[Any, ...]:
-        """The values that no gate changes."""
-        with evaluating(model), torch.no_grad():
-            values = self._prefix(*bind(self.units.captured, model, call))
-        return tuple(v.detach() if isinstance(v, Tensor) else v for v in values)
+    def frontier(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The values that no gate changes, from those of the captured graph's placeholders."""
+        captured, net = self.units.captured, self.units.net
+        pairs = zip(captured.graph.find_nodes(op="placeholder"), values, strict=True)
+        given = [slice_tensor(v, net.axes(n), self.left) if n.name in captured.weights else v for n, v in pairs]
+        with torch.no_grad():
+            return tuple(v.detach() if isinstance(v, Tensor) else v for v in self._prefix(*given))
 
     def vectors(self, g: Tensor) -> list[Tensor]:
         """One factor per edge from the gates of all units, shaped to broadcast."""
-        return [self.units.expand(edge.axis, g).reshape(-1, *[1] * edge.after) for edge in self.edges]
+        return [
+            edge.shape(slice_tensor(self.units.expand(edge.axis, g), [edge.whole], self.left)) for edge in self.edges
+        ]
 
     def run(self, frontier: tuple[Any, ...], g: Tensor) -> Any:
         """The model's outputs with the gates g [units.total]."""
@@ -105,16 +122,15 @@ def derivative(y: Tensor, x: Tensor, **options: Any) -> Tensor:
     return torch.zeros_like(x) if found is None else found
 
 
-def _insert_gates(units: Units) -> tuple[fx.Graph, list[Edge]]:
+def _insert_gates(units: Units, left: Left) -> tuple[fx.Graph, list[Edge]]:
     """A copy of the captured graph with its gates: a placeholder and a product for each gated operand."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(units.captured.graph, copies))
+    sliced = slice_graph(units.captured, units.net, left)
+    graph, copies = sliced.graph, sliced.copies
     edges: dict[tuple[Any, ...], Edge] = {}
-    gated: dict[tuple[fx.Node, fx.Node], fx.Node] = {}  # an operand of a node, with the gates that it has so far
+    gated: dict[tuple[fx.Node, fx.Node, int], fx.Node] = {}  # an operand of a node, with the gates it has so far
     for consumer in dict.fromkeys(consumer for unit_set in units for consumer in unit_set.consumers):
         node = copies[consumer.node]
-        place = (node, copies[consumer.operand])
+        place = (node, copies[consumer.operand], consumer.occurrence)
         operand = gated.get(place, place[1])
         key = (operand, consumer.dim, *leaves(consumer.axis))
         if key not in edges:
@@ -122,11 +138,29 @@ def _insert_gates(units: Units) -> tuple[fx.Graph, list[Edge]]:
                 gate = graph.placeholder(f"gate_{len(edges)}")
             with graph.inserting_before(node):
                 product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, gate))
-            after = consumer.operand.meta["val"].ndim - consumer.dim - 1
-            edges[key] = Edge(product, gate, consumer.axis, consumer.dim, after)
-        node.replace_input_with(operand, edges[key].node)
+            whole = units.net.axes(consumer.operand)[consumer.dim]
+            value = consumer.operand.meta["val"]
+            edges[key] = Edge(product, gate, consumer.axis, consumer.dim, whole, value)
+        _replace(node, _place(consumer), edges[key].node)
         gated[place] = edges[key].node
     return graph, list(edges.values())
+
+
+def _place(consumer: Consumer) -> int:
+    """Which of all values among the node's arguments is the operand."""
+    given: list[fx.Node] = []
+    fx.map_arg((consumer.node.args, consumer.node.kwargs), given.append)
+    return [i for i, one in enumerate(given) if one is consumer.operand][consumer.occurrence]
+
+
+def _replace(node: fx.Node, place: int, by: fx.Node) -> None:
+    """Another value in that place."""
+    places = itertools.count()
+
+    def one(given: fx.Node) -> fx.Node:
+        return by if next(places) == place else given
+
+    node.args, node.kwargs = fx.map_arg(node.args, one), fx.map_arg(node.kwargs, one)
 
 
 def _downstream(nodes: list[fx.Node]) -> set[fx.Node]:
@@ -175,7 +209,10 @@ class Gated:
         self._cached: list[Cached] | None = None if data is None else self._cache(data)
 
     def _cache(self, data: Any) -> list[Cached]:
-        kept = [(batch, self.graph.frontier(self.model, batch.call)) for batch in batches(self.model, data)]
+        captured = self.units.captured
+        kept = [
+            (batch, self.graph.frontier(bind(captured, self.model, batch.call))) for batch in batches(self.model, data)
+        ]
         n = sum(batch.size for batch, _ in kept)
         return [Cached(batch.size / n, batch.call, frontier, batch.targets) for batch, frontier in kept]
 
@@ -243,22 +280,14 @@ class Gated:
     def _outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
         """What the network returns for each batch."""
         pieces = self.units.split(g)
-        if any(bool((pieces[s.name] == 0).any()) for s in self.units if s.removal == "sliced"):
-            network = self._sliced(pieces)
-            yield from ((batch, network(batch.call)) for batch in self.cached)
-        else:
+        left = {s.axis: (pieces[s.name] != 0).cpu() for s in self.units if s.removal == "sliced"}
+        if all(bool(mask.all()) for mask in left.values()):
             yield from ((batch, self.graph.run(batch.frontier, g)) for batch in self.cached)
-
-    def _sliced(self, pieces: dict[str, Tensor]) -> Callable[[Call], Any]:
-        """The network without the units of gate 0.
-
-        Raises:
-            ModelError: There are other gates than 0 and 1.
-        """
-        if any(bool(((piece != 0) & (piece != 1)).any()) for piece in pieces.values()):
-            raise ModelError("where units of sliced sets are removed, gates can only be 0 or 1")
-        left = Left({unit_set.axis: (pieces[unit_set.name] != 0).cpu() for unit_set in self.units})
-        return sliced_network(self.units.captured, self.units.net, self.model, left)
+            return
+        graph = GatedGraph(self.units, Left(left))
+        for batch in self.cached:
+            values = bind(self.units.captured, self.model, batch.call)
+            yield batch, graph.run(graph.frontier(values), g)
 
     def gradient(self, g: Tensor) -> Tensor:
         """∂E/∂g [K], float64."""

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from secateur.errors import DataError, ModelError
 from secateur.structure.axis import BATCH
 from secateur.structure.inputs import Call, InputSpec, batch_size, like_model, map_tensors, tensors
+
+UNKNOWN = 999_983  # stands for a size that depends on values: another prime than the one for the batch
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,13 @@ class Captured:
 
 def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:
     """A traced value's shape as plain numbers, `batch` samples in the batch."""
-    return tuple(
-        size if isinstance(size, int) else int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, batch)))
-        for size in value.shape
-    )
+    return tuple(size if isinstance(size, int) else _number(size.node.expr, batch) for size in value.shape)
+
+
+def _number(expression: Any, batch: int) -> int:
+    """A size for so many samples; one that depends on values (u0, u1 ...) is a number like no other."""
+    known = {one: UNKNOWN if one.name.startswith("u") else batch for one in expression.free_symbols}
+    return int(expression.subs(known))
 
 
 def module_of(node: fx.Node) -> str:
@@ -57,24 +62,28 @@ def module_of(node: fx.Node) -> str:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards every module is in its own mode and every buffer as it was."""
-    buffers = [
-        (module._buffers, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    """The model in eval mode; afterwards every module is in its own mode and every tensor as it was.
+
+    Modes are changed and changed back by the modules themselves, which may merge weights or drop caches then.
+    """
+    buffers = [(module._buffers, name, one) for module in model.modules() for name, one in module._buffers.items()]
+    before = [None if buffer is None else buffer.clone() for _, _, buffer in buffers]
+    own = any((type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval) for m in model.modules())
+    weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters() if own]
     modes = [(module, module.training) for module in model.modules()]
     model.train()  # through both modes: some modules fill a cache in their first call after a change
     model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module, mode in modes:  # the outer ones first: they take those within along
+            if module.training != mode:
+                module.train() if mode else module.eval()
         with torch.no_grad():
-            for owner, name, buffer, before in buffers:
-                owner[name] = buffer.copy_(before)
+            for (owner, name, buffer), values in zip(buffers, before, strict=True):
+                owner[name] = None if buffer is None or values is None else buffer.copy_(values)
+            for parameter, value in weights:
+                parameter.copy_(value)
 
 
 def check_finite(model: nn.Module) -> None:
@@ -84,13 +93,18 @@ def check_finite(model: nn.Module) -> None:
         ModelError: A parameter or buffer holds NaN or infinite values, or has no size yet.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        usable = torch.isfinite if isinstance(tensor, nn.Parameter) else _is_number
         if nn.parameter.is_lazy(tensor):
             raise ModelError(f"{name} has no size yet: call the model once")
         if not tensor.is_floating_point():
             continue
-        bad = int((~tensor.float().isfinite()).sum()) if tensor.itemsize < 2 else int((~tensor.isfinite()).sum())
+        bad = int((~usable(tensor.float() if tensor.itemsize < 2 else tensor)).sum())
         if bad:
             raise ModelError(f"{name}: {bad} of {tensor.numel()} values are NaN or infinite")
+
+
+def _is_number(tensor: Tensor) -> Tensor:
+    return ~tensor.isnan()  # masks in buffers hold −∞
 
 
 def capture(model: nn.Module, call: Call) -> Captured:
@@ -112,7 +126,7 @@ def capture(model: nn.Module, call: Call) -> Captured:
     try:
         inspect.signature(model.forward).bind(*call[0], **call[1])
         with evaluating(model), torch.no_grad():
-            model(*call[0], **call[1])
+            call_model(model, call)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(call))
         raise ModelError(
@@ -120,15 +134,21 @@ def capture(model: nn.Module, call: Call) -> Captured:
         ) from error
     with evaluating(model):
         try:
-            return _read(model, _export(model, _at_least_two(call)), spec)
+            return _read(model, export_model(model, at_least_two(call)), spec)
         except ModelError as error:
             with contextlib.suppress(ModelError):  # its code may fix the batch
                 fixed = replace(spec, fixed=batch_size(call))
-                return _read(model, _export(model, call, any_batch=False), fixed)
+                return _read(model, export_model(model, call, any_batch=False), fixed)
             raise error
 
 
-def _at_least_two(call: Call) -> Call:
+def call_model(model: nn.Module, call: Call) -> Any:
+    """The model's outputs; a forward that works in place does so on copies of the inputs."""
+    args, kwargs = map_tensors(call, Tensor.clone)
+    return model(*args, **kwargs)
+
+
+def at_least_two(call: Call) -> Call:
     """torch.export takes a batch size of 1 for a constant."""
     return map_tensors(call, lambda t: torch.cat([t, t]) if t.ndim else t) if batch_size(call) < 2 else call
 
@@ -150,13 +170,42 @@ def _quiet() -> Iterator[None]:
             logging.disable(level)
 
 
-def _export(model: nn.Module, call: Call, any_batch: bool = True, **options: Any) -> ExportedProgram:
-    batch = Dim("batch", min=2) if any_batch else None
-    named = inspect.signature(model.forward).bind(*call[0], **call[1]).arguments
-    shapes = tree_map(lambda v: {0: batch} if batch and isinstance(v, Tensor) and v.ndim else None, dict(named))
+@contextlib.contextmanager
+def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
+    """A forward of (*args, **kwargs) says what it is called with: torch.export wants a name for each input."""
+    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
+    if not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        yield
+        return
+    own, before = model.forward, dict(vars(model))
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    names = [*(f"input_{i}" for i in range(len(call[0]))), *call[1]]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     try:
-        with _quiet():
-            program = export(model, *call, dynamic_shapes=shapes, strict=False, **options)
+        vars(model)["forward"] = forward
+        yield
+    finally:
+        del vars(model)["forward"]
+        vars(model).update({"forward": before["forward"]} if "forward" in before else {})
+
+
+def export_model(model: nn.Module, call: Call, any_batch: bool = True, **options: Any) -> ExportedProgram:
+    """The exported program, functional, in which blocks that only switch something off are inlined.
+
+    Raises:
+        ModelError: torch.export does not take the model.
+    """
+    batch = Dim("batch", min=2) if any_batch else None
+    try:
+        with _quiet(), _named_inputs(model, call):
+            named = inspect.signature(model.forward).bind(*call[0], **call[1]).arguments
+            shapes = tree_map(lambda v: {0: batch} if batch and isinstance(v, Tensor) and v.ndim else None, dict(named))
+            copies = map_tensors(call, Tensor.clone)
+            program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
             program = program if _make_functional(program.graph) else program.run_decompositions({})
             _inline(program.graph_module)
             return program
@@ -167,94 +216,9 @@ def _export(model: nn.Module, call: Call, any_batch: bool = True, **options: Any
         ) from error
 
 
-@dataclass(frozen=True)
-class ModuleCall:
-    """One call of a submodule, in terms of the captured graph."""
-
-    name: str
-    inputs: tuple[fx.Node | None, ...]  # of its flattened arguments, None for what is no tensor
-    constants: tuple[Any, ...]  # those, in the same places
-    outputs: tuple[fx.Node | None, ...]  # None also for what nobody uses
-    in_spec: Any
-    out_spec: Any
-
-
-def whole_call(captured: Captured) -> ModuleCall:
-    """The call of the model itself."""
-    placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
-    inputs = tuple(placeholders[name] for name in captured.inputs)
-    constants = tuple(node.meta.get("val") for node in inputs)
-    tensors = tuple(n if isinstance(v, Tensor) else None for n, v in zip(inputs, constants, strict=True))
-    returned: Any = captured.graph.output_node().args[0]
-    outputs = tuple(returned[i] for i in captured.outputs)
-    return ModuleCall("", tensors, constants, outputs, captured.in_spec, captured.out_spec)
-
-
-def module_calls(model: nn.Module, captured: Captured, call: Call) -> list[ModuleCall]:
-    """The call of each submodule that is called once, with tensors and plain values, innermost first.
-
-    Cost: a forward pass and one more export. Empty where that gives another graph.
-    """
-    names = _with_plain_arguments(model, call)
-    try:
-        with evaluating(model):
-            call = call if captured.spec.fixed else _at_least_two(call)
-            program = _export(model, call, captured.spec.fixed is None, preserve_module_call_signature=names)
-    except ModelError:
-        return []
-    theirs, ours = (_counted(graph) for graph in (program.graph, captured.graph))
-    if [n.target for n in theirs] != [n.target for n in ours]:
-        return []
-    same = {a.name: b for a, b in zip(theirs, ours, strict=True)}
-    placeholders = (graph.find_nodes(op="placeholder") for graph in (program.graph, captured.graph))
-    same |= {a.name: b for a, b in zip(*placeholders, strict=True)}
-    entries = [entry for entry in program.module_call_graph if entry.signature and entry.fqn]
-    again = {entry.fqn.partition("@")[0] for entry in entries if "@" in entry.fqn}
-    calls = [_module_call(entry, same) for entry in entries if entry.fqn not in again and "@" not in entry.fqn]
-    return sorted((c for c in calls if c), key=lambda c: -c.name.count("."))
-
-
-def _counted(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if node.op == "call_function" and not _is_check(node)]
-
-
-def _is_check(node: fx.Node) -> bool:
+def is_check(node: fx.Node) -> bool:
+    """Whether a call only checks something."""
     return not node.users and bool(getattr(node.target, "_schema", None)) and not node.target._schema.returns  # type: ignore[union-attr]
-
-
-def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
-    given, returned = entry.signature.inputs, entry.signature.outputs
-    if any(not hasattr(one, "value") and one.name not in same for one in given):
-        return None
-    inputs, outputs = (tuple(same.get(getattr(one, "name", "")) for one in several) for several in (given, returned))
-    constants = tuple(getattr(one, "value", None) for one in given)
-    return ModuleCall(entry.fqn, inputs, constants, outputs, entry.signature.in_spec, entry.signature.out_spec)
-
-
-def _with_plain_arguments(model: nn.Module, call: Call) -> tuple[str, ...]:
-    """The submodules that are called once or more, always without whole numbers, which might be batch sizes."""
-    plain: dict[str, bool] = {}
-
-    def watch(name: str) -> Any:
-        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
-            values = tree_leaves((args, kwargs))
-            fine = all(isinstance(v, Tensor | bool | float | str | None) for v in values)
-            plain[name] = plain.get(name, True) and fine
-
-        return note
-
-    handles = [
-        module.register_forward_pre_hook(watch(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*call[0], **call[1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return tuple(name for name, fine in plain.items() if fine)
 
 
 def _make_functional(graph: fx.Graph) -> bool:
@@ -312,8 +276,11 @@ def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captur
             inputs.append(given.arg.name)
         else:
             raise ModelError(f"{given.arg.name}: an input of kind {given.kind.name} cannot be captured")
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            raise ModelError(f"{node.name}: a graph within the graph (torch.cond and the like) cannot be cut")
     for node in list(program.graph.nodes):  # checks of shapes and types, which would stop a run in another type
-        if _is_check(node):
+        if is_check(node):
             program.graph.erase_node(node)
     returned = enumerate(program.graph_signature.output_specs)
     return Captured(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Sequence
 
 from torch import Tensor, fx
 
 from secateur.structure import rules  # noqa: F401 - loads every rule
 from secateur.structure.axis import BATCH, leaf
-from secateur.structure.capture import Captured, sizes
+from secateur.structure.capture import Captured
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import arguments, find_rule, name_of
 
@@ -25,8 +25,8 @@ def infer(captured: Captured) -> Net:
         if node.op == "placeholder":
             _placeholder(net, captured, node, weights)
         elif node.op == "call_function":
-            with contextlib.nullcontext() if node in used else net.unheard():
-                _call(net, node)
+            net.used = node in used
+            _call(net, node)
         elif node.op == "output":
             net.fix_all([net.axes(n) for n in node.all_input_nodes if net.is_tensor(n)], "a model output")
     return net
@@ -60,16 +60,27 @@ def _placeholder(net: Net, captured: Captured, node: fx.Node, weights: dict[str,
 def _call(net: Net, node: fx.Node) -> None:
     if any(n in net.of_inputs for n in node.all_input_nodes):
         net.of_inputs.add(node)
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor | tuple | list):
+    if not isinstance(node.meta.get("val"), Tensor | tuple | list):
         return  # a size
     found = find_rule(node)
     if found is None:
-        reason = f"no rule for {name_of(node)}"
-        net.fix_all([net.axes(n) for n in node.all_input_nodes if net.is_tensor(n)], reason)
-        several = net.fresh_outputs(node, reason)
-        net.known[node] = several[0] if isinstance(value, Tensor) else several
+        _fix(net, node, f"no rule for {name_of(node)}")
         return
-    net.known[node] = found.infer(net, node, arguments(node))
-    if isinstance(value, Tensor) and tuple(axis.size for axis in net.axes(node)) != sizes(value):
-        raise AssertionError(f"the rule for {name_of(node)} gives {net.axes(node)} for the shape {sizes(value)}")
+    try:
+        net.known[node] = found.infer(net, node, arguments(node))
+        covered = _shapes(net.outputs_of(node)) == _shapes(net.fresh_outputs(node))
+    except Exception:  # noqa: BLE001 - a form of the operation that the rule does not know
+        covered = False
+    if not covered:
+        _fix(net, node, f"the rule for {name_of(node)} does not cover this form of it")
+
+
+def _shapes(several: Sequence[Axes]) -> list[list[int]]:
+    return [[axis.size for axis in axes] for axes in several]
+
+
+def _fix(net: Net, node: fx.Node, reason: str) -> None:
+    """None of the axes that reach a call can lose units, nor those of its results."""
+    net.fix_all([axes for n in node.all_input_nodes if n in net.known for axes in net.outputs_of(n)], reason)
+    several = net.fresh_outputs(node, reason)
+    net.known[node] = several[0] if isinstance(node.meta["val"], Tensor) else several

@@ -85,9 +85,12 @@ class TensorSpec:
     shape: tuple[int, ...] | None
     low: int = 0
     high: int = 0
+    rows: Tensor | None = field(default=None, compare=False, repr=False)  # integers of the example; not written
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Random values: normal, or integers in the range seen."""
+        """Random normal values; of integers, which often mean something, the example's, else any in their range."""
+        if self.rows is not None:
+            return self.rows[torch.arange(n) % len(self.rows)]
         dtype = getattr(torch, self.dtype)
         shape = () if self.shape is None else (n, *self.shape)
         if dtype.is_floating_point:
@@ -125,6 +128,10 @@ class InputSpec:
         samples = next((len(tensor) for tensor in tensors(call) if tensor.ndim), None)
         return cls(args, tuple(kwargs.items()), samples=samples)
 
+    def in_order(self, keywords: Sequence[str]) -> list[Any]:
+        """The positional ones, then the keyword ones in this order."""
+        return [*self.args, *(dict(self.kwargs)[name] for name in keywords)]
+
     @classmethod
     def guess(cls, model: nn.Module) -> InputSpec:
         """[samples, features] of the only kind of model where that is no guess: one input, a dense layer first.
@@ -159,6 +166,18 @@ class InputSpec:
         return cls(tuple(map(_parse, data["args"])), kwargs, data.get("samples"))
 
 
+def check_as_captured(where: str, tensor: bool, then: Any, now: Any) -> None:
+    """What a graph was captured with cannot be another value later, only a tensor of other values.
+
+    Raises:
+        DataError: It is.
+    """
+    same = isinstance(now, Tensor) if tensor else not isinstance(now, Tensor) and now == then
+    if not same:
+        given = "a tensor" if isinstance(now, Tensor) else repr(now)
+        raise DataError(f"{where}: captured with {'a tensor' if tensor else repr(then)}, got {given}")
+
+
 def _describe(tensor: Tensor) -> TensorSpec:
     shape = tuple(tensor.shape[1:]) if tensor.ndim else None
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -166,7 +185,8 @@ def _describe(tensor: Tensor) -> TensorSpec:
         raise ArgumentError(f"inputs: {dtype} is not supported, only floating-point numbers, integers and bools")
     if tensor.is_floating_point() or not tensor.numel():
         return TensorSpec(dtype, shape)
-    return TensorSpec(dtype, shape, int(tensor.min()), int(tensor.max()))
+    rows = tensor[:8].detach().cpu().clone() if tensor.ndim else None
+    return TensorSpec(dtype, shape, int(tensor.min()), int(tensor.max()), rows)
 
 
 def _plain(value: Any) -> Any:

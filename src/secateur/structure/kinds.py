@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from secateur.structure.axis import Axis, leaves
 from secateur.structure.rules.net import Consumer, Net
-from secateur.structure.rules.registry import name_of
+from secateur.structure.rules.registry import find_rule, name_of
 from secateur.structure.weights import Maker
 
 
@@ -26,20 +28,32 @@ class Kinds:
         """
         if axis in self._stated:
             return self._stated[axis]
-        if maker is not None and name_of(maker.node).startswith("conv"):
-            return "channel"
         if axis in self._residual:
             return "residual width"
+        if maker is not None and name_of(maker.node).startswith("conv"):
+            return "channel"
         at_positions = all(len(consumer.operand.meta["val"].shape) > 2 for consumer in consumers)
         dense = maker is not None and name_of(maker.node) in ("linear", "matmul", "addmm")
         return "feed-forward width" if dense and consumers and at_positions else "neuron"
 
 
 def _residual(net: Net) -> set[Axis]:
-    """The leaves along which activations at positions of a sequence are added to each other."""
+    """The leaves of the last dimension along which activations at positions of a sequence are added to each other."""
     found: set[Axis] = set()
     for node in net.known:
         both = [n for n in node.all_input_nodes if net.is_tensor(n) and net.depends_on_inputs(n)]
-        if name_of(node) == "add" and len(both) == 2 and all(len(net.axes(n)) > 2 for n in both):
-            found |= set.intersection(*({one for axis in net.axes(n) for one in leaves(axis)} for n in both))
+        if name_of(node) == "add" and len(both) == 2 and all(len(net.axes(n)) > 2 for n in both) and _apart(*both):
+            found |= set.intersection(*(set(leaves(net.axes(n)[-1])) for n in both))
     return found
+
+
+def _apart(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values are not made of the same ones by pointwise operations alone, as within an activation."""
+    return _origins(a) != _origins(b)
+
+
+def _origins(node: fx.Node) -> set[fx.Node]:
+    found = find_rule(node) if node.op == "call_function" else None
+    if found is None or found.derivative != "pointwise":
+        return {node}
+    return {one for operand in node.all_input_nodes for one in _origins(operand)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from secateur.errors import DataError, ModelError
-from secateur.structure.capture import Captured, evaluating
-from secateur.structure.inputs import Call, batch_size, sample_weight
+from secateur.structure.capture import Captured, call_model, evaluating
+from secateur.structure.inputs import Call, TensorSpec, batch_size, check_as_captured, map_tensors, sample_weight
 
 # Largest difference, relative to the largest value, that rounding alone explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -52,13 +51,16 @@ def flatten(captured: Captured, call: Call) -> list[Any]:
         given = f"{len(args)} positional, keywords {sorted(kwargs)}"
         wanted = f"{len(captured.inputs) - len(captured.keywords)} positional, keywords {sorted(captured.keywords)}"
         raise DataError(f"inputs: expected {wanted} as in the example, got {given}")
+    values = [*args, *(kwargs[name] for name in captured.keywords)]
+    for then, now in zip(captured.spec.in_order(captured.keywords), values, strict=True):
+        check_as_captured("inputs", isinstance(then, TensorSpec), then, now)
     fixed = captured.spec.fixed
     if fixed and batch_size(call) != fixed:
         raise DataError(
             f"inputs: the model's code fixes the batch at {fixed} samples, got {batch_size(call)}; give all data in "
             "batches of that size"
         )
-    return [*args, *(kwargs[name] for name in captured.keywords)]
+    return values
 
 
 def outputs(captured: Captured, returned: Sequence[Any]) -> Any:
@@ -69,19 +71,6 @@ def outputs(captured: Captured, returned: Sequence[Any]) -> Any:
 def in_double(value: Any) -> Any:
     """A floating-point tensor in float64, anything else as it is."""
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-@contextlib.contextmanager
-def doubled(model: nn.Module) -> Iterator[None]:
-    """The model with all its weights in float64; afterwards they are what they were."""
-    kept = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
-    try:
-        for tensor, data in kept:
-            tensor.data = data.double()
-        yield
-    finally:
-        for tensor, data in kept:
-            tensor.data = data
 
 
 def run(captured: Captured, model: nn.Module, call: Call) -> Any:
@@ -100,10 +89,13 @@ def difference(expected: Any, got: Any) -> tuple[float, float]:
             continue
         if a.shape != b.shape:
             return float("inf"), float("inf")
-        if not bool(a.isfinite().all() and b.isfinite().all()):
+        a, b = (torch.view_as_real(one) if one.is_complex() else one for one in (a, b))
+        a, b = a.double(), b.double()
+        same = a == b  # equal infinities, too
+        if not bool((same | (a.isfinite() & b.isfinite())).all()):
             return float("inf"), float("inf")
-        gap = (a.double() - b.double()).abs().max().item()
-        scale = max(a.double().abs().max().item(), 1e-30)
+        gap = torch.where(same, 0, a - b).abs().max().item()
+        scale = max(a.nan_to_num(posinf=0, neginf=0).abs().max().item(), 1e-30)
         absolute, relative = max(absolute, gap), max(relative, gap / scale)
     return absolute, relative
 
@@ -120,8 +112,8 @@ def check_capture(model: nn.Module, captured: Captured, call: Call) -> None:
         ModelError: It does not: forward is random in eval mode, or keeps state between calls.
     """
     with evaluating(model), torch.no_grad():
-        got = run(captured, model, call)
-        relative = max(difference(model(*call[0], **call[1]), got)[1] for _ in range(2))  # twice: it may keep count
+        got = run(captured, model, map_tensors(call, Tensor.clone))
+        relative = max(difference(call_model(model, call), got)[1] for _ in range(2))  # twice: it may keep count
     if not relative <= tolerance(model):
         raise ModelError(
             f"{type(model).__name__}: the captured graph differs from the model by {relative:.1e} of the largest "

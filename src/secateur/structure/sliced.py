@@ -6,19 +6,16 @@ With sliced weights this is the truth that a cut network is held against.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from secateur.structure.axis import Left, Samples
-from secateur.structure.capture import Captured, evaluating
-from secateur.structure.inputs import Call
+from secateur.structure.capture import Captured
+from secateur.structure.left import Left, Samples
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import arguments, find_resize
-from secateur.structure.run import compile_graph, fill, outputs, weights_of
 
 
 @dataclass(frozen=True)
@@ -106,19 +103,3 @@ def slice_tensor(tensor: Tensor, axes: Axes, left: Left) -> Tensor:
         if left.count(axis) != axis.size:
             tensor = tensor.index_select(dim, left.indices(axis).to(tensor.device))
     return tensor
-
-
-def sliced_network(captured: Captured, net: Net, model: nn.Module, left: Left) -> Callable[[Call], Any]:
-    """What the model would return without the units that are gone, as a function of its inputs."""
-    code = compile_graph(slice_graph(captured, net, left).graph)
-    placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
-    weights = {
-        name: slice_tensor(tensor.detach(), net.axes(placeholders[name]), left)
-        for name, tensor in weights_of(captured, model).items()
-    }
-
-    def forward(call: Call) -> Any:
-        with evaluating(model), torch.no_grad():
-            return outputs(captured, code(*fill(captured, weights, call)))
-
-    return forward

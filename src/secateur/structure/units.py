@@ -3,102 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import ArgumentError, ModelError, choose
-from secateur.structure.axis import BATCH, Axis, count, expand, leaves
-from secateur.structure.capture import Captured, capture, module_of
+from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
+from secateur.structure.capture import Captured, capture
 from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model
 from secateur.structure.kinds import Kinds
-from secateur.structure.rules.net import Axes, Consumer, Net
+from secateur.structure.rules.net import Axes, Net
+from secateur.structure.rules.registry import name_of
 from secateur.structure.run import check_capture
-from secateur.structure.weights import Maker, find_makers, name_leaves, outgoing_weights
+from secateur.structure.unit_set import Fixed, UnitSet
+from secateur.structure.weights import Maker, find_makers, name_leaves
 from secateur.text import format_bytes, table
 
 Include = Literal["gated", "all"]
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """The part of one tensor that belongs to each unit: row k of `index` [units, positions] along `dim`."""
-
-    tensor: str
-    dim: int
-    index: Tensor
-
-
-class Fixed(NamedTuple):
-    """An axis that cannot lose a unit, and why."""
-
-    name: str
-    size: int
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class UnitSet:
-    """All units along one axis.
-
-    Attributes:
-        name: The layer that makes the units.
-        kind: What one unit is: "neuron", "channel", "head", "head width", "feed-forward width", "residual
-            width", "recurrent width".
-        size: The number of units.
-        removal: "gated": removing a unit is exactly a gate of zero; "sliced": a norm or another statistic is
-            taken over the units, and over the survivors when some are gone.
-        params_per_unit: Parameters that go with one unit while all others are there.
-        bytes_per_unit: The same in bytes, with its buffers.
-        macs_per_unit: Multiplications with addition for one sample, likewise.
-        slices: Every slice of every parameter and buffer that goes with each unit.
-        outgoing: The slices of the consumers' weights alone, on which a factor acts as a gate; None where
-            a consumer has no weight of its own.
-        consumers: Where the units are summed over.
-    """
-
-    name: str
-    kind: str
-    size: int
-    removal: str
-    params_per_unit: int
-    bytes_per_unit: int
-    macs_per_unit: int
-    axis: Axis
-    consumers: tuple[Consumer, ...]
-    _units: Units
-
-    @cached_property
-    def slices(self) -> tuple[Slice, ...]:
-        """One for each dimension of each tensor that the axis reaches."""
-        return tuple(
-            self._slice(name, dim, axis)
-            for name, axes in self._units.axes.items()
-            for dim, axis in enumerate(axes)
-            if self.axis in leaves(axis)
-        )
-
-    @cached_property
-    def outgoing(self) -> tuple[Slice, ...] | None:
-        """Weights that multiply these units and do nothing else."""
-        found = outgoing_weights(self._units.captured, self._units.net, self.consumers)
-        if found is None:
-            return None
-        return tuple(self._slice(name, dim, self._units.axes[name][dim]) for name, dim in found)
-
-    @property
-    def consumed_by(self) -> list[str]:
-        """The modules in which the units are summed over; an operation in the model's own code by its name."""
-        return list(dict.fromkeys(module_of(c.node) or c.node.name for c in self.consumers))
-
-    def _slice(self, name: str, dim: int, axis: Axis) -> Slice:
-        without = expand(axis, {self.axis: ~torch.eye(self.size, dtype=torch.bool)}, torch.ones(1, dtype=torch.bool))
-        return Slice(name, dim, (~without).nonzero()[:, 1].reshape(self.size, -1))
 
 
 class Units:
@@ -123,7 +48,9 @@ class Units:
         ]
         makers = find_makers(captured, net)
         found = name_leaves(captured, net, makers)
-        reasons = {axis: _why_fixed(axis, makers, include) for axis in found}
+        _mark_statistics(net, makers)
+        met = makers.keys() | {one for consumer in net.consumers for one in leaves(consumer.axis)}
+        reasons = {axis: _why_fixed(axis, met, include) for axis in found}
         self.fixed = tuple(Fixed(found[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
         free = {axis: name for axis, name in found.items() if not reasons[axis]}
         self.sets = self._sets(free, makers)
@@ -297,9 +224,18 @@ def _of_one_sample(size: int) -> int:
     return size if size % BATCH else size // BATCH
 
 
-def _why_fixed(axis: Axis, makers: Mapping[Axis, Maker], include: Include) -> str | None:
-    if axis.size == 1 and axis not in makers:  # of one weight alone, dropped from all products
-        return axis.reason or "a dimension of size 1"
+def _mark_statistics(net: Net, makers: Mapping[Axis, Maker]) -> None:
+    """Where weights are computed from sums over units (a spectral norm), those left decide about all."""
+    for consumer in net.consumers:
+        if not net.depends_on_inputs(consumer.node):
+            for one in leaves(consumer.axis):
+                if one in makers:
+                    mark_sliced(one, f"weights are computed by {name_of(consumer.node)} over it")
+
+
+def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:
+    if axis not in met:  # positions that the example does not reach, a dimension of size 1
+        return axis.reason or "no value that is computed has it"
     sliced = axis.sliced and include == "gated"
     return axis.reason or (f"{axis.sliced}; include='all' removes it as sliced" if sliced else None)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.axis import Axis, Left, fix, leaf, product, unify
+from secateur.structure.axis import Axis, fix, leaf, product, unify
+from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.normalisation import reduced, without
 from secateur.structure.rules.registry import name_of, resize, rule
@@ -33,7 +34,8 @@ def bilinear(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     lead = net.broadcast([first[:-1], second[:-1]], "bilinear") if len(first) > 1 else []
     for name, axes, dim in (("input1", first, 1), ("input2", second, 2)):
         unify(axes[-1], weight[dim])
-        net.consume(node, given[name], len(axes) - 1, given["weight"], dim)
+        again = name == "input2" and given["input1"] is given["input2"]
+        net.consume(node, given[name], len(axes) - 1, given["weight"], dim, occurrence=int(again))
     if given["bias"] is not None:
         unify(weight[0], net.axes(given["bias"])[0])
     net.macs.append([*lead, *weight])
@@ -45,6 +47,13 @@ def matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Products: y[..., n, m] = Σ_k a[..., n, k] b[..., k, m], leading dimensions broadcast, vectors without n or m."""
     left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
     return _matmul(net, node, left, right)
+
+
+@rule("outer", "ger")
+def outer(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """All products of the values of two vectors."""
+    left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
+    return [*net.axes(left), *net.axes(right)]
 
 
 @rule("addmm", derivative="contract")
@@ -73,7 +82,7 @@ def _matmul(net: Net, node: fx.Node, left: fx.Node, right: fx.Node) -> Axes:
     if net.depends_on_inputs(left) or not net.depends_on_inputs(right):
         net.consume(node, left, len(a) - 1, right, inner)
     else:
-        net.consume(node, right, inner, left, len(a) - 1)
+        net.consume(node, right, inner, left, len(a) - 1, occurrence=int(left is right))
     return out
 
 
@@ -81,6 +90,37 @@ def _attention(net: Net, lead: Axes, others: Axes) -> None:
     """A product of two activations has the form of attention: matrices of widths and positions, one for each head."""
     net.state_kind("head width", *others)
     net.state_kind("head", *lead)
+
+
+@rule("tensordot", derivative="contract")
+def tensordot(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """A sum over several dimensions of both."""
+    sides = [(given["self"], given["dims_self"]), (given["other"], given["dims_other"])]
+    if not net.depends_on_inputs(given["self"]):
+        sides.reverse()  # an activation carries the gates, before a weight
+    (left, dims), (right, others) = sides
+    a, b = net.axes(left), net.axes(right)
+    for i, j in zip(dims, others, strict=True):
+        unify(a[i], b[j])
+        net.consume(node, left, i % len(a), right, j % len(b))
+    rests = {left: _others(a, dims), right: _others(b, others)}
+    net.macs.append([*a, *_others(b, others)])
+    return [*rests[given["self"]], *rests[given["other"]]]
+
+
+def _others(axes: Axes, dims: list[int]) -> Axes:
+    return [axis for i, axis in enumerate(axes) if i not in {k % len(axes) for k in dims}]
+
+
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """(Σ |a − b|^p)^(1/p) of all pairs, to which a unit of zero in both adds nothing."""
+    a, b = (net.axes(given[name]) for name in ("x1", "x2"))
+    unify(a[-1], b[-1])
+    for name, axes in (("x1", a), ("x2", b)):
+        net.consume(node, given[name], len(axes) - 1, occurrence=int(name == "x2" and given["x1"] is given["x2"]))
+    lead = net.broadcast([a[:-2], b[:-2]], "cdist") if max(len(a), len(b)) > 2 else []
+    return [*lead, a[-2], b[-2]]
 
 
 @rule("einsum", derivative="contract")
@@ -102,7 +142,7 @@ def einsum(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
         for letter, axis in zip(term, net.axes(tensor), strict=True):
             found[letter] = net.broadcast([[found[letter]], [axis]], "einsum")[0] if letter in found else axis
     result = result.replace("...", dots)
-    for letter in found.keys() - set(result):
+    for letter in sorted(found.keys() - set(result)):
         _consume_letter(net, node, letter, list(zip(tensors, terms, strict=True)))
     net.macs.append(list(found.values()))
     if sum(map(net.depends_on_inputs, tensors)) > 1:
@@ -113,11 +153,12 @@ def einsum(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 def _consume_letter(net: Net, node: fx.Node, letter: str, operands: list[tuple[fx.Node, str]]) -> None:
     """One operand carries the gates: an activation before a weight, never two (that would be g²)."""
-    having = [(tensor, term.index(letter)) for tensor, term in operands if letter in term]
-    having.sort(key=lambda pair: not net.depends_on_inputs(pair[0]))
-    (tensor, dim), *others = having
-    partner, partner_dim = others[0] if len(others) == 1 and len(operands) == 2 else (None, 0)
-    net.consume(node, tensor, dim, partner, partner_dim)
+    having = [(tensor, term.index(letter), i) for i, (tensor, term) in enumerate(operands) if letter in term]
+    having.sort(key=lambda one: (-net.axes(one[0])[one[1]].size, not net.depends_on_inputs(one[0])))
+    (tensor, dim, place), *others = having
+    partner, partner_dim = others[0][:2] if len(others) == 1 and len(operands) == 2 else (None, 0)
+    before = sum(other is tensor for other, _ in operands[:place])
+    net.consume(node, tensor, dim, partner, partner_dim, occurrence=before)
 
 
 @rule("scaled_dot_product_attention")
@@ -162,13 +203,17 @@ def convolution(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def transposed_convolution(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """The same with the weight as [i, o]: groups × inputs, outputs of one group."""
     weight = net.axes(given["weight"])
-    outputs = leaf(weight[1].size * given["groups"])
+    outputs = leaf(net.shape(node)[len(net.shape(node)) - len(weight) + 1])
     return _convolve(net, node, given, [outputs, weight[0]])
 
 
 def _convolve(net: Net, node: fx.Node, given: dict[str, Any], channels: Axes) -> Axes:
     """The axes of outputs and inputs as the weight has them; one of them, of one group or of all, by its size."""
     x, weight = net.axes(given["input"]), net.axes(given["weight"])
+    if not isinstance(given["groups"], int):
+        reason = "convolved in as many groups as there are samples"
+        net.fix_all([x, weight], reason)
+        return net.fresh_outputs(node, reason)[0]
     at = len(x) - len(weight) + 1  # without a batch dimension it is the first
     inside, outside = _groups(net, node, x[at], channels, weight, given["groups"])
     if given["bias"] is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
-from secateur.structure.axis import fix, leaf
+from secateur.structure.axis import cat, fix, is_fixed, leaf, unify
+from secateur.structure.left import Left
+from secateur.structure.rules.movement import start_of
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, rule
+from secateur.structure.rules.registry import name_of, resize, rule
 
 
 @rule("embedding")
@@ -46,6 +49,11 @@ def _indexed(net: Net, axes: Axes, indices: list[fx.Node | None]) -> tuple[int, 
 def index_put(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Values written, or added, at some places of the indexed dimensions."""
     axes, indices = net.axes(given["self"]), given["indices"]
+    if any(node is not None and node.meta["val"].dtype == torch.bool for node in indices):
+        net.fix_all(
+            [axes, net.axes(given["values"]), *(net.axes(n) for n in indices if n is not None)], "it is indexed"
+        )
+        return axes
     at, taken = _indexed(net, axes, indices)
     rest = [axis for i, axis in enumerate(axes) if i >= len(indices) or indices[i] is None]
     values = net.axes(given["values"])
@@ -66,6 +74,44 @@ def index_select(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return axes
 
 
+@rule("scatter_add", "scatter_reduce", "scatter")
+def scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Values added or written at one position of a dimension each, by an index of the same rank."""
+    axes, taken = net.axes(given["self"]), net.axes(given["index"])
+    source = net.axes(given["src"]) if isinstance(given.get("src"), fx.Node) else taken
+    dim = given["dim"] % len(axes)
+    net.fix_all([[axes[dim], taken[dim], source[dim]]], "it is indexed")
+    for i, here in enumerate(zip(axes, taken, source, strict=True)):
+        if i != dim and len({axis.size for axis in here}) > 1:
+            net.fix_all([list(here)], f"{name_of(node)} writes over some of it")
+        elif i != dim:
+            net.broadcast([[axis] for axis in here], name_of(node))
+    return axes
+
+
+@rule("index_add", "index_copy")
+def index_add(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Slices added or written at the positions of an index."""
+    axes, source = net.axes(given["self"]), net.axes(given["source"])
+    dim = given["dim"] % len(axes)
+    net.fix_all([[axes[dim], source[dim]], net.axes(given["index"])], "it is indexed")
+    for i, (axis, other) in enumerate(zip(axes, source, strict=True)):
+        if i != dim:
+            unify(axis, other)
+    return axes
+
+
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
+    """Rows looked up by index and summed within each bag."""
+    rows, width = net.axes(given["weight"])
+    fix(rows, "rows are looked up by index")
+    first, *others = net.fresh_outputs(node, "a bag")
+    for axes in others:
+        net.fix_all([axes], "a bag")
+    return [[first[0], width], *others]
+
+
 @rule("gather", "take_along_dim")
 def gather(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One position of a dimension for each value of an index of the same rank."""
@@ -74,7 +120,9 @@ def gather(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     fix(axes[dim], "it is indexed")
     fix(taken[dim], "an index")
     for i, (axis, own) in enumerate(zip(axes, taken, strict=True)):
-        if i != dim:
+        if i != dim and axis.size != own.size and name_of(node) == "gather":
+            net.fix_all([[axis, own]], "gather takes some of it")
+        elif i != dim:
             net.broadcast([[axis], [own]], name_of(node))
     return (
         [
@@ -92,10 +140,47 @@ def order(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
     axes = net.axes(given["self"])
     reason = f"{name_of(node)} orders it"
     fix(axes[given["dim"]], reason)
+    dim = given["dim"] % len(axes) if axes else 0
     outputs = []
     for fresh in net.fresh_outputs(node, reason):
-        kept = [
-            new if i == given["dim"] % len(axes) else old for i, (old, new) in enumerate(zip(axes, fresh, strict=True))
-        ]
-        outputs.append(kept)
+        own = fresh[dim : dim + 1] if len(fresh) == len(axes) else []  # or without the dimension
+        outputs.append([*axes[:dim], *own, *axes[dim + 1 :]])
     return outputs if isinstance(node.meta["val"], tuple | list) else outputs[0]
+
+
+@rule("slice_scatter")
+def slice_scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """A segment written over."""
+    axes, source = net.axes(given["self"]), net.axes(given["src"])
+    dim = given["dim"] % len(axes)
+    here, start = axes[dim], start_of(given, axes[dim].size)
+    if start is None or (given.get("step") or 1) > 1:
+        net.fix_all([[here, source[dim]]], "slice_scatter writes over some of it")
+    else:
+        unify(here, cat([leaf(start), source[dim], leaf(here.size - start - source[dim].size)]))
+    net.broadcast([axes[:dim] + axes[dim + 1 :], source[:dim] + source[dim + 1 :]], "slice_scatter")
+    return axes
+
+
+@resize("slice_scatter")
+def resize_slice_scatter(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """Where the segment begins and ends."""
+    dim = given["dim"] % len(net.axes(node))
+    here, source = net.axes(given["self"])[dim], net.axes(given["src"])[dim]
+    start = start_of(given, here.size)
+    if start is None or is_fixed(here):
+        return {}
+    begin = left.before(here, start)
+    return {"start": begin, "end": begin + left.count(source)}
+
+
+@rule("select_scatter")
+def select_scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Another tensor written over one position of a dimension, which is therefore fixed."""
+    axes = net.axes(given["self"])
+    dim = given["dim"] % len(axes)
+    fix(axes[dim], "select_scatter writes over one of it")
+    rest = axes[:dim] + axes[dim + 1 :]
+    if rest:
+        net.broadcast([rest, net.axes(given["src"])], "select_scatter")
+    return axes

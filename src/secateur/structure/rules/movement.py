@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.axis import Axis, Left, fix, is_fixed, leaf, product, unify
+from secateur.structure.axis import BATCH, Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
+from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of, resize, rule
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", derivative="move")
-@rule("view_as", "reshape_as", "ravel", "atleast_1d", "atleast_2d", "atleast_3d", derivative="move")
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", derivative="move")
+@rule("squeeze", "view_as", "reshape_as", "ravel", "atleast_1d", "atleast_2d", "atleast_3d", derivative="move")
 def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Dimensions regrouped: the smallest groups of equal size on both sides are equal products."""
     after = [leaf(size) for size in net.shape(node)]
@@ -32,14 +33,30 @@ def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
         unify(a, b)
     for axis in dropped:  # a product does not hold it, so that no gate could
         fix(axis, f"{name_of(node)} drops it")
+    if isinstance(given.get("other"), fx.Node):
+        for axis, other in zip(after, net.axes(given["other"]), strict=True):
+            unify(axis, other)
     return after
+
+
+@resize("squeeze")
+def resize_squeeze(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+    """Only the dimensions that were of size 1 before."""
+    axes = net.axes(given["self"])
+    if all(left.count(axis) != 1 for axis in axes if axis.size != 1):
+        return {}
+    asked = range(len(axes)) if given.get("dim") is None else given["dim"]
+    ones = {k % len(axes) for k in ([asked] if isinstance(asked, int) else asked)}
+    shape = [axis for i, axis in enumerate(axes) if axis.size != 1 or i not in ones]
+    sizes = [left.size(axis, axis.size if axis.size % BATCH else None) for axis in shape]
+    return {"target": "view", "self": given["self"], "size": sizes}
 
 
 @resize("view", "reshape", "_unsafe_view", "expand")
 def resize_shape(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
     """The shape asked for; −1 stays."""
-    name = next(name for name in ("size", "shape") if name in given)
-    return {name: shape_left(net.axes(node), given[name], left)}
+    name = next((name for name in ("size", "shape") if name in given), None)
+    return {} if name is None else {name: shape_left(net.axes(node), given[name], left)}  # or a view of another type
 
 
 @resize("unflatten")
@@ -145,7 +162,7 @@ def slice_(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     axes = net.axes(given["self"])
     dim = given["dim"] % len(axes)
     here, size, step = axes[dim], net.shape(node)[dim], given.get("step") or 1
-    start = _start(given, here.size)
+    start = start_of(given, here.size)
     if size == here.size:
         return axes
     if start is None or is_fixed(here) or (step > 1 and (here.size % step or size != here.size // step)):
@@ -160,7 +177,8 @@ def slice_(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return axes
 
 
-def _start(given: dict[str, Any], size: int) -> int | None:
+def start_of(given: dict[str, Any], size: int) -> int | None:
+    """Where a segment begins; None where that depends on values."""
     start = given["start"] or 0
     return None if not isinstance(start, int) else min(max(start + size if start < 0 else start, 0), size)
 
@@ -171,8 +189,8 @@ def resize_slice(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> 
     axes = net.axes(given["self"])
     dim = given["dim"] % len(axes)
     here, mine = axes[dim], net.axes(node)[dim]
-    start = _start(given, here.size)
-    if start is None or is_fixed(here) or (given.get("step") or 1) > 1 or mine is here:
+    start = start_of(given, here.size)
+    if start is None or is_fixed(here) or (given.get("step") or 1) > 1:
         return {}
     begin, length = left.before(here, start), left.count(mine)
     return {"start": begin, "length": length} if "length" in given else {"start": begin, "end": begin + length}
@@ -183,18 +201,6 @@ def select(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One position of a dimension, which is therefore fixed."""
     axes = net.axes(given["self"])
     fix(axes.pop(given["dim"]), "one position is selected")
-    return axes
-
-
-@rule("slice_scatter", "select_scatter")
-def scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Another tensor written over some positions of a dimension, which are therefore fixed."""
-    axes, source = net.axes(given["self"]), net.axes(given["src"])
-    dim = given["dim"] % len(axes)
-    fix(axes[dim], f"{name_of(node)} writes over some of it")
-    if len(source) == len(axes):
-        fix(source.pop(dim), f"{name_of(node)} writes it")
-    net.broadcast([axes[:dim] + axes[dim + 1 :], source], name_of(node))
     return axes
 
 
@@ -242,7 +248,10 @@ def resize_repeat(net: Net, node: fx.Node, given: dict[str, Any], left: Left) ->
     before, after = net.axes(given["self"]), net.axes(node)
     if isinstance(given.get("repeats"), int):
         dim = given["dim"]
-        return {"repeats": left.count(after[dim]) // left.count(before[dim])}
+        changed = {"repeats": left.count(after[dim]) // left.count(before[dim])}
+        return changed | (
+            {} if given["output_size"] is None else {"output_size": left.size(after[dim], given["output_size"])}
+        )
     name = "repeats" if "repeats" in given else "dims"
     times = list(given[name])
     for k in range(1, len(times) + 1):
@@ -255,9 +264,12 @@ def resize_repeat(net: Net, node: fx.Node, given: dict[str, Any], left: Left) ->
 def reorder(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Positions in another order, which must all be there."""
     axes = net.axes(given["self"])
-    dims = given.get("dims") or range(len(axes))
+    sides = {"fliplr": [1], "flipud": [0]}.get(name_of(node))
+    dims = sides or given.get("dims") or range(len(axes))
     net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} reorders it")
-    return axes if name_of(node) in ("flip", "roll") else net.fresh_outputs(node, name_of(node))[0]
+    if name_of(node) == "rot90" and len(dims) == 2:
+        axes[dims[0]], axes[dims[1]] = axes[dims[1]], axes[dims[0]]
+    return axes
 
 
 @rule("cumsum", "cumprod", "diff", "tril", "triu", "cummax", "logcumsumexp")

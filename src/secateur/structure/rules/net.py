@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ class Consumer:
     axis: Axis  # of the operand's dimension, with leaves of their own for the factors that are not summed over
     partner: fx.Node | None  # the other factor, usually a weight
     partner_dim: int
+    occurrence: int = 0  # which, where the operand is there several times
 
 
 @dataclass
@@ -40,19 +40,7 @@ class Net:
     of_inputs: set[fx.Node] = field(default_factory=set)  # nodes that depend on the model's inputs
     groups: dict[fx.Node, Axis] = field(default_factory=dict)  # of grouped convolutions and norms
     kinds: list[tuple[Axis, Kind]] = field(default_factory=list)  # what an operation says its units are
-    heard: bool = True
-
-    @contextlib.contextmanager
-    def unheard(self) -> Iterator[None]:
-        """Nothing is consumed, counted or averaged here: the result is thrown away."""
-        before = [(stated, len(stated)) for stated in (self.consumers, self.macs, self.kinds)]
-        self.heard = False
-        try:
-            yield
-        finally:
-            self.heard = True
-            for stated, length in before:
-                del stated[length:]
+    used: bool = True  # whether the outputs depend on the call whose rule runs
 
     def axes(self, node: fx.Node) -> Axes:
         """The axes of a tensor."""
@@ -107,7 +95,7 @@ class Net:
 
     def slice_all(self, axes: Axes, reason: str) -> None:
         """What is left of these axes decides about all values: their units are sliced, not gated."""
-        for axis in axes if self.heard else ():
+        for axis in axes if self.used else ():
             mark_sliced(axis, reason)
 
     def consume(
@@ -118,13 +106,14 @@ class Net:
         partner: fx.Node | None = None,
         partner_dim: int = 0,
         axis: Axis | None = None,
+        occurrence: int = 0,
     ) -> None:
         """State that `node` sums over dimension `dim` of `operand`, weighted by `partner` if there is one.
 
         Where it sums over some factors of that dimension only, `axis` has other leaves for the rest.
         """
         axis = self.axes(operand)[dim] if axis is None else axis
-        self.consumers.append(Consumer(node, operand, dim, axis, partner, partner_dim))
+        self.consumers.append(Consumer(node, operand, dim, axis, partner, partner_dim, occurrence))
 
     def state_kind(self, kind: Kind, *axes: Axis) -> None:
         """State what the units of these axes are."""

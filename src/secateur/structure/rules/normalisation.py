@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.axis import Axis, Left, fix, leaf, product, unify
+from secateur.structure.axis import Axis, fix, leaf, product, unify
+from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of, resize, rule
 

@@ -12,7 +12,7 @@ from secateur.structure.rules.registry import name_of, rule
 
 
 @rule("pointwise", "dropout", "feature_dropout", "alpha_dropout", derivative="pointwise")
-@rule("_to_copy", "to", "type_as", "clone", "contiguous", "alias", "detach", "copy", derivative="pointwise")
+@rule("_to_copy", "to", "clone", "contiguous", "alias", "detach", "copy", derivative="pointwise")
 @rule("hardswish", "log_sigmoid", "softmin", "floor_divide", derivative="pointwise")  # not tagged by PyTorch
 @rule("lift_fresh", "lift_fresh_copy", "expand_as", derivative="pointwise")
 @rule("where", "zeros_like", "ones_like", "empty_like", "full_like", "fill", derivative="pointwise")
@@ -23,6 +23,12 @@ def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axe
         net.fix_all(inputs, f"{name_of(node)} is random")
     out, value = net.broadcast(inputs, name_of(node)), node.meta["val"]
     return out if isinstance(value, Tensor) else [list(out) for _ in value]
+
+
+@rule("type_as", derivative="pointwise")
+def type_as(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Of the other tensor nothing counts but its dtype."""
+    return net.axes(given["self"])
 
 
 @rule("prelu", derivative="pointwise")

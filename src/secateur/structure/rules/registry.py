@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from secateur.structure.axis import Left
+from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
 
 Infer = Callable[[Net, fx.Node, dict[str, Any]], Axes | list[Axes]]

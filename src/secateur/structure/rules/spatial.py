@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.axis import Axis, Left, fix, is_fixed, leaf, product, unify
+from secateur.structure.axis import Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
+from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of, resize, rule
 
@@ -24,10 +25,21 @@ def positions(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axe
     """Each channel alone, from some positions to others."""
     axes = net.axes(given["self"] if "self" in given else given["input"])
     shapes = net.fresh_outputs(node, "a position")
-    rank = int(next(c for c in reversed(name_of(node)) if c.isdigit())) if name_of(node) != "grid_sampler" else 2
+    digits = [c for c in name_of(node) if c.isdigit()]
+    rank = int(digits[-1]) if digits else len(axes) - 2
+    net.fix_all([net.axes(given["grid"])] if "grid" in given else [], "where values are taken")
     net.fix_all([axes[-rank:]], "a position")
     out = [[*axes[:-rank], *shape[-rank:]] for shape in shapes]
     return out if isinstance(node.meta["val"], tuple | list) else out[0]
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Each channel alone, to the positions that the indices say."""
+    axes = net.broadcast([net.axes(given["self"]), net.axes(given["indices"])], name_of(node))
+    rank = int(name_of(node)[-2])
+    net.fix_all([axes[-rank:]], "a position")
+    return [*axes[:-rank], *net.fresh_outputs(node, "a position")[0][-rank:]]
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d")
@@ -71,6 +83,7 @@ def _padded(amounts: list[Any], rank: int) -> list[tuple[int, Any, Any]]:
 def pixel_shuffle(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """[..., C r², H, W] to [..., C, H r, W r]."""
     axes = net.axes(given["self"])
+    net.fix_all([axes[-2:]], "a position")
     channels = _grouped(axes[-3], given["upscale_factor"] ** 2)
     return [*axes[:-3], channels, *net.fresh_outputs(node, "a position")[0][-2:]]
 

@@ -1,0 +1,43 @@
+"""Weights to prove with: random ones hide no error, as zeros do and what is small beside the rest."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def trial_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, in float64: w u with u from 0.5 to 1.5, and where w is 0 a small number.
+
+    Signs and sizes stay, since code may rely on them; buffers that are 0 and integers stay as they are. The same
+    model gets the same ones.
+    """
+    generator = torch.Generator().manual_seed(0)
+    named = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    parameters = {name for name, _ in model.named_parameters()}
+    return {name: _varied(tensor, name in parameters, generator) for name, tensor in named.items()}
+
+
+def _varied(tensor: Tensor, parameter: bool, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    u = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) + 0.5
+    small = (u - 1) / max(1, tensor.shape[1:].numel()) ** 0.5
+    return torch.where(tensor == 0, small, tensor.double() * u) if parameter else tensor.double() * u
+
+
+@contextlib.contextmanager
+def holding(model: nn.Module, values: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The model with other values in its parameters and buffers; afterwards they are what they were."""
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    kept = [(named[name], named[name].data, value) for name, value in (values or {}).items()]
+    try:
+        for tensor, _, value in kept:
+            tensor.data = value
+        yield
+    finally:
+        for tensor, before, _ in kept:
+            tensor.data = before

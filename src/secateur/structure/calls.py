@@ -1,0 +1,128 @@
+"""The calls of submodules, in terms of the captured graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from secateur.errors import ModelError
+from secateur.structure.capture import Captured, at_least_two, call_model, evaluating, export_model, is_check
+from secateur.structure.inputs import Call, TensorSpec, map_tensors
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a submodule, in terms of the captured graph."""
+
+    name: str
+    inputs: tuple[fx.Node | None, ...]  # of its flattened arguments, None for what is no tensor
+    constants: tuple[Any, ...]  # those, in the same places
+    outputs: tuple[fx.Node | None, ...]  # None also for what nobody uses
+    in_spec: Any
+    out_spec: Any
+
+
+def whole_call(captured: Captured) -> ModuleCall:
+    """The call of the model itself."""
+    placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
+    given = captured.spec.in_order(captured.keywords)
+    inputs = tuple(
+        placeholders[name] if isinstance(one, TensorSpec) else None
+        for name, one in zip(captured.inputs, given, strict=True)
+    )
+    returned: Any = captured.graph.output_node().args[0]
+    outputs = tuple(returned[i] for i in captured.outputs)
+    return ModuleCall("", inputs, tuple(given), outputs, captured.in_spec, captured.out_spec)
+
+
+def module_calls(model: nn.Module, captured: Captured, call: Call) -> list[ModuleCall]:
+    """The call of each submodule that is called once, with tensors and plain values, innermost first.
+
+    Cost: a forward pass or two and one more export; where torch.export cannot tell the calls of some modules apart,
+    a few more.
+    """
+    found = _calls_of(_with_plain_arguments(model, captured, call), model, captured, call, attempts=3)
+    return sorted(found, key=lambda one: -one.name.count("."))
+
+
+def _calls_of(
+    names: Sequence[str], model: nn.Module, captured: Captured, call: Call, attempts: int
+) -> list[ModuleCall]:
+    """The calls of these modules; where that fails, of each half of them."""
+    if not names or not attempts:
+        return []
+    try:
+        with evaluating(model):
+            call = call if captured.spec.fixed else at_least_two(call)
+            any_batch = captured.spec.fixed is None
+            program = export_model(model, call, any_batch, preserve_module_call_signature=tuple(names))
+    except ModelError:
+        half = len(names) // 2
+        pieces = (names[:half], names[half:]) if half else ()
+        return [one for some in pieces for one in _calls_of(some, model, captured, call, attempts - 1)]
+    theirs, ours = (_counted(graph) for graph in (program.graph, captured.graph))
+    if [n.target for n in theirs] != [n.target for n in ours]:
+        return []
+    same = {a.name: b for a, b in zip(theirs, ours, strict=True)}
+    placeholders = (graph.find_nodes(op="placeholder") for graph in (program.graph, captured.graph))
+    same |= {a.name: b for a, b in zip(*placeholders, strict=True)}
+    entries = [entry for entry in program.module_call_graph if entry.signature and entry.fqn]
+    again = {entry.fqn.partition("@")[0] for entry in entries if "@" in entry.fqn}
+    calls = [_module_call(entry, same) for entry in entries if entry.fqn not in again and "@" not in entry.fqn]
+    return [one for one in calls if one]
+
+
+def _counted(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "call_function" and not is_check(node)]
+
+
+def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
+    given, returned = entry.signature.inputs, entry.signature.outputs
+    if any(not hasattr(one, "value") and one.name not in same for one in given):
+        return None
+    inputs, outputs = (tuple(same.get(getattr(one, "name", "")) for one in several) for several in (given, returned))
+    constants = tuple(getattr(one, "value", None) for one in given)
+    return ModuleCall(entry.fqn, inputs, constants, outputs, entry.signature.in_spec, entry.signature.out_spec)
+
+
+def _with_plain_arguments(model: nn.Module, captured: Captured, call: Call) -> list[str]:
+    """The submodules whose arguments are tensors and plain values, the same for any number of samples."""
+    found = _arguments(model, call)
+    if captured.spec.fixed is None:
+        more = _arguments(model, map_tensors(call, lambda t: torch.cat([t, t]) if t.ndim else t))
+        found = {name: values for name, values in found.items() if values == more.get(name)}
+    return [name for name, values in found.items() if _plain(values)]
+
+
+def _plain(values: list[Any]) -> bool:
+    return all(isinstance(value, bool | int | float | None) for value in values)
+
+
+def _arguments(model: nn.Module, call: Call) -> dict[str, list[Any]]:
+    """What each submodule is called with besides tensors."""
+    seen: dict[str, list[Any]] = {}
+
+    def watch(name: str) -> Any:
+        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+            values = tree_leaves((args, kwargs))
+            seen.setdefault(name, []).extend(value for value in values if not isinstance(value, Tensor))
+
+        return note
+
+    handles = [
+        module.register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            call_model(model, call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
