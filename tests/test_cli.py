@@ -28,6 +28,10 @@ def data():
     g = torch.Generator().manual_seed(0)
     return torch.rand(20, 4, generator=g), torch.randint(3, (20,), generator=g)
 
+def normed():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 3))
+
 def nothing():
     return None
 
@@ -163,6 +167,27 @@ def test_inspect_needs_an_example_where_no_dense_layer_comes_first(run, tmp_path
     code, out, err = run("inspect", "conv:net")
     assert (code, out) == (1, "")
     assert "--data" in err
+
+
+def test_score_says_where_an_estimate_is_approximate(run):
+    words = ("score", "my_models:normed", "--data", "my_models:data", "--loss", "cross_entropy", "--include", "all")
+    code, out, _ = run(*words, "--criterion", "taylor1")
+    assert (code, len(out.splitlines())) == (0, 8)
+    assert out.endswith("\n\napproximate, since a norm is taken over the units: 0\n")
+    for exact in ("oracle", "magnitude"):
+        code, out, _ = run(*words, "--criterion", exact)
+        assert (code, len(out.splitlines())) == (0, 6)
+
+
+def test_shrink_removes_sliced_units_where_asked_to(run):
+    words = ["shrink", "my_models:normed", *SHRINK[2:-1], "a.safetensors", "--remove-units", "2", "--json"]
+    code, out, err = run(*words, "--include", "all")
+    assert code == 0
+    assert {name: len(kept) for name, kept in json.loads(out)["kept"].items()} == {"0": 3}
+    assert json.loads(out)["captured"] == []
+    code, out, err = run(*words)
+    assert (code, out) == (1, "")
+    assert "the model has no removable units: 0 (5): layer_norm averages over it; include='all' removes it as" in err
 
 
 def test_arrays_of_other_names_are_refused(run, tmp_path):

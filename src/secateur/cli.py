@@ -16,6 +16,7 @@ from secateur.errors import ArgumentError, SecateurError
 from secateur.papers import data as datasets
 from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
+from secateur.saliency.criterion import criteria
 from secateur.saliency.criterion import score as run_score
 from secateur.saliency.data import first_inputs
 from secateur.shrink import shrink as run_shrink
@@ -165,6 +166,9 @@ def score(
     else:
         rows = [(value, name, k) for name, values in scores.items() for k, value in enumerate(values.tolist())]
         typer.echo(table([criterion, "unit set", "unit"], [(f"{v:.6g}", name, k) for v, name, k in sorted(rows)]))
+        approximate = criteria()[criterion].approximate_for(units)
+        if approximate:
+            typer.echo(f"\napproximate, since a norm is taken over the units: {', '.join(approximate)}")
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from secateur.cutting.slices import gates, survivors
 from secateur.cutting.trial import holding, trial_weights
 from secateur.errors import VerificationError
 from secateur.saliency.gates import GatedGraph
-from secateur.structure.capture import Captured, evaluating
+from secateur.structure.capture import Captured, call_model, evaluating
 from secateur.structure.inputs import Call, map_tensors
 from secateur.structure.left import Left
 from secateur.structure.run import bind, difference, fill, in_double, tolerance
@@ -52,8 +52,7 @@ class Truth:
         have = sum(p.numel() for p in small.parameters())
         if have != self.params:
             raise VerificationError(f"the cut network has {have:,} parameters, the plan predicts {self.params:,}")
-        with torch.no_grad(), evaluating(small), holding(small, self.weights):
-            got = _run(small, map_tensors(self.call, Tensor.clone))
+        got = self._run(small)
         absolute, relative = difference(self.outputs, got)
         if not relative <= self.allowed:
             raise VerificationError(
@@ -61,6 +60,16 @@ class Truth:
                 f"rounding explains {self.allowed:.0e}. Nothing was made."
             )
         return absolute
+
+    def _run(self, small: nn.Module) -> object:
+        try:
+            with torch.no_grad(), evaluating(small), holding(small, self.weights):
+                return call_model(small, self.call)
+        except Exception as error:
+            raise VerificationError(
+                f"the cut network does not run ({type(error).__name__}: {error}); its forward uses sizes that "
+                "are written in its code"
+            ) from error
 
 
 def truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
@@ -125,13 +134,3 @@ def has_lower_literals(captured: Captured) -> bool:
     """Whether the code names a dtype lower than float64 itself."""
     low = (torch.float32, torch.float16, torch.bfloat16)
     return any(one in low for node in captured.graph.nodes for one in tree_leaves((node.args, node.kwargs)))
-
-
-def _run(small: nn.Module, call: Call) -> object:
-    try:
-        return small(*call[0], **call[1])
-    except Exception as error:
-        raise VerificationError(
-            f"the cut network does not run ({type(error).__name__}: {error}); its forward uses sizes that "
-            "are written in its code"
-        ) from error

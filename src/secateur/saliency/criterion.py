@@ -31,22 +31,32 @@ class Criterion:
         saliency: The function.
         needs: Nothing but weights, data without targets, or data and a loss.
         in_loss_units: Whether it predicts the rise of the loss.
+        measures: Whether it measures that, so that it is right also for units of sliced sets, whose norms do not
+            see a gate's derivative.
     """
 
     name: str
     saliency: Saliency
     needs: Needs
     in_loss_units: bool
+    measures: bool
+
+    def approximate_for(self, units: Units) -> list[str]:
+        """The unit sets for which its estimates leave something out."""
+        estimates = self.in_loss_units and not self.measures
+        return [unit_set.name for unit_set in units if estimates and unit_set.removal == "sliced"]
 
 
 _CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, needs: Needs = "loss", in_loss_units: bool = True) -> Callable[[Saliency], Saliency]:
+def criterion(
+    name: str, needs: Needs = "loss", in_loss_units: bool = True, measures: bool = False
+) -> Callable[[Saliency], Saliency]:
     """Register the decorated function under this name."""
 
     def register(function: Saliency) -> Saliency:
-        _CRITERIA[name] = Criterion(name, function, needs, in_loss_units)
+        _CRITERIA[name] = Criterion(name, function, needs, in_loss_units, measures)
         return function
 
     return register
@@ -108,7 +118,8 @@ def score(
 
     ``oracle``: E(1 − e_k) − E(1); ``taylor1``: −∂E/∂g_k (003 eq. 3); ``taylor2``: −∂E/∂g_k + ½ Σ o² ∂²E/∂o²
     (003 eq. 4) by second-derivative back-propagation; ``hessian``: −∂E/∂g_k + ½ ∂²E/∂g_k²; in other units
-    ``magnitude``, ``activation`` and ``random``.
+    ``magnitude``, ``activation`` and ``random``. For units of sliced sets the oracle measures the network without
+    them; the derivatives are approximate there, since no norm's statistics see a gate.
 
     Args:
         model: Evaluated as in eval mode, left as it was.

@@ -9,7 +9,7 @@ from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Gated
 
 
-@criterion("oracle")
+@criterion("oracle", measures=True)
 def oracle(gated: Gated, g: Tensor) -> Tensor:
     """ΔE_k = E(g − g_k e_k) − E(g), exactly (003 section 2.1).
 
