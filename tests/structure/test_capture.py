@@ -244,6 +244,27 @@ def test_a_forward_that_cannot_be_exported_is_refused_and_told_why(function: Hid
         find_units(between(function), inputs())
 
 
+def test_a_transformer_with_a_mask_is_captured() -> None:
+    torch.manual_seed(0)
+    model = nn.Transformer(8, 2, 1, 1, 16, batch_first=True).double().eval()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    mask = nn.Transformer.generate_square_subsequent_mask(5).double()
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.mask = model, nn.Buffer(mask)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, x, tgt_mask=self.mask)
+
+    other = x.flip(0)
+    got = run(capture(Masked(), as_call(x)), Masked(), as_call(other))
+    assert difference(Masked()(other), got)[1] < 1e-12
+    assert difference(model(other, other), got)[1] > 1e-3
+    assert nn.modules.transformer._detect_is_causal_mask(mask, None, 5)  # its own again
+
+
 class Keywords(nn.Module):
     """Its inputs have no names of their own."""
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.modules import transformer
 from torch.utils._pytree import tree_map
 
 from secateur.errors import DataError, ModelError
@@ -193,6 +194,21 @@ def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
         vars(model).update({"forward": before["forward"]} if "forward" in before else {})
 
 
+@contextlib.contextmanager
+def _no_look_at_masks() -> Iterator[None]:
+    """`nn.Transformer` looks whether a mask is causal, for a faster kernel; a value that export cannot know."""
+    before = transformer._detect_is_causal_mask
+
+    def as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
+        return bool(is_causal)
+
+    try:
+        transformer._detect_is_causal_mask = as_told
+        yield
+    finally:
+        transformer._detect_is_causal_mask = before
+
+
 def export_model(model: nn.Module, call: Call, any_batch: bool = True, **options: Any) -> ExportedProgram:
     """The exported program, functional, in which blocks that only switch something off are inlined.
 
@@ -201,7 +217,7 @@ def export_model(model: nn.Module, call: Call, any_batch: bool = True, **options
     """
     batch = Dim("batch", min=2) if any_batch else None
     try:
-        with _quiet(), _named_inputs(model, call):
+        with _quiet(), _named_inputs(model, call), _no_look_at_masks():
             named = inspect.signature(model.forward).bind(*call[0], **call[1]).arguments
             shapes = tree_map(lambda v: {0: batch} if batch and isinstance(v, Tensor) and v.ndim else None, dict(named))
             copies = map_tensors(call, Tensor.clone)
