@@ -30,7 +30,7 @@ from secateur.structure.inputs import Call, like_model
 from secateur.structure.run import bind, compile_graph, difference, in_double
 from secateur.structure.sliced import Sliced
 
-MOST_TRIALS = 64  # of one submodule's numbers
+MOST_TRIALS = 32  # of one submodule's numbers
 
 
 class Slot(NamedTuple):
@@ -108,7 +108,7 @@ def _settle(module: nn.Module, call: ModuleCall, choices: list[Choice], expected
     """Change as few numbers as make the module compute what it should; none where nothing does."""
     if expected.agrees(module, call):
         return True
-    for trial in itertools.islice(itertools.product(*(options for _, options in choices)), MOST_TRIALS):
+    for trial in itertools.islice(_trials(choices), MOST_TRIALS):
         for (slot, _), value in zip(choices, trial, strict=True):
             slot.set(value)
         if expected.agrees(module, call):
@@ -120,6 +120,16 @@ def _settle(module: nn.Module, call: ModuleCall, choices: list[Choice], expected
     for slot, _ in choices:
         slot.set(slot.value)
     return False
+
+
+def _trials(choices: list[Choice]) -> Iterator[tuple[int, ...]]:
+    """New values for all numbers: first the same for the same old one, then any."""
+    options = {slot.value: several for slot, several in choices}
+    for chosen in itertools.product(*options.values()):
+        new = dict(zip(options, chosen, strict=True))
+        yield tuple(new[slot.value] for slot, _ in choices)
+    if len(options) < len(choices):
+        yield from itertools.product(*(several for _, several in choices))
 
 
 def _choices(slots: Iterable[Slot], sizes: dict[int, list[int]]) -> list[Choice]:

@@ -54,7 +54,7 @@ def slice_graph(captured: Captured, net: Net, left: Left) -> Sliced:
 
 
 def _resized(node: fx.Node, net: Net, left: Left) -> dict[str, Any]:
-    found = find_resize(node) if node.op == "call_function" else None
+    found = find_resize(node) if node.op == "call_function" and left.masks else None
     return found(net, node, arguments(node), left) if found else {}
 
 
