@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -205,7 +206,9 @@ def test_help_names_every_command(run):
 
 def test_an_interrupt_leaves_no_file(tmp_path):
     command = [sys.executable, "-m", "secateur", "demo", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, env=os.environ, preexec_fn=heard)
     while not (tmp_path / "out").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
