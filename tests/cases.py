@@ -21,6 +21,17 @@ class Case(NamedTuple):
     sets: dict[str, int]
 
 
+class First(nn.Module):
+    """The first of several outputs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0]
+
+
 Kept = dict[str, tuple[int, ...]]
 
 

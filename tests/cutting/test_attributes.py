@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateur as sc
-from cases import Kept, randomise
+from cases import First, Kept, randomise
 from secateur.cutting.attributes import update_attributes
 from secateur.cutting.slices import sliced_copy, survivors
 from secateur.cutting.verify import exact_truth, truth
@@ -56,17 +56,6 @@ def test_norms_without_tensors_are_left() -> None:
 
 
 # ---------------------------------------------------------------- every layer with sizes, cut and nothing else done
-
-
-class First(nn.Module):
-    """The first of several outputs."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)[0]
 
 
 class Example(NamedTuple):

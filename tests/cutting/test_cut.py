@@ -446,25 +446,9 @@ def test_a_model_that_holds_nan_is_refused() -> None:
     assert str(caught.value) == "2.weight: 1 of 24 values are NaN or infinite"
 
 
-class Lora(nn.Linear):
-    """Merges a low-rank update in eval mode, by weights that the graph does not have."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
-        self.merged = False
-
-    def train(self, mode: bool = True) -> Lora:
-        super().train(mode)
-        if mode == self.merged:
-            self.weight.data += (1 - 2 * mode) * self.up @ self.down
-            self.merged = not mode
-        return self
-
-
 def test_a_module_that_cannot_change_its_mode_any_more_is_refused() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(Lora(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    model = nn.Sequential(Merging(3, 5), nn.Tanh(), nn.Linear(5, 2))
     text = r"^the cut network does not run \(RuntimeError: The size of tensor a \(2\) must match"
     with pytest.raises(VerificationError, match=text):
         sc.cut(model, sc.Plan.from_kept({"0": [0, 1]}, torch.randn(4, 3)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cases import First
 from secateur import find_units
 from secateur.structure.units import Include
 
@@ -26,17 +27,6 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.inner(x)
-
-
-class First(nn.Module):
-    """The first of several outputs."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)[0]
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -101,8 +101,8 @@ def _is_captured(module: nn.Module) -> bool:
     return isinstance(getattr(vars(module).get("forward"), "__self__", None), CapturedForward)
 
 
-def replace_forward(network: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall) -> bool:
-    """Let a module compute by its part of the sliced graph; False where that has more than its weights and inputs."""
+def replace_forward(network: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall) -> None:
+    """Let a module compute by its part of the sliced graph, unless that has more than its weights and inputs."""
     module = network.get_submodule(call.name)
     made = _captured_forward(module, captured, sliced, call)
     if made is not None:
@@ -110,7 +110,6 @@ def replace_forward(network: nn.Module, captured: Captured, sliced: Sliced, call
             if _is_captured(inner):
                 del inner.forward  # never called any more
         module.forward = made.forward
-    return made is not None
 
 
 def _find(module: nn.Module, name: str) -> Tensor:

@@ -24,7 +24,8 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
 
     Every parameter and buffer slice that goes with a removed unit is gone; where a removed unit was consumed
     its value was 0. The new network is run beside the gated original on random inputs before it is returned.
-    Cost: one `torch.export`, one copy of what is left, two forward passes of 8 samples.
+    Cost: one `torch.export`, one copy of what is left, a few forward passes; where modules need other numbers than
+    those of their weights, one more export and some passes through each.
 
     Args:
         model: Never touched.

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from secateur.structure.inputs import named_tensors
+
 
 def trial_weights(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, in float64: w u with u from 0.5 to 1.5, and where w is 0 a small number.
@@ -16,12 +18,11 @@ def trial_weights(model: nn.Module) -> dict[str, Tensor]:
     model gets the same ones.
     """
     generator = torch.Generator().manual_seed(0)
-    named = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    parameters = {name for name, _ in model.named_parameters()}
-    return {name: _varied(tensor, name in parameters, generator) for name, tensor in named.items()}
+    return {name: _varied(tensor, generator) for name, tensor in named_tensors(model).items()}
 
 
-def _varied(tensor: Tensor, parameter: bool, generator: torch.Generator) -> Tensor:
+def _varied(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    parameter, tensor = isinstance(tensor, nn.Parameter), tensor.detach()
     if not tensor.is_floating_point():
         return tensor
     u = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) + 0.5
@@ -32,7 +33,7 @@ def _varied(tensor: Tensor, parameter: bool, generator: torch.Generator) -> Tens
 @contextlib.contextmanager
 def holding(model: nn.Module, values: Mapping[str, Tensor] | None) -> Iterator[None]:
     """The model with other values in its parameters and buffers; afterwards they are what they were."""
-    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    named = named_tensors(model)
     kept = [(named[name], named[name].data, value) for name, value in (values or {}).items()]
     try:
         for tensor, _, value in kept:

@@ -15,7 +15,7 @@ from secateur.cutting.trial import holding, trial_weights
 from secateur.errors import VerificationError
 from secateur.saliency.gates import GatedGraph
 from secateur.structure.capture import Captured, call_model, evaluating
-from secateur.structure.inputs import Call, map_tensors
+from secateur.structure.inputs import Call, map_tensors, named_tensors
 from secateur.structure.left import Left
 from secateur.structure.run import bind, difference, fill, in_double, tolerance
 from secateur.structure.sliced import slice_tensor
@@ -103,7 +103,7 @@ def trial_truth(model: nn.Module, units: Units, kept: Kept, call: Call, double: 
     if double:
         call = map_tensors(call, in_double)
     else:
-        own = dict(model.named_parameters()) | dict(model.named_buffers())
+        own = named_tensors(model)
         weights = {name: value.to(own[name].dtype) for name, value in weights.items()}
     by_placeholder = {placeholder: weights[name] for placeholder, name in units.captured.weights.items()}
     values = fill(units.captured, by_placeholder, call)

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
-from secateur.structure.capture import Captured, at_least_two, call_model, evaluating, export_model, is_check
-from secateur.structure.inputs import Call, TensorSpec, map_tensors
+from secateur.structure.capture import Captured, at_least_two, call_model, evaluating, export_model, is_check, twice
+from secateur.structure.inputs import Call, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _with_plain_arguments(model: nn.Module, captured: Captured, call: Call) -> l
     """The submodules whose arguments are tensors and plain values, the same for any number of samples."""
     found = _arguments(model, call)
     if captured.spec.fixed is None:
-        more = _arguments(model, map_tensors(call, lambda t: torch.cat([t, t]) if t.ndim else t))
+        more = _arguments(model, twice(call))
         found = {name: values for name, values in found.items() if values == more.get(name)}
     return [name for name, values in found.items() if _plain(values)]
 

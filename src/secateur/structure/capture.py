@@ -151,7 +151,12 @@ def call_model(model: nn.Module, call: Call) -> Any:
 
 def at_least_two(call: Call) -> Call:
     """torch.export takes a batch size of 1 for a constant."""
-    return map_tensors(call, lambda t: torch.cat([t, t]) if t.ndim else t) if batch_size(call) < 2 else call
+    return twice(call) if batch_size(call) < 2 else call
+
+
+def twice(call: Call) -> Call:
+    """All samples, and all of them again."""
+    return map_tensors(call, lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
 
 
 def _line(error: Exception) -> str:
@@ -178,7 +183,7 @@ def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
     if not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         yield
         return
-    own, before = model.forward, dict(vars(model))
+    own, before = model.forward, vars(model).get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return own(*args, **kwargs)
@@ -191,7 +196,8 @@ def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
         yield
     finally:
         del vars(model)["forward"]
-        vars(model).update({"forward": before["forward"]} if "forward" in before else {})
+        if before is not None:
+            vars(model)["forward"] = before
 
 
 @contextlib.contextmanager

@@ -60,6 +60,11 @@ def batch_size(call: Call) -> int:
     return sizes.pop()
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones under the first."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
 def sample_weight(model: nn.Module) -> Tensor:
     """The model's first floating-point parameter: device and dtype follow it."""
     sized = (p for p in model.parameters() if not nn.parameter.is_lazy(p))

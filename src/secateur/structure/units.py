@@ -14,7 +14,7 @@ from secateur.errors import ArgumentError, ModelError, choose
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
 from secateur.structure.capture import Captured, capture
 from secateur.structure.infer import infer
-from secateur.structure.inputs import Call, as_call, like_model
+from secateur.structure.inputs import Call, as_call, like_model, named_tensors
 from secateur.structure.kinds import Kinds
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of
@@ -41,7 +41,7 @@ class Units:
             for node in captured.graph.nodes
             if node.name in captured.weights
         }
-        named = dict(model.named_parameters()) | dict(model.named_buffers())
+        named = named_tensors(model)
         self._weights = [
             (name, self.axes.get(name), tensor.numel(), tensor.element_size(), isinstance(tensor, nn.Parameter))
             for name, tensor in named.items()
@@ -92,7 +92,7 @@ class Units:
         Raises:
             ModelError: It lacks one of their weights, or has it in another shape.
         """
-        named = dict(model.named_parameters()) | dict(model.named_buffers())
+        named = named_tensors(model)
         for name, axes in self.axes.items():
             wanted = tuple(axis.size for axis in axes)
             if name not in named or tuple(named[name].shape) != wanted:

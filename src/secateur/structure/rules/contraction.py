@@ -45,15 +45,18 @@ def bilinear(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot", derivative="contract")
 def matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Products: y[..., n, m] = Σ_k a[..., n, k] b[..., k, m], leading dimensions broadcast, vectors without n or m."""
-    left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
-    return _matmul(net, node, left, right)
+    return _matmul(net, node, *_factors(node))
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """Both operands, also where they are the same one."""
+    return node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
 
 
 @rule("outer", "ger")
 def outer(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """All products of the values of two vectors."""
-    left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
-    return [*net.axes(left), *net.axes(right)]
+    return [axis for factor in _factors(node) for axis in net.axes(factor)]
 
 
 @rule("addmm", derivative="contract")

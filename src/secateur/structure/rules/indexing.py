@@ -107,8 +107,6 @@ def embedding_bag(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
     rows, width = net.axes(given["weight"])
     fix(rows, "rows are looked up by index")
     first, *others = net.fresh_outputs(node, "a bag")
-    for axes in others:
-        net.fix_all([axes], "a bag")
     return [[first[0], width], *others]
 
 

@@ -32,7 +32,8 @@ def recurrent(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
         outputs, hidden = first[-1], net.axes(states[1])[-1]  # of another width where h is projected
     x = net.axes(given["input"])
     _weights(net, node, given, x[-1], hidden, outputs, directions)
-    unify(outputs, hidden) if outputs.size == hidden.size else None
+    if outputs.size == hidden.size:
+        unify(outputs, hidden)
     out = [*x[:-1], cat([outputs] * directions)]
     net.state_kind("recurrent width", outputs, hidden)
     fresh = net.fresh_outputs(node, "layers and directions")

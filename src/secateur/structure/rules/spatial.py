@@ -18,7 +18,7 @@ _POOLS = [
 _SAMPLERS = ["nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d"]
 
 
-@rule(*_POOLS, *[f"max_pool{n}d_with_indices" for n in "23"], *[f"adaptive_max_pool{n}d" for n in "123"])
+@rule(*_POOLS, *[f"max_pool{n}d_with_indices" for n in "23"])
 @rule("grid_sampler", *[f"upsample_{name}" for name in (*_SAMPLERS, "nearest_exact2d")])
 @rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 def positions(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
@@ -46,10 +46,7 @@ def unpool(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def pad(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """New positions before and after; those of a constant can go like units."""
     axes = net.axes(given["self"])
-    constant = given.get("mode", "constant") == "constant" and "constant" in (
-        given.get("mode"),
-        *name_of(node).split("_"),
-    )
+    constant = name_of(node) == "constant_pad_nd" or given.get("mode") == "constant"
     for dim, before, after in _padded(given["pad" if "pad" in given else "padding"], len(axes)):
         size = net.shape(node)[dim]
         if not constant or is_fixed(axes[dim]) or min(before, after) < 0:
