@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from functools import partial
 
 import numpy as np
@@ -216,3 +218,15 @@ def test_an_interrupt_leaves_no_file(tmp_path):
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interrupt_dropped_in_a_callback_is_sent_again(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", cli.interrupt_again)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    held = [threading.Event()]
+    watch = weakref.ref(held[0], lambda _: signal.raise_signal(signal.SIGINT))  # Python drops what a callback raises
+    held.clear()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(5)
+    assert watch() is None
+    signal.signal(signal.SIGINT, before)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,8 +177,17 @@ def _print_json(data: dict[str, Any]) -> None:
     typer.echo(json.dumps(data))
 
 
+def interrupt_again(dropped: sys.UnraisableHookArgs) -> None:
+    """A hook for exceptions that Python drops: an interrupt that fell into a callback of an import is sent again."""
+    if isinstance(dropped.exc_value, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(dropped)
+
+
 def main() -> None:
     """Exit with 0 when done, 1 when the work failed or a budget cannot be met, 2 on wrong usage."""
+    sys.unraisablehook = interrupt_again
     try:
         app()
     except SecateurError as error:
