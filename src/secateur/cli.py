@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import json
+import signal
 import sys
 import threading
 from dataclasses import asdict
@@ -177,17 +178,22 @@ def _print_json(data: dict[str, Any]) -> None:
     typer.echo(json.dumps(data))
 
 
-def interrupt_again(dropped: sys.UnraisableHookArgs) -> None:
-    """A hook for exceptions that Python drops: an interrupt that fell into a callback of an import is sent again."""
-    if isinstance(dropped.exc_value, KeyboardInterrupt):
-        threading.Timer(0.05, _thread.interrupt_main).start()
-    else:
-        sys.__unraisablehook__(dropped)
+def interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt now and every second until the program ends: imports of libraries drop or replace it.
+
+    Raises:
+        KeyboardInterrupt: Always.
+    """
+    again = threading.Timer(1, _thread.interrupt_main)
+    again.daemon = True
+    again.start()
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Exit with 0 when done, 1 when the work failed or a budget cannot be met, 2 on wrong usage."""
-    sys.unraisablehook = interrupt_again
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except SecateurError as error:
