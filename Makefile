@@ -18,8 +18,8 @@ lint: .venv/ready  ## format, style, docstrings, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## fast paths beside slow ones, ratios from one run
-	$(BIN)/python benchmarks/oracle.py
+bench: .venv/ready  ## the oracle beside passes of the whole model, ratios from one run (20 minutes)
+	$(BIN)/secateur bench oracle
 
 zoo: .venv/zoo  ## libraries of real architectures, for the tests that ZOO_DIR switches on
 

@@ -10,7 +10,7 @@ import secateur
 PACKAGE = Path(secateur.__file__).parent
 STAGES = [
     "errors", "text", "reference", "structure", "saliency", "planning", "cutting", "artifacts", "reporting", "shrink",
-    "secateur", "optim", "papers", "cli",
+    "secateur", "optim", "papers", "bench", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ANYTHING = {"__init__.py", "__main__.py"}

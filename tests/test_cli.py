@@ -201,7 +201,28 @@ def test_arrays_of_other_names_are_refused(run, tmp_path):
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "shrink", "score", "inspect"))
+    assert all(name in out for name in ("demo", "shrink", "score", "inspect", "bench"))
+
+
+def test_bench_prints_both_sides(run, tmp_path):
+    options = ("--samples", "50", "--runs", "1", "--only", "784-100-10", "--out", str(tmp_path / "growth.png"))
+    code, out, _ = run("bench", "oracle", *options, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [(row["network"], row["task"], row["passes"]) for row in found["rows"]] == [
+        ("784-100-10", "single", 100),
+        ("784-100-10", "iterative", 5049),
+    ]
+    for row in found["rows"]:
+        assert row["ratio"] == pytest.approx(row["naive_s"] / row["ours_s"])
+        assert row["max_difference"] <= 1e-9
+    assert list(found["growth_s"]) == ["50", "100", "200", "400", "800"]
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = run("bench", "oracle", "--only", "nope")
+    assert (code, err) == (
+        2,
+        "secateur: unknown only 'nope'; one of: 784-100-10, 784-50-50-10, LeNet-5, ResNet-18, ViT-tiny\n",
+    )
 
 
 def test_an_interrupt_leaves_no_file(tmp_path):

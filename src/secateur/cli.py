@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import _thread
 import json
+import platform
 import signal
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 
 from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_model
-from secateur.errors import ArgumentError, SecateurError
+from secateur.bench import oracle as benches
+from secateur.errors import ArgumentError, SecateurError, choose
 from secateur.papers import data as datasets
 from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
+from secateur.reporting.plots import growth
 from secateur.saliency.criterion import criteria
 from secateur.saliency.criterion import score as run_score
 from secateur.saliency.data import first_inputs
@@ -49,6 +53,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object and no
 Include = Annotated[
     Literal["gated", "all"],
     typer.Option(help="gated: units that go exactly as by a gate of zero; all: also those that a norm is taken over"),
+]
+MaxMemory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="held beside model and data: 500MB, 2GiB; a quarter of what is free")
 ]
 Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
 
@@ -95,6 +102,11 @@ def shrink(
     ranking: Annotated[str, typer.Option(help="single or iterative")] = "iterative",
     threshold: Threshold = None,
     validation: Annotated[str | None, typer.Option(metavar="DATA", help="where loss and accuracy are measured")] = None,
+    shortlist: Annotated[
+        int | None,
+        typer.Option(help="with the iterative oracle: units evaluated exactly at each step, chosen by taylor1"),
+    ] = None,
+    max_memory: MaxMemory = None,
     seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -109,6 +121,7 @@ def shrink(
     result = run_shrink(
         network, batches, loss, budget, units=find_units(network, first_inputs(batches), include), criterion=criterion,
         ranking=ranking, threshold=threshold, validation=validation and find_data(validation), seed=seed,
+        shortlist=shortlist, max_memory=max_memory,
     )  # fmt: skip
     written = result.save(out)
     if as_json:
@@ -157,13 +170,14 @@ def score(
     include: Include = "gated",
     criterion: Annotated[str, typer.Option(help="how saliency is computed")] = "oracle",
     threshold: Threshold = None,
+    max_memory: MaxMemory = None,
     seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
     as_json: Json = False,
 ) -> None:
     """The saliency of every unit, lowest first."""
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
-    scores = run_score(network, batches, loss, units, criterion, threshold, seed)
+    scores = run_score(network, batches, loss, units, criterion, threshold, seed, max_memory)
     if as_json:
         _print_json({name: values.tolist() for name, values in scores.items()})
     else:
@@ -172,6 +186,35 @@ def score(
         approximate = criteria()[criterion].approximate_for(units)
         if approximate:
             typer.echo(f"\napproximate, since a norm is taken over the units: {', '.join(approximate)}")
+
+
+@app.command()
+def bench(
+    name: Annotated[Literal["oracle"], typer.Argument(help="what is timed")],
+    only: Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")] = None,
+    samples: Annotated[int, typer.Option(help="of each network; at most 256 images of the two large ones")] = 10_000,
+    runs: Annotated[int, typer.Option(help="of each side, of which the median is taken")] = 5,
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="of weights and data")] = "float64",
+    mnist: Annotated[Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files, not random pixels")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="a picture of the time against K, .png")] = None,
+    as_json: Json = False,
+) -> None:
+    """The fast path beside K passes of the whole model, alternating in one process."""
+    names = [choose("only", one, benches.tasks(samples)) and one for one in only or benches.tasks(samples)]
+    kind = getattr(torch, dtype)
+    rows = list(benches.compare(names, samples, runs, kind, mnist))
+    times, slope = benches.growth(samples, runs, kind, mnist)
+    if out is not None:
+        growth(times, slope, out)
+    if as_json:
+        _print_json({"rows": [asdict(row) for row in rows], "growth_s": times, "slope": slope})
+        return
+    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
+    title = f"{name}: {samples} samples, {dtype}, medians of {runs}, {machine}"
+    cells = [[f"{value:.3g}" if isinstance(value, float) else value for value in asdict(row).values()] for row in rows]
+    typer.echo(table([field.name for field in fields(benches.Row)], cells, title))
+    title = f"\n784-K-10: seconds for all K saliencies, log-log slope {slope:.2f}"
+    typer.echo(table(["K", "seconds"], [(width, f"{seconds:.3f}") for width, seconds in times.items()], title))
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -91,6 +91,8 @@ def rank(
     validation: Any = None,
     seed: int = 0,
     progress: bool = True,
+    shortlist: int | None = None,
+    max_memory: int | str | None = None,
 ) -> Plan:
     """The order in which units go, with the loss, the accuracy and the sizes after each.
 
@@ -111,9 +113,12 @@ def rank(
         validation: Data on which loss and accuracy are measured; None for `data`.
         seed: For criteria that draw random numbers.
         progress: Show a bar on stderr.
+        shortlist: With the iterative oracle, evaluate only so many units exactly at each step: those that ``taylor1``
+            finds least; None for all.
+        max_memory: As for `score`.
 
     Raises:
-        ArgumentError: An unknown name.
+        ArgumentError: An unknown name, a shortlist for anything else than the iterative oracle, a memory that is none.
         BudgetError: The budget is out of reach; says how far one can get.
         DataError: Unusable data or loss.
         ModelError: The model cannot be captured, holds NaN, or has no removable units.
@@ -131,8 +136,9 @@ def rank(
     size = partial(safetensors.file_size, model, units)
     with progress_bar(f"ranking by {criterion}", progress) as bar:
         return orders.rank(
-            model, data, loss, units, size, criterion, ranking, budget, threshold, validation, seed, on_step=bar
-        )
+            model, data, loss, units, size, criterion, ranking, budget, threshold, validation, seed, shortlist,
+            max_memory, on_step=bar,
+        )  # fmt: skip
 
 
 def shrink(
@@ -148,6 +154,8 @@ def shrink(
     validation: Any = None,
     seed: int = 0,
     progress: bool = True,
+    shortlist: int | None = None,
+    max_memory: int | str | None = None,
 ) -> Result:
     """A smaller network within the budget, proven to compute what the original does without the units removed.
 
@@ -168,6 +176,8 @@ def shrink(
             `data`.
         seed: For criteria that draw random numbers.
         progress: Show a bar on stderr.
+        shortlist: As for `rank`.
+        max_memory: As for `score`.
 
     Raises:
         ArgumentError: An unknown name, or a budget of quality where it cannot be measured.
@@ -188,7 +198,21 @@ def shrink(
         raise ArgumentError("budget: expected secateur.Budget(...), got None")
     example = first_inputs(data) if example_inputs is None else example_inputs
     units = require_units(find_units(model, example) if units is None else units)
-    order = rank(model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress)
+    order = rank(
+        model,
+        data,
+        loss,
+        units,
+        criterion,
+        ranking,
+        budget,
+        threshold,
+        validation,
+        seed,
+        progress,
+        shortlist,
+        max_memory,
+    )
     plan = order.at(budget)
     small, difference = cut_units(model, units, plan, like_model(model, as_call(example)))
     return _result(model, small, units, plan, difference, budget)

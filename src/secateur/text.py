@@ -16,7 +16,7 @@ from secateur.errors import ArgumentError
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-def parse_bytes(size: int | str) -> int:
+def parse_bytes(size: int | str, name: str = "bytes") -> int:
     """A number of bytes from 1500 or "1.5 kB", "64 KiB", "2 MB".
 
     Raises:
@@ -30,7 +30,7 @@ def parse_bytes(size: int | str) -> int:
     number = r"(\d+(?:_\d+)*(?:\.\d+)?|\.\d+)"
     match = re.fullmatch(rf"\s*{number}\s*([a-z]*)\s*", size.lower()) if isinstance(size, str) else None
     if match is None or match[2] not in _UNITS or (not match[2] and "." in match[1]):
-        raise ArgumentError(f"bytes: expected an int or a size such as '200 kB', '64 KiB' or '1.5 MB', got {size!r}")
+        raise ArgumentError(f"{name}: expected an int or a size such as '200 kB', '64 KiB' or '1.5 MB', got {size!r}")
     return int(Decimal(match[1]) * _UNITS[match[2]])
 
 

@@ -16,8 +16,10 @@ import secateur as sc
 from cases import CASES, Case
 from secateur.artifacts.safetensors import to_bytes
 from secateur.errors import ArgumentError, DataError
+from secateur.planning import ranking
 from secateur.planning.plan import Plan
 from secateur.reference import RandomNetwork, gated_loss
+from secateur.saliency.oracle import rises
 
 REMOVABLE = [name for name in CASES if name != "one_unit"]
 Evaluate = Callable[[Tensor], float]  # E(g)
@@ -484,3 +486,41 @@ def test_a_criterion_that_needs_data_is_refused_without(criterion: str) -> None:
 def test_without_data_units_must_be_given() -> None:
     with pytest.raises(DataError, match=r"pass units=find_units\(model, example_inputs\)"):
         rank(CASES["one_hidden"]().model, None, None, criterion="magnitude")
+
+
+def test_a_shortlist_evaluates_only_the_best_of_the_cheap_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["two_hidden"]()
+    units, data = sc.find_units(case.model, case.x), (case.x, case.y)
+    sizes = []
+
+    def counted(gated: Any, g: Any, chosen: Any) -> Any:
+        sizes.append(len(chosen))
+        return rises(gated, g, chosen)
+
+    monkeypatch.setattr(ranking, "rises", counted)
+    plan = rank(case.model, data, units=units, shortlist=3)
+    assert set(sizes) == {3}
+    cheap = sc.score(case.model, data, "cross_entropy", units, "taylor1")
+    exact = sc.score(case.model, data, "cross_entropy", units)
+    short = sorted((value, name, k) for name, row in cheap.items() for k, value in enumerate(row.tolist()))[:3]
+    rise, name, k = min((exact[name][k].item(), name, k) for _, name, k in short)
+    assert (plan.steps[0].set, plan.steps[0].index) == (name, k)
+    assert plan.steps[0].predicted == pytest.approx(rise, rel=1e-10)
+    full = rank(case.model, data, units=units)
+    assert order(rank(case.model, data, units=units, shortlist=1000)) == order(full)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shortlist": 0}, "shortlist: expected a number of units above 0, got 0"),
+        ({"shortlist": True}, "shortlist: expected a number of units above 0, got True"),
+        ({"shortlist": 2, "ranking": "single"}, "shortlist: is for criterion='oracle' with ranking='iterative'"),
+        ({"shortlist": 2, "criterion": "taylor1"}, "shortlist: is for criterion='oracle' with ranking='iterative'"),
+        ({"shortlist": 2, "threshold": "mean"}, "ranking='iterative' and no threshold"),
+    ],
+)
+def test_a_shortlist_that_makes_no_sense(options: dict[str, Any], message: str) -> None:
+    case = CASES["one_hidden"]()
+    with pytest.raises(ArgumentError, match=message):
+        rank(case.model, (case.x, case.y), **options)

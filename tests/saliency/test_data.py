@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from secateur import find_units, score
 from secateur.errors import DataError
-from secateur.saliency import data as data_module
 from secateur.saliency.data import CHUNK, Batch, batches, first_inputs
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import squared_error
@@ -312,11 +311,10 @@ def test_a_large_pair_is_run_in_chunks_and_is_the_same_dataset() -> None:
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 8])
 @pytest.mark.parametrize("targets", [True, False], ids=["targets", "none"])
-def test_chunks_leave_out_nothing(monkeypatch: pytest.MonkeyPatch, n: int, targets: bool) -> None:
-    monkeypatch.setattr(data_module, "CHUNK", 4)
+def test_chunks_leave_out_nothing(n: int, targets: bool) -> None:
     x, t = samples(n)
     scale = torch.tensor(3.0, dtype=torch.float64)  # no samples in it: the same for all
-    found = list(batches(network(), ((x, scale), t if targets else None)))
+    found = list(batches(network(), ((x, scale), t if targets else None), 4))
     assert [batch.size for batch in found] == {1: [1], 3: [3], 4: [4], 5: [4, 1], 8: [4, 4]}[n]
     assert torch.cat([batch.call[0][0] for batch in found]).equal(x)
     assert all(batch.call[0][1].equal(scale) for batch in found)

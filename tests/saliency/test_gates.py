@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from cases import CASES, Case
 from secateur import find_units, reference
 from secateur.errors import DataError, ModelError
-from secateur.saliency.gates import Gated, GatedGraph, ones
+from secateur.saliency.gated_graph import GatedGraph
+from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import binary_cross_entropy, cross_entropy, squared_error
 from secateur.structure.inputs import as_call
 from secateur.structure.run import bind

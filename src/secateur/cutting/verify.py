@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.cutting.slices import gates, survivors
 from secateur.cutting.trial import holding, trial_weights
 from secateur.errors import VerificationError
-from secateur.saliency.gates import GatedGraph
+from secateur.saliency.gated_graph import GatedGraph
 from secateur.structure.capture import Captured, call_model, evaluating
 from secateur.structure.inputs import Call, map_tensors, named_tensors
 from secateur.structure.left import Left

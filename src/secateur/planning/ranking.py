@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.errors import ArgumentError, choose
@@ -13,10 +14,12 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, State, Step
 from secateur.saliency.criterion import THRESHOLDS, Criterion, apply_threshold, find_criterion, saliency_of
 from secateur.saliency.gates import Gated, ones
+from secateur.saliency.oracle import rises
 from secateur.structure.units import Units
 
 # Whether the units that are left are scored again after each removal.
 RANKINGS = {"single": False, "iterative": True}
+CHEAP = "taylor1"  # makes the shortlist: one backward pass
 
 FileSize = Callable[[dict[str, tuple[int, ...]]], int]  # bytes of the written file, by the units kept
 OnStep = Callable[[int, int], None]  # steps made, steps there can be
@@ -34,6 +37,8 @@ def rank(
     threshold: str | None = None,
     validation: Any = None,
     seed: int = 0,
+    shortlist: int | None = None,
+    max_memory: int | str | None = None,
     on_step: OnStep = lambda *_: None,
 ) -> Plan:
     """The order of removals; `secateur.rank` is this with the size of the written file filled in.
@@ -50,6 +55,8 @@ def rank(
         threshold: "mean" or "median".
         validation: Data on which loss and accuracy are measured; None for `data`.
         seed: For criteria that draw random numbers.
+        shortlist: As for `secateur.rank`.
+        max_memory: As for `secateur.score`.
         on_step: Called after each step.
 
     Returns:
@@ -63,14 +70,16 @@ def rank(
         choose("threshold", threshold, THRESHOLDS)
     if budget is not None and not isinstance(budget, Budget):
         raise ArgumentError(f"budget: expected secateur.Budget(...), got {budget!r}")
-    gated = Gated(model, units, data, loss, seed)
+    if shortlist is not None:
+        _check_shortlist(shortlist, criterion, again, threshold)
+    gated = Gated(model, units, data, loss, seed, max_memory)
     found = find_criterion(criterion, gated)
-    measured = gated if validation is None else Gated(model, units, validation, loss)
+    measured = gated if validation is None else Gated(model, units, validation, loss, max_memory=max_memory)
     order = _Order(measured, file_size, budget)
     saliency: Tensor | None = None
     while (candidates := order.candidates()) and not order.enough():
         if saliency is None or again:
-            saliency = _scores(found, gated, order.g, candidates, threshold)
+            saliency = _scores(found, gated, order.g, candidates, threshold, shortlist)
         best = order.least(saliency, candidates)
         order.remove(best, saliency[best].item() if found.in_loss_units else None)
         on_step(len(order.steps), order.longest)
@@ -78,7 +87,20 @@ def rank(
     return Plan(kept, order.start, tuple(order.steps), units.captured.spec, criterion, ranking)
 
 
-def _scores(found: Criterion, gated: Gated, g: Tensor, candidates: list[int], threshold: str | None) -> Tensor:
+def _check_shortlist(shortlist: int, criterion: str, again: bool, threshold: str | None) -> None:
+    if isinstance(shortlist, bool) or not isinstance(shortlist, int) or shortlist < 1:
+        raise ArgumentError(f"shortlist: expected a number of units above 0, got {shortlist!r}")
+    if criterion != "oracle" or not again or threshold is not None:
+        raise ArgumentError("shortlist: is for criterion='oracle' with ranking='iterative' and no threshold")
+
+
+def _scores(
+    found: Criterion, gated: Gated, g: Tensor, candidates: list[int], threshold: str | None, shortlist: int | None
+) -> Tensor:
+    if shortlist is not None and shortlist < len(candidates):
+        cheap = saliency_of(find_criterion(CHEAP, gated), gated, g)[candidates]
+        best = torch.tensor(candidates, device=g.device)[cheap.argsort(stable=True)[:shortlist]]
+        return rises(gated, g, best).cpu()
     values = saliency_of(found, gated, g)
     values[candidates] = apply_threshold(values[candidates], threshold)
     return values.cpu()

@@ -58,6 +58,36 @@ def degradation(
     figure.suptitle(title, fontweight="bold")
     lines, names = grid[0][0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=7, frameon=False)
+    _write(figure, path)
+
+
+def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str]) -> None:
+    """Seconds for all K saliencies of a layer against K, both in log scale, beside a line of slope 1.
+
+    Args:
+        times: By K.
+        slope: Of the line through them.
+        path: Where to write it; the extension says as what.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    panel = figure.subplots()
+    first = next(iter(times))
+    straight = [times[first] * width / first for width in times]
+    panel.loglog(list(times), straight, "--", color=STYLES[0][0], label="in proportion to K")
+    panel.loglog(list(times), list(times.values()), "-s", color=STYLES[1][0], label=f"measured, slope {slope:.2f}")
+    panel.set(xlabel="hidden units K", ylabel="seconds", title="All exact saliencies of 784-K-10")
+    panel.set_xticks(list(times), [str(width) for width in times])
+    panel.minorticks_off()
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
     with whole_file(path) as temporary:
         figure.savefig(temporary, format=os.path.splitext(path)[1][1:], dpi=130, metadata={"Software": None})
 

@@ -113,6 +113,7 @@ def score(
     criterion: str = "oracle",
     threshold: str | None = None,
     seed: int = 0,
+    max_memory: int | str | None = None,
 ) -> dict[str, Tensor]:
     """The saliency of every unit: by how much the loss rises when it alone is removed, or an estimate.
 
@@ -131,12 +132,14 @@ def score(
         criterion: One of those above.
         threshold: "mean" or "median": estimates above it are replaced by it.
         seed: For ``random``.
+        max_memory: Bytes that may be held beside model and data, or "2 GB"; None for a quarter of what is free. A
+            dataset given whole is run in as many pieces as that needs; batches given one by one are not split.
 
     Returns:
         Per unit set a float64 tensor [size] on the CPU.
 
     Raises:
-        ArgumentError: An unknown name.
+        ArgumentError: An unknown name, or a memory that is no size.
         DataError: Unusable data or loss, or a criterion that needs them and has none.
         ModelError: The model cannot be captured, holds NaN, or has no removable units.
 
@@ -147,7 +150,7 @@ def score(
     {'0': tensor([-5., -5.], dtype=torch.float64)}
     """
     units = require_units(find_units(model, first_inputs(data)) if units is None else units)
-    gated = Gated(model, units, data, loss, seed)
+    gated = Gated(model, units, data, loss, seed, max_memory)
     values = apply_threshold(saliency_of(find_criterion(criterion, gated), gated, ones(model, units)), threshold)
     return units.split(values.cpu())
 

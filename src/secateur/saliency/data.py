@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.errors import DataError
 from secateur.structure.inputs import Call, as_call, batch_size, like_model, map_tensors, tensor_like_model, tensors
 
-CHUNK = 4096  # samples of a dataset given whole that are run at a time
+CHUNK = 2**14  # samples of a dataset given whole that are run at a time, at most
 
 
 class Batch(NamedTuple):
@@ -21,13 +21,14 @@ class Batch(NamedTuple):
     size: int
 
 
-def batches(model: nn.Module, data: Any) -> Iterator[Batch]:
+def batches(model: nn.Module, data: Any, chunk: int = CHUNK) -> Iterator[Batch]:
     """The data batch by batch, on the model's device and in its dtype; empty batches are left out.
 
     Args:
         model: What it is for.
         data: A pair of tensors is one dataset, (inputs, targets); anything else an iterable of such pairs, or
             of Hugging Face batches (a dict with ``labels``), that can be iterated again.
+        chunk: Samples of a dataset given whole that make a batch.
 
     Yields:
         The batches that hold samples.
@@ -36,7 +37,7 @@ def batches(model: nn.Module, data: Any) -> Iterator[Batch]:
         DataError: There is no sample, the data can be read only once, or it holds NaN.
     """
     n = 0
-    for position, item in enumerate(_items(data)):
+    for position, item in enumerate(_items(data, chunk)):
         batch = _batch(model, item, position)
         n += batch.size
         if batch.size:
@@ -59,7 +60,7 @@ def first_inputs(data: Any) -> Any:
     raise DataError("data: there is no sample in it")
 
 
-def _items(data: Any) -> Iterable[Any]:
+def _items(data: Any, chunk: int = CHUNK) -> Iterable[Any]:
     """The batches as they are given.
 
     Raises:
@@ -72,7 +73,7 @@ def _items(data: Any) -> Iterable[Any]:
         raise DataError(
             f"data: a {type(data).__name__} can be read only once; give a list, a DataLoader or a pair of tensors"
         )
-    return _chunks(data) if _is_pair(data) else data
+    return _chunks(data, chunk) if _is_pair(data) else data
 
 
 def _is_pair(data: Any) -> bool:
@@ -83,12 +84,12 @@ def _is_pair(data: Any) -> bool:
     return isinstance(targets, Tensor | None) and isinstance(inputs, Tensor | Mapping | tuple)
 
 
-def _chunks(data: Any) -> Iterator[tuple[Any, Any]]:
+def _chunks(data: Any, chunk: int) -> Iterator[tuple[Any, Any]]:
     call, targets = as_call(data[0]), data[1]
     n = batch_size(call)
     _check_number(n, targets, "data")
-    for start in range(0, n, CHUNK):
-        here = slice(start, start + CHUNK)
+    for start in range(0, n, chunk):
+        here = slice(start, start + chunk)
         part = map_tensors(call, lambda t, here=here: t[here] if t.ndim else t)
         yield part[1] or part[0], targets[here] if isinstance(targets, Tensor) else targets
 
@@ -107,7 +108,7 @@ def _batch(model: nn.Module, item: Any, position: int) -> Batch:
     inputs, targets = _split(item, position)
     call = like_model(model, as_call(inputs))
     for tensor in (*tensors(call), targets):
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not _finite(tensor):
             where = "targets" if tensor is targets else "inputs"
             raise DataError(f"data: the {where} of batch {position} hold NaN or infinite values")
     n = batch_size(call)
@@ -119,3 +120,8 @@ def _check_number(n: int, targets: Any, where: str) -> None:
     if isinstance(targets, Tensor) and targets.shape[:1] != (n,):
         given = f"{len(targets)} targets" if targets.ndim else "targets without a first dimension"
         raise DataError(f"{where}: {n} inputs, but {given}")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are: their sum is, fast to tell, or it overflows."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

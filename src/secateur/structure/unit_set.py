@@ -89,6 +89,10 @@ class UnitSet:
         """The modules in which the units are summed over; an operation in the model's own code by its name."""
         return list(dict.fromkeys(module_of(c.node) or c.node.name for c in self.consumers))
 
-    def _slice(self, name: str, dim: int, axis: Axis) -> Slice:
+    def positions(self, axis: Axis) -> Tensor:
+        """Where each unit lies along an axis [size, positions]."""
         without = expand(axis, {self.axis: ~torch.eye(self.size, dtype=torch.bool)}, torch.ones(1, dtype=torch.bool))
-        return Slice(name, dim, (~without).nonzero()[:, 1].reshape(self.size, -1))
+        return (~without).nonzero()[:, 1].reshape(self.size, -1)
+
+    def _slice(self, name: str, dim: int, axis: Axis) -> Slice:
+        return Slice(name, dim, self.positions(axis))

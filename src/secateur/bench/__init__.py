@@ -1,0 +1,1 @@
+"""Fast paths beside slow ones: ratios of both sides from one run."""

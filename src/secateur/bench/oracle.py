@@ -1,0 +1,234 @@
+"""The oracle beside K passes of the whole model, in one process: times, their ratio and the largest difference."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from secateur.bench.networks import ViT, lenet, resnet18
+from secateur.papers.data import Pair, mnist
+from secateur.papers.training import logistic_network
+from secateur.reporting.progress import progress_bar
+from secateur.saliency.candidates import change_one
+from secateur.saliency.gates import Gated, ones
+from secateur.saliency.losses import find_loss
+from secateur.shrink import rank
+from secateur.structure.units import Units, find_units
+
+BATCHES = (64, 256, 1000, 2500, 10_000)  # sizes that the passes of the whole model are tried with
+GROWTH = (50, 100, 200, 400, 800)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network and one task.
+
+    Attributes:
+        network: Its name.
+        task: "single": all saliencies; "iterative": the whole ranking.
+        passes: How many networks are evaluated; of large ones with every 32nd or 96th unit of each set gone.
+        units: Those of the network.
+        naive_s: Median seconds of as many passes of the whole model at its best batch size.
+        ours_s: Median seconds of ours.
+        ratio: naive_s / ours_s.
+        max_difference: The largest of the losses, relative to max(|E|, |ΔE|).
+    """
+
+    network: str
+    task: str
+    passes: int
+    units: int
+    naive_s: float
+    ours_s: float
+    ratio: float
+    max_difference: float
+
+
+class Task(NamedTuple):
+    """What is timed: a network, its samples' shape, how many, its loss, every which unit of each set, and how."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    samples: int
+    loss: str
+    every: int
+    tasks: tuple[str, ...]
+
+
+def tasks(samples: int) -> dict[str, Task]:
+    """The networks by name."""
+    both = ("single", "iterative")
+    return {
+        "784-100-10": Task(partial(logistic_network, [784, 100, 10]), (784,), samples, "squared_error", 1, both),
+        "784-50-50-10": Task(partial(logistic_network, [784, 50, 50, 10]), (784,), samples, "squared_error", 1, both),
+        "LeNet-5": Task(lenet, (1, 28, 28), samples, "cross_entropy", 1, both[:1]),
+        "ResNet-18": Task(resnet18, (3, 32, 32), min(256, samples), "cross_entropy", 32, both[:1]),
+        "ViT-tiny": Task(ViT, (3, 32, 32), min(256, samples), "cross_entropy", 96, both[:1]),
+    }
+
+
+def compare(
+    names: Sequence[str], samples: int, runs: int, dtype: torch.dtype, folder: Path | None, progress: bool = True
+) -> Iterator[Row]:
+    """A row per network and task, alternating between both sides.
+
+    Args:
+        names: Of `tasks`.
+        samples: Of each network; at most 256 images of the two large ones.
+        runs: Of each side, of which the median is taken.
+        dtype: Of weights and data.
+        folder: With MNIST's files; None for random pixels.
+        progress: Show a bar on stderr.
+
+    Yields:
+        The rows as they are done.
+    """
+    for name in names:
+        task = tasks(samples)[name]
+        torch.manual_seed(0)
+        model = task.build().to(dtype).eval()
+        x, y = _data(task, dtype, folder)
+        units = find_units(model, x[:2])
+        best = _best_batch(model, x)
+        for kind in task.tasks:
+            work = _iterative if kind == "iterative" else _single
+            sides = work(model, units, (x, y), task, best)
+            with progress_bar(f"{name}, {kind}", progress) as bar:
+                pairs = [(bar(i, runs), _seconds(sides[0]), _seconds(sides[1]))[1:] for i in range(runs)]
+            slow, fast = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
+            (expected, passes), (got, _) = pairs[0][0][1], pairs[0][1][1]
+            scale = expected.abs().clamp(min=expected[0].abs().item())
+            yield Row(
+                name, kind, passes, units.total, slow, fast, slow / fast, ((expected - got).abs() / scale).max().item()
+            )
+
+
+def growth(samples: int, runs: int, dtype: torch.dtype, folder: Path | None) -> tuple[dict[int, float], float]:
+    """Median seconds for all saliencies of 784-K-10 by K, and their log-log slope."""
+    times = {}
+    for width in GROWTH:
+        task = tasks(samples)["784-100-10"]._replace(build=partial(logistic_network, [784, width, 10]))
+        model, data = task.build().to(dtype), _data(task, dtype, folder)
+        ours = _single(model, find_units(model, data[0][:2]), data, task, samples)[1]
+        times[width] = statistics.median(_seconds(ours)[0] for _ in range(runs))
+    x, y = ([math.log(value) for value in values] for values in (times, times.values()))
+    return times, statistics.linear_regression(x, y).slope
+
+
+Answer = tuple[Tensor, int]  # E and the losses without each unit, one after the other; how many of them
+Side = Callable[[], Answer]
+
+
+def _single(model: nn.Module, units: Units, data: Pair, task: Task, batch: int) -> tuple[Side, Side]:
+    taken = [i % task.every == 0 and units[name].outgoing is not None for name, i in units.places]
+    chosen = torch.tensor(taken).nonzero()[:, 0]
+    slow, dtype = copy.deepcopy(model), data[0].dtype
+
+    def naive() -> Answer:
+        losses = [_loss(slow, data, task.loss, batch)]
+        for k in chosen.tolist():
+            with _without(slow, units, [k]):
+                losses.append(_loss(slow, data, task.loss, batch))
+        return torch.tensor(losses, dtype=torch.float64), len(chosen)
+
+    def ours() -> Answer:
+        gone = torch.zeros(len(chosen), dtype=dtype)
+        here, without = change_one(Gated(model, units, data, task.loss), ones(model, units), chosen, gone)
+        return torch.cat([without.new_tensor([here]), without]), len(chosen)
+
+    return naive, ours
+
+
+def _iterative(model: nn.Module, units: Units, data: Pair, task: Task, batch: int) -> tuple[Side, Side]:
+    """The naive side's order is the one that it finds; the losses after each step are compared."""
+    slow = copy.deepcopy(model)
+
+    def naive() -> Answer:
+        left, losses, passes = list(range(units.total)), [_loss(slow, data, task.loss, batch)], 0
+        order: list[int] = []
+        counts = {unit_set.name: unit_set.size for unit_set in units}
+        while candidates := [k for k in left if counts[units.places[k][0]] > 1]:
+            tried = {}
+            for k in candidates:
+                with _without(slow, units, [*order, k]):
+                    tried[k] = _loss(slow, data, task.loss, batch)
+            passes += len(tried)
+            order.append(min(tried, key=tried.__getitem__))
+            losses.append(tried[order[-1]])
+            left.remove(order[-1])
+            counts[units.places[order[-1]][0]] -= 1
+        return torch.tensor(losses, dtype=torch.float64), passes
+
+    def ours() -> Answer:
+        plan = rank(model, data, task.loss, units, progress=False)
+        return torch.tensor([state.loss for state in plan.states], dtype=torch.float64), 0
+
+    return naive, ours
+
+
+class _without:  # noqa: N801
+    """The model with these units' outgoing weights zero, as one would do it by hand."""
+
+    def __init__(self, model: nn.Module, units: Units, removed: Sequence[int]) -> None:
+        named = dict(model.named_parameters())
+        self.kept = []
+        for name, index in (units.places[k] for k in removed):
+            for one in units[name].outgoing or ():
+                weight = named[one.tensor].data
+                self.kept.append((weight, one.dim, one.index[index], weight.index_select(one.dim, one.index[index])))
+
+    def __enter__(self) -> None:
+        for weight, dim, index, _ in self.kept:
+            weight.index_fill_(dim, index, 0)
+
+    def __exit__(self, *_: object) -> None:
+        for weight, dim, index, values in self.kept:
+            weight.index_copy_(dim, index, values)
+
+
+def _loss(model: nn.Module, data: Pair, loss: str, batch: int) -> float:
+    x, y = data
+    total = 0.0
+    with torch.no_grad():
+        for rows in torch.split(torch.arange(len(x)), batch):
+            here = slice(int(rows[0]), int(rows[-1]) + 1)
+            total += len(rows) / len(x) * find_loss(loss)(model(x[here]), y[here]).double().item()
+    return total
+
+
+def _best_batch(model: nn.Module, x: Tensor) -> int:
+    def passes(batch: int) -> None:
+        with torch.no_grad():
+            for part in torch.split(x, batch):
+                model(part)
+
+    times = {}
+    for batch in (size for size in BATCHES if size < 2 * len(x)):
+        passes(batch)
+        times[batch] = min(_seconds(partial(passes, batch))[0] for _ in range(3))
+    return min(times, key=times.__getitem__, default=len(x))
+
+
+def _data(task: Task, dtype: torch.dtype, folder: Path | None) -> Pair:
+    if folder is not None and math.prod(task.shape) == 784:
+        x, y = mnist(folder).test
+        return x[: task.samples].reshape(-1, *task.shape).to(dtype), y[: task.samples]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(task.samples, *task.shape, generator=generator, dtype=dtype)
+    return x, torch.randint(10, (task.samples,), generator=generator)
+
+
+def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result

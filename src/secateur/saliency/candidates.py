@@ -1,0 +1,301 @@
+"""E(g) with one gate changed, for many gates at once: candidates are stacked along with the samples.
+
+Changing unit k's gate to γ changes what its consumers sum up by (γ − g_k) o_k w_k alone. So a layer's result is
+updated for all candidates in one product, and only what follows it is run again, C candidates of N samples as a batch
+of C N.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from secateur.saliency.gated_graph import Edge, downstream, subgraph
+from secateur.saliency.gates import Cached, Gated
+from secateur.saliency.losses import evaluate, stacked
+from secateur.saliency.memory import bytes_of
+from secateur.saliency.rows import push_selections
+from secateur.saliency.updates import arguments, overwrite, update_of
+from secateur.structure.axis import BATCH, Axis, find, leaves, parts
+from secateur.structure.capture import sizes
+from secateur.structure.run import compile_graph, difference, outputs, tolerance
+from secateur.structure.unit_set import UnitSet
+
+STACK = 2**23  # bytes of values that are run at a time: what caches hold, and few calls
+
+
+class NotStackableError(Exception):
+    """The graph cannot take several batches as one."""
+
+
+def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[float, Tensor]:
+    """E(g), and E(g + (γ − g_k) e_k) for each of M units k and its γ.
+
+    Args:
+        gated: The network and its data.
+        g: Gates of all units [K].
+        units: Indices k [M].
+        gates: Values γ [M].
+
+    Returns:
+        A number and a float64 tensor [M], as `Gated.loss` gives them one by one but for rounding.
+    """
+    found = torch.zeros(len(units), dtype=torch.float64, device=g.device)
+    there = g.clone()
+    there[units] = 1
+    narrow = gated.narrowed(there)
+    stacks, rest = _stacks(narrow, g, units)
+    here = 0.0
+    with torch.no_grad():
+        keep = {node for stack, _ in stacks for node in stack.needed}
+        for batch in narrow.cached if stacks else ():
+            values = narrow.graph.trace(batch.frontier, g, keep)
+            here += batch.share * _loss(narrow, batch, values).item()
+            for stack, places in stacks:
+                found[places] += batch.share * stack.losses(batch, values, g, units[places], gates[places])
+    for i in rest:
+        changed = g.clone()
+        changed[units[i]] = gates[i]
+        found[i] = gated.loss(changed)
+    return here if stacks else gated.loss(g), found
+
+
+def _loss(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:
+    out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
+    return evaluate(gated.loss_function, out, batch.targets).double()
+
+
+def _stacks(gated: Gated, g: Tensor, units: Tensor) -> tuple[list[tuple[Candidates, Tensor]], list[int]]:
+    """The candidates by unit set, and those that must be run one by one."""
+    stacks, rest, start = [], [], 0
+    whole = gated.graph.holds(g)
+    for unit_set in gated.units:
+        places = ((units >= start) & (units < start + unit_set.size)).nonzero()[:, 0]
+        start += unit_set.size
+        stack = _stack(gated, unit_set, g, units[places]) if whole and len(places) else None
+        if stack is not None:
+            stacks.append((stack, places))
+        else:
+            rest += places.tolist()
+    return stacks, rest
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+def _nodes(returned: Any) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    fx.map_arg(returned, found.add)
+    return found
+
+
+def _stack(gated: Gated, unit_set: UnitSet, g: Tensor, units: Tensor) -> Candidates | None:
+    if unit_set.name not in gated.stacks:
+        try:
+            made = Candidates(gated, unit_set)
+            gated.stacks[unit_set.name] = made if made.stays_apart(g, units) else None
+        except NotStackableError:
+            gated.stacks[unit_set.name] = None
+    found: Candidates | None = gated.stacks[unit_set.name]
+    return found
+
+
+class Candidates:
+    """What is behind the units of one set, for several candidates at a time.
+
+    Args:
+        gated: The network and its data.
+        unit_set: Whose units are the candidates; of removal "gated".
+
+    Raises:
+        NotStackableError: A value behind the units does not hold the samples along one dimension, slowest.
+    """
+
+    def __init__(self, gated: Gated, unit_set: UnitSet) -> None:
+        self.gated, self.unit_set = gated, unit_set
+        self.start = next(i for i, (name, _) in enumerate(gated.units.places) if name == unit_set.name)
+        graph = gated.graph
+        if gated.units.captured.spec.fixed is not None or unit_set.removal != "gated":
+            raise NotStackableError
+        self.edges = [edge for edge in graph.edges if unit_set.axis in leaves(edge.axis)]
+        first = [edge.node for edge in self.edges]
+        behind = set(first) | downstream(first)
+        self.updates = self._updates(behind)
+        self.calls = [n for n in graph.suffix.nodes if n in behind and n not in self.updates]
+        self.calls = [n for n in self.calls if n not in first or any(user not in self.updates for user in n.users)]
+        own = {edge.gate for edge in self.edges}
+        returned = graph.suffix.output_node().args[0]
+        used = {operand for n in self.calls for operand in n.all_input_nodes} | _nodes(returned)
+        self.given = [n for n in graph.suffix.nodes if n in used and n not in self.calls and n not in own]
+        self.gates = [(edge, self._dim_of_gated(edge)) for edge in self.edges if edge.node in self.calls]
+        self.folded = {user: edge for edge in graph.edges if edge.node not in first for user in self._folded(edge)}
+        self.code, self.own = self._compile(returned)
+        self.dims = {node: self._batch_dim(node) for node in self.given}
+        self.positions = {edge.node: graph.positions(edge, unit_set) for edge in self.edges}
+        self.bytes = bytes_of([*self.calls, *self.updates])
+
+    @property
+    def needed(self) -> set[fx.Node]:
+        """The values of the suffix that the candidates start from."""
+        operands = {edge.node.all_input_nodes[0] for edge in self.edges}
+        layers = [*self.updates, *self.folded]
+        return {*self.given, *operands, *(n for layer in layers for n in layer.all_input_nodes)} | {
+            edge.gate for edge in self.folded.values()
+        }
+
+    def losses(self, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor) -> Tensor:
+        """The loss of the batch [M] for each of M units of the set and its gate, from the values at g."""
+        out = outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()])
+        loss = stacked(self.gated.loss_function, out, batch.targets, self.own)
+        return torch.cat([loss(out, n) for n, out in self._outputs(values, g, units, gates, self._at_once(batch))])
+
+    def stays_apart(self, g: Tensor, units: Tensor) -> bool:
+        """Whether candidates run together give what each gives alone, tried on a few samples: no sum over samples."""
+        values = self.gated.graph.trace(self.gated.few(), g, self.needed)
+        two, gates = units[[0, -1]], g.new_tensor([-1.0, 2.0])
+        together = [o.clone() for _, out in self._outputs(values, g, two, gates, 2) for o in _tensors(out)]
+        alone = [[o.clone() for o in _tensors(out)] for _, out in self._outputs(values, g, two, gates, 1)]
+        if any(one.ndim == 0 or len(one) % 2 for one in together):
+            return False
+        pieces, each = [one for o in together for one in o.chunk(2)], itertools.chain(*zip(*alone, strict=True))
+        return difference(pieces, list(each))[1] <= tolerance(self.gated.model)
+
+    def _outputs(
+        self, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor, count: int
+    ) -> Iterator[tuple[int, Any]]:
+        """How many candidates at a time, and the outputs of their batches as one."""
+        folded = [self._fold(user, edge, values) for user, edge in self.folded.items()]
+        updates = {layer: self._update(layer, values, units, gates - g[units]) for layer in self.updates}
+        for part in torch.split(torch.arange(len(units), device=g.device), count):
+            given = [
+                updates[node](part) if node in updates else self._stacked(node, values[node], len(part))
+                for node in self.given
+            ]
+            factors = [self._gate(edge, dim, values, g, units[part], gates[part]) for edge, dim in self.gates]
+            yield len(part), outputs(self.gated.units.captured, self.code(*given, *factors, *folded))
+
+    def _at_once(self, batch: Cached) -> int:
+        """Candidates that fit."""
+        return max(1, min(STACK, self.gated.memory // 8) // max(1, self.bytes * batch.size))
+
+    # ------------------------------------------------------------ what a gate changes first
+
+    def _updates(self, behind: set[fx.Node]) -> dict[fx.Node, Edge]:
+        """The layers that sum the units up, and whose other operands no candidate changes."""
+        found = {}
+        for edge in self.edges:
+            operand = edge.node.all_input_nodes[0]
+            for user in edge.node.users:
+                others = {n for n in user.all_input_nodes if n is not edge.node}
+                known = not behind & {operand, *others} and sizes(edge.value)[0] == BATCH
+                if known and user.op == "call_function" and update_of(user, edge.node):
+                    found[user] = edge
+        return found
+
+    def _update(
+        self, layer: fx.Node, values: dict[fx.Node, Any], units: Tensor, change: Tensor
+    ) -> Callable[[Tensor], Tensor]:
+        """The layer's results for some of the candidates."""
+        edge = self.updates[layer]
+        operand = values[edge.node.all_input_nodes[0]]
+        given = fx.map_arg(arguments(layer), values.get) | {"input": operand}
+        update_by = update_of(layer, edge.node)
+        assert update_by is not None
+        update, change = update_by(given, values[layer]), change.to(operand.dtype)
+        positions = self.positions[edge.node].to(units.device)[units - self.start]
+        return lambda part: update(positions[part], change[part])
+
+    def _gate(
+        self, edge: Edge, dim: int, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor
+    ) -> Tensor:
+        """The gates of an edge for each candidate and sample."""
+        value = values[edge.node.all_input_nodes[0]]
+        some = g.repeat(len(units), 1)
+        some[torch.arange(len(units), device=g.device), units] = gates
+        vectors = self.gated.graph.factors(edge, some).to(value.dtype)  # [C, n]
+        shape = [1] * value.ndim
+        shape[dim], shape[edge.dim] = len(units) * value.shape[dim], vectors.shape[1]
+        return vectors.repeat_interleave(value.shape[dim], 0).reshape(shape)
+
+    # ------------------------------------------------------------ gates of other sets, as factors on weights
+
+    def _folded(self, edge: Edge) -> list[fx.Node]:
+        """The layers that take these gated values alone, where the same factors on their weights are cheaper."""
+        users = list(edge.node.users)
+        weights = [user.args[1] for user in users if edge.node in self.calls and update_of(user, edge.node)]
+        return users if len(weights) == len(users) and not {*weights} & {*self.calls} else []
+
+    def _fold(self, user: fx.Node, edge: Edge, values: dict[fx.Node, Any]) -> Tensor:
+        weight: Tensor = values[user.args[1]]  # type: ignore[index]
+        gate: Tensor = values[edge.gate]
+        return weight * gate.reshape(-1, *[1] * (weight.ndim - 2))
+
+    def _compile(self, returned: Any) -> tuple[Callable[..., Any], bool]:
+        """The calls as a function of what is given, of the gates and of the folded weights; if its memory is free."""
+        given = [*self.given, *(edge.gate for edge, _ in self.gates)]
+        graph, copies = subgraph(given, self.calls, returned)
+        last = copies[given[-1]]
+        for user, edge in self.folded.items():
+            with graph.inserting_after(last):
+                last = graph.placeholder(f"folded_{last.name}")
+            operand = copies[edge.node].all_input_nodes[0]
+            copies[user].args = (operand, last, *copies[user].args[2:])
+        graph.eliminate_dead_code()
+        push_selections(graph)
+        own = overwrite(graph, {copies[layer] for layer in self.updates if layer in self.given})
+        return compile_graph(graph), own
+
+    # ------------------------------------------------------------ samples of several candidates as one batch
+
+    def _stacked(self, node: fx.Node, value: Any, count: int) -> Any:
+        dim = self.dims[node]
+        if dim is None or count == 1:
+            return value
+        if not isinstance(value, Tensor):
+            return value * count
+        return value.unsqueeze(dim).expand(*value.shape[:dim], count, *value.shape[dim:]).flatten(dim, dim + 1)
+
+    def _batch_dim(self, node: fx.Node) -> int | None:
+        """The dimension that holds the samples; 0 of a number that is a multiple of theirs, None without.
+
+        Raises:
+            NotStackableError: The value is of another kind.
+        """
+        origin = self.gated.graph.origin.get(node)
+        if origin is None:  # gates of other edges
+            return None
+        value = origin.meta.get("val")
+        if isinstance(value, Tensor):
+            return self._batch_dim_of(self.gated.units.net.axes(origin))
+        if isinstance(value, torch.SymInt):
+            return 0
+        if value is None or isinstance(value, int | float):
+            return None
+        raise NotStackableError
+
+    def _dim_of_gated(self, edge: Edge) -> int:
+        """The dimension that holds the samples of a gated value.
+
+        Raises:
+            NotStackableError: It has none, or behind the units.
+        """
+        dim = self._batch_dim_of(self.gated.units.net.axes(edge.operand))
+        if dim is None or dim >= edge.dim:
+            raise NotStackableError
+        return dim
+
+    def _batch_dim_of(self, axes: list[Axis]) -> int | None:
+        dims = [dim for dim, axis in enumerate(axes) if axis.size % BATCH == 0]
+        if not dims:
+            return None
+        axis = find(axes[dims[0]])
+        slowest = axis if axis.kind == "leaf" else parts(axis)[0]
+        if len(dims) > 1 or axis.kind == "cat" or slowest.size % BATCH:
+            raise NotStackableError
+        return dims[0]

@@ -1,0 +1,188 @@
+"""The captured graph with a gate on every edge into a consumer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from secateur.structure.axis import Axis, leaves
+from secateur.structure.left import Left
+from secateur.structure.rules.net import Consumer
+from secateur.structure.run import compile_graph, outputs
+from secateur.structure.sliced import slice_graph, slice_tensor
+from secateur.structure.unit_set import UnitSet
+from secateur.structure.units import Units
+
+
+class Edge(NamedTuple):
+    """A gated value: the node that multiplies it, the factor, the axis of its units and their dimension."""
+
+    node: fx.Node
+    gate: fx.Node
+    operand: fx.Node  # in the captured graph
+    axis: Axis
+    dim: int
+    whole: Axis  # of that dimension, also of what is not summed over
+    value: Tensor  # as traced
+
+    def shape(self, vector: Tensor) -> Tensor:
+        """One factor per position of the dimension, to broadcast and without changing the values' dtype."""
+        return vector.to(self.value.dtype).reshape(-1, *[1] * (self.value.ndim - self.dim - 1))
+
+
+class GatedGraph:
+    """The captured graph with a gate on every edge into a consumer, cut where the gates begin.
+
+    Args:
+        units: The model's.
+        left: Units that are sliced out of graph and weights beforehand, where not all are left.
+    """
+
+    def __init__(self, units: Units, left: Left | None = None) -> None:
+        self.units, self.left = units, left or Left({})
+        graph, edges, copied = _insert_gates(units, self.left)
+        gates = [edge.gate for edge in edges]
+        behind = downstream(gates)
+        given = [n for n in graph.nodes if n.op == "placeholder" and n not in gates]
+        before = [n for n in graph.nodes if n.op == "call_function" and n not in behind]
+        frontier = [n for n in (*given, *before) if any(u in behind or u.op == "output" for u in n.users)]
+        prefix, _ = subgraph(given, before, tuple(frontier))
+        calls = [n for n in graph.nodes if n in behind]
+        self.suffix, copies = subgraph([*frontier, *gates], calls, next(iter(reversed(graph.nodes))).args[0])
+        self.edges = [edge._replace(node=copies[edge.node], gate=copies[edge.gate]) for edge in edges]
+        self.origin = {copies[copy]: node for node, copy in copied.items() if copy in copies}
+        self._prefix, self._suffix = compile_graph(prefix), compile_graph(self.suffix)
+        self._last = _last_used(self.suffix)
+
+    @property
+    def count(self) -> int:
+        """Units that are left."""
+        return sum(self.left.count(unit_set.axis) for unit_set in self.units)
+
+    def holds(self, g: Tensor) -> bool:
+        """Whether it computes with these gates exactly: all that is sliced out is gone, and all gone of sliced sets."""
+        for unit_set, piece in zip(self.units, self.units.split(g).values(), strict=True):
+            there, left = (piece != 0).cpu(), self.left.mask(unit_set.axis).expand(unit_set.size)
+            if bool((there > left).any()) or (unit_set.removal == "sliced" and bool((there < left).any())):
+                return False
+        return True
+
+    def positions(self, edge: Edge, unit_set: UnitSet) -> Tensor:
+        """Where each unit of a set that is left lies among what is left of the edge's dimension [size, positions]."""
+        whole = unit_set.positions(edge.axis)
+        return (self.left.mask(edge.whole).cumsum(0) - 1)[whole] if self.left.masks else whole
+
+    def frontier(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The values that no gate changes, from those of the captured graph's placeholders."""
+        captured, net = self.units.captured, self.units.net
+        pairs = zip(captured.graph.find_nodes(op="placeholder"), values, strict=True)
+        given = [slice_tensor(v, net.axes(n), self.left) if n.name in captured.weights else v for n, v in pairs]
+        with torch.no_grad():
+            return tuple(v.detach() if isinstance(v, Tensor) else v for v in self._prefix(*given))
+
+    def factors(self, edge: Edge, g: Tensor) -> Tensor:
+        """The gates [..., K] at each position that is left of the edge's dimension [..., n]."""
+        factors = self.units.expand(edge.axis, g)
+        return factors[..., self.left.indices(edge.whole).to(g.device)] if self.left.masks else factors
+
+    def vectors(self, g: Tensor) -> list[Tensor]:
+        """One factor per edge from the gates of all units, shaped to broadcast."""
+        return [edge.shape(self.factors(edge, g)) for edge in self.edges]
+
+    def run(self, frontier: tuple[Any, ...], g: Tensor) -> Any:
+        """The model's outputs with the gates g [units.total]."""
+        return outputs(self.units.captured, self._suffix(*frontier, *self.vectors(g)))
+
+    def trace(
+        self, frontier: tuple[Any, ...], g: Tensor, keep: Collection[fx.Node] | None = None
+    ) -> dict[fx.Node, Any]:
+        """Every value of the suffix, or those of `keep`, and what it returns."""
+        given = (*frontier, *self.vectors(g))
+        values: dict[fx.Node, Any] = dict(zip(self.suffix.find_nodes(op="placeholder"), given, strict=True))
+        with torch.no_grad():
+            for node in self.suffix.nodes:
+                if node.op == "call_function":
+                    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                    values[node] = node.target(*args, **kwargs)
+                    for done in () if keep is None else self._last[node].difference(keep):
+                        del values[done]
+                elif node.op == "output":
+                    values[node] = fx.map_arg(node.args[0], values.__getitem__)
+        return values
+
+
+def _insert_gates(units: Units, left: Left) -> tuple[fx.Graph, list[Edge], dict[fx.Node, fx.Node]]:
+    """A copy of the captured graph with its gates, a placeholder and a product for each gated operand; the copies."""
+    sliced = slice_graph(units.captured, units.net, left)
+    graph, copies = sliced.graph, sliced.copies
+    edges: dict[tuple[Any, ...], Edge] = {}
+    gated: dict[tuple[fx.Node, fx.Node, int], fx.Node] = {}  # an operand of a node, with the gates it has so far
+    for consumer in dict.fromkeys(consumer for unit_set in units for consumer in unit_set.consumers):
+        node = copies[consumer.node]
+        place = (node, copies[consumer.operand], consumer.occurrence)
+        operand = gated.get(place, place[1])
+        key = (operand, consumer.dim, *leaves(consumer.axis))
+        if key not in edges:
+            with graph.inserting_before(next(iter(graph.nodes))):
+                gate = graph.placeholder(f"gate_{len(edges)}")
+            with graph.inserting_before(node):
+                product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, gate))
+            whole = units.net.axes(consumer.operand)[consumer.dim]
+            value = consumer.operand.meta["val"]
+            edges[key] = Edge(product, gate, consumer.operand, consumer.axis, consumer.dim, whole, value)
+        _replace(node, _place(consumer), edges[key].node)
+        gated[place] = edges[key].node
+    return graph, list(edges.values()), copies
+
+
+def _place(consumer: Consumer) -> int:
+    """Which of all values among the node's arguments is the operand."""
+    given: list[fx.Node] = []
+    fx.map_arg((consumer.node.args, consumer.node.kwargs), given.append)
+    return [i for i, one in enumerate(given) if one is consumer.operand][consumer.occurrence]
+
+
+def _replace(node: fx.Node, place: int, by: fx.Node) -> None:
+    """Another value in that place."""
+    places = itertools.count()
+
+    def one(given: fx.Node) -> fx.Node:
+        return by if next(places) == place else given
+
+    node.args, node.kwargs = fx.map_arg(node.args, one), fx.map_arg(node.kwargs, one)
+
+
+def downstream(nodes: list[fx.Node]) -> set[fx.Node]:
+    """All calls that depend on these nodes."""
+    found: set[fx.Node] = set()
+    rest = list(nodes)
+    while rest:
+        new = [user for user in rest.pop().users if user not in found and user.op == "call_function"]
+        found.update(new)
+        rest += new
+    return found
+
+
+def _last_used(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """The values that each node is the last to use."""
+    user = {used: node for node in graph.nodes for used in node.all_input_nodes}
+    last: dict[fx.Node, set[fx.Node]] = {node: set() for node in graph.nodes}
+    for used, node in user.items():
+        last[node].add(used)
+    return last
+
+
+def subgraph(given: list[fx.Node], calls: list[fx.Node], result: Any) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """Some calls as a graph with the given nodes as placeholders, and the copy of each."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in given}
+    for node, placeholder in copies.items():
+        placeholder.meta = dict(node.meta)
+    for node in calls:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(fx.map_arg(result, copies.__getitem__))
+    return graph, copies

@@ -1,0 +1,53 @@
+"""How much memory may be used, and how much values take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from secateur.errors import ArgumentError
+from secateur.structure.capture import UNKNOWN, sizes
+from secateur.text import parse_bytes
+
+
+def memory_cap(max_memory: int | str | None, device: torch.device) -> int:
+    """The number of bytes asked for; None for a quarter of what is free on the device.
+
+    Raises:
+        ArgumentError: It is no size above zero.
+
+    >>> memory_cap("1.5 GB", torch.device("cpu"))
+    1500000000
+    """
+    if max_memory is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        return free // 4
+    size = parse_bytes(max_memory, "max_memory")
+    if size < 1:
+        raise ArgumentError(f"max_memory: expected a size above 0, got {max_memory!r}")
+    return size
+
+
+def bytes_of(nodes: Iterable[fx.Node]) -> int:
+    """What the values of these calls take together for one sample; what no sample has part in counts once."""
+    return sum(
+        math.prod(size // UNKNOWN if size and size % UNKNOWN == 0 else size for size in sizes(value, 1))
+        * value.element_size()
+        for node in nodes
+        if node.op == "call_function"
+        for value in tree_leaves(node.meta.get("val"))
+        if isinstance(value, Tensor)
+    )
+
+
+def bytes_held(values: Iterable[Any], anyway: Iterable[Tensor]) -> int:
+    """What the storages of these values take beside those of tensors that are there anyway."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in anyway}
+    storages = {one.untyped_storage() for one in values if isinstance(one, Tensor)}
+    return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in known}.values())
