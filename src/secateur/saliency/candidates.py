@@ -66,8 +66,10 @@ def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[f
 
 
 def _loss(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:
+    """As that of one candidate, so that a unit that does nothing has a rise of exactly 0."""
     out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
-    return evaluate(gated.loss_function, out, batch.targets).double()
+    evaluate(gated.loss_function, out, batch.targets)
+    return stacked(gated.loss_function, out, batch.targets)(out, 1)
 
 
 def _stacks(gated: Gated, g: Tensor, units: Tensor) -> tuple[list[tuple[Candidates, Tensor]], list[int]]:
