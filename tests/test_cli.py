@@ -216,6 +216,7 @@ def test_bench_prints_both_sides(run, tmp_path):
     for row in found["rows"]:
         assert row["ratio"] == pytest.approx(row["naive_s"] / row["ours_s"])
         assert row["max_difference"] <= 1e-9
+    assert found["sweep_s"] > 0
     assert list(found["growth_s"]) == ["50", "100", "200", "400", "800"]
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = run("bench", "oracle", "--only", "nope")

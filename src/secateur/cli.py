@@ -204,17 +204,19 @@ def bench(
     kind = getattr(torch, dtype)
     rows = list(benches.compare(names, samples, runs, kind, mnist))
     times, slope = benches.growth(samples, runs, kind, mnist)
+    seconds = benches.sweep(samples, kind, mnist)
     if out is not None:
         growth(times, slope, out)
     if as_json:
-        _print_json({"rows": [asdict(row) for row in rows], "growth_s": times, "slope": slope})
+        _print_json({"rows": [asdict(row) for row in rows], "growth_s": times, "slope": slope, "sweep_s": seconds})
         return
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
     title = f"{name}: {samples} samples, {dtype}, medians of {runs}, {machine}"
     cells = [[f"{value:.3g}" if isinstance(value, float) else value for value in asdict(row).values()] for row in rows]
     typer.echo(table([field.name for field in fields(benches.Row)], cells, title))
     title = f"\n784-K-10: seconds for all K saliencies, log-log slope {slope:.2f}"
-    typer.echo(table(["K", "seconds"], [(width, f"{seconds:.3f}") for width, seconds in times.items()], title))
+    typer.echo(table(["K", "seconds"], [(width, f"{time:.3f}") for width, time in times.items()], title))
+    typer.echo(f"\n784-100-10: 10 units, 10,001 gains each: {seconds:.1f} seconds")
 
 
 def _print_json(data: dict[str, Any]) -> None:

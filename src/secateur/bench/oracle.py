@@ -22,6 +22,7 @@ from secateur.reporting.progress import progress_bar
 from secateur.saliency.candidates import change_one
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
+from secateur.saliency.sweep import gain_sweep
 from secateur.shrink import rank
 from secateur.structure.units import Units, find_units
 
@@ -36,7 +37,7 @@ class Row:
     Attributes:
         network: Its name.
         task: "single": all saliencies; "iterative": the whole ranking.
-        passes: How many networks are evaluated; of large ones with every 32nd or 96th unit of each set gone.
+        passes: How many networks are evaluated; of large ones with every 32nd or 192nd unit of each set gone.
         units: Those of the network.
         naive_s: Median seconds of as many passes of the whole model at its best batch size.
         ours_s: Median seconds of ours.
@@ -73,7 +74,7 @@ def tasks(samples: int) -> dict[str, Task]:
         "784-50-50-10": Task(partial(logistic_network, [784, 50, 50, 10]), (784,), samples, "squared_error", 1, both),
         "LeNet-5": Task(lenet, (1, 28, 28), samples, "cross_entropy", 1, both[:1]),
         "ResNet-18": Task(resnet18, (3, 32, 32), min(256, samples), "cross_entropy", 32, both[:1]),
-        "ViT-tiny": Task(ViT, (3, 32, 32), min(256, samples), "cross_entropy", 96, both[:1]),
+        "ViT-tiny": Task(ViT, (3, 32, 32), min(256, samples), "cross_entropy", 192, both[:1]),
     }
 
 
@@ -123,6 +124,15 @@ def growth(samples: int, runs: int, dtype: torch.dtype, folder: Path | None) -> 
         times[width] = statistics.median(_seconds(ours)[0] for _ in range(runs))
     x, y = ([math.log(value) for value in values] for values in (times, times.values()))
     return times, statistics.linear_regression(x, y).slope
+
+
+def sweep(samples: int, dtype: torch.dtype, folder: Path | None, units: int = 10, gains: int = 10_001) -> float:
+    """Seconds for E along so many gains from 0 to 10 of so many units of 784-100-10."""
+    task = tasks(samples)["784-100-10"]
+    model, data = task.build().to(dtype), _data(task, dtype, folder)
+    found = find_units(model, data[0][:2])
+    alphas = torch.linspace(0, 10, gains)
+    return _seconds(partial(gain_sweep, model, data, task.loss, found, found.places[:units], alphas))[0]
 
 
 Answer = tuple[Tensor, int]  # E and the losses without each unit, one after the other; how many of them
