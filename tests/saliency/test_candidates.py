@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cases import CASES, in_batches, randomise
+from cases import CASES, in_batches, random_kept, randomise
 from random_networks import RandomArchitecture
 from secateur import find_units
+from secateur.errors import DataError
 from secateur.papers.training import logistic_network
 from secateur.reference import leave_one_out
 from secateur.saliency import candidates
@@ -22,10 +23,11 @@ from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import LOSSES, stacked
 
 
-def assert_equal_one_by_one(gated: Gated, g: Tensor) -> int:
-    """How many unit sets could be stacked."""
-    units = torch.arange(len(g)).repeat(2)
-    gates = torch.cat([torch.zeros_like(g), torch.linspace(-1, 2, len(g), dtype=g.dtype)])
+def assert_equal_one_by_one(gated: Gated, g: Tensor, left: Tensor | None = None) -> int:
+    """Gates of all units, or of those left, are changed; how many unit sets could be stacked."""
+    one = torch.arange(len(g)) if left is None else left
+    units = one.repeat(2)
+    gates = torch.cat([torch.zeros(len(one)), torch.linspace(-1, 2, len(one))]).to(g)
     here, got = change_one(gated, g, units, gates)
     assert here == pytest.approx(gated.loss(g), rel=1e-12)
     for k, gate, loss in zip(units.tolist(), gates.tolist(), got.tolist(), strict=True):
@@ -57,6 +59,9 @@ def test_on_random_architectures(seed: int) -> None:
         y = torch.randn_like(model(x))
     gated = Gated(model, units, (x, y), lambda o, t: (o - t).square().mean())
     assert_equal_one_by_one(gated, ones(model, units))
+    kept = random_kept(units, seed)
+    g = torch.tensor([float(i in kept[name]) for name, i in units.places]).double()
+    assert_equal_one_by_one(gated, g, g.nonzero()[:, 0])
 
 
 class Attention(nn.Module):
@@ -297,3 +302,93 @@ def test_only_the_rows_that_are_read_are_computed(read: Any, rows: int) -> None:
     with Count():
         change_one(gated, ones(model, units), k, torch.zeros(1).double())
     assert gelu[-1] == rows
+
+
+class Module(nn.Module):
+    """Parts, and what is done with them."""
+
+    def __init__(self, do: Any, **parts: nn.Module) -> None:
+        super().__init__()
+        self.do = do
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.do(self, x)
+
+
+def outer(m: Any, x: Tensor) -> Tensor:
+    return m.last((torch.tanh(m.a(x))[:, :, None] * torch.tanh(m.b(x))[:, None, :]).flatten(1))
+
+
+@pytest.mark.parametrize("gone", [[4], [0, 4], [0, 1, 4, 5, 6], [2, 8]], ids=str)
+def test_two_sets_along_one_dimension(gone: list[int]) -> None:
+    torch.manual_seed(0)
+    model = Module(outer, a=nn.Linear(3, 4), b=nn.Linear(3, 5), last=nn.Linear(20, 2)).double()
+    x = torch.randn(5, 3).double()
+    units = find_units(model, x)
+    gated = Gated(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    g = ones(model, units)
+    g[3] = 0.7
+    g[gone] = 0
+    assert assert_equal_one_by_one(gated, g) == 2
+    assert_equal_one_by_one(gated, g, g.nonzero()[:, 0])  # on the narrowed graph where many are gone
+
+
+def test_heads_beside_widths_that_are_gone() -> None:
+    torch.manual_seed(0)
+    model, x = Attention().double(), torch.randn(5, 4, 6).double()
+    units = find_units(model, x)
+    gated = Gated(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
+    for gone in ([1], [3], [0, 3, 6, 7, 8]):
+        g = ones(model, units)
+        g[gone] = 0
+        assert_equal_one_by_one(gated, g, g.nonzero()[:, 0])
+
+
+def test_dead_units_do_not_hide_that_samples_know_each_other() -> None:
+    torch.manual_seed(0)
+
+    def mixed(m: Any, x: Tensor) -> Tensor:
+        h = m.b(torch.tanh(m.a(x)))
+        return m.last(h - h.mean(0))
+
+    model = Module(mixed, a=nn.Linear(3, 4), b=nn.Linear(4, 4), last=nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        model.b.weight[:, [0, 3]] = 0  # type: ignore[union-attr, operator, index]
+    x = torch.randn(5, 3).double()
+    units = find_units(model, x)
+    gated = Gated(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    assert_equal_one_by_one(gated, ones(model, units))
+    assert gated.stacks["a"] is None
+
+
+def test_a_gated_value_beside_the_candidates() -> None:
+    torch.manual_seed(0)
+    do = lambda m, x: m.last(torch.tanh(m.a(x)), torch.tanh(m.b(x)))  # noqa: E731
+    model = Module(do, a=nn.Linear(3, 4), b=nn.Linear(3, 5), last=nn.Bilinear(4, 5, 2)).double()
+    x = torch.randn(5, 3).double()
+    units = find_units(model, x)
+    gated = Gated(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    assert assert_equal_one_by_one(gated, ones(model, units)) == 2
+
+
+def test_sums_in_half_precision_stay_finite() -> None:
+    several, targets = torch.zeros(2 * 400, 2).half(), torch.full((400, 2), 20.0).half()
+    assert stacked(LOSSES["squared_error"], several[:400], targets)(several, 2).tolist() == [400, 400]
+
+
+def test_a_loss_that_is_nan_without_a_unit_is_an_error() -> None:
+    def normal(m: Any, x: Tensor) -> Tensor:
+        h = m.b(torch.relu(m.a(x)))
+        return m.last(h / h.norm(dim=1, keepdim=True))
+
+    model = Module(normal, a=nn.Linear(3, 2), b=nn.Linear(2, 4, bias=False), last=nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        model.a.weight.zero_()  # type: ignore[union-attr, operator]
+        model.a.bias.copy_(torch.tensor([1.0, 0.0]))  # type: ignore[union-attr, operator]
+    x = torch.randn(5, 3).double()
+    units = find_units(model, x)
+    gated = Gated(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    with pytest.raises(DataError, match="loss: it is NaN on this data"):
+        change_one(gated, ones(model, units), torch.tensor([0]), torch.zeros(1).double())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from secateur.errors import DataError
 from secateur.saliency.gated_graph import Edge, downstream, subgraph
 from secateur.saliency.gates import Cached, Gated
 from secateur.saliency.losses import evaluate, stacked
@@ -44,6 +45,9 @@ def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[f
 
     Returns:
         A number and a float64 tensor [M], as `Gated.loss` gives them one by one but for rounding.
+
+    Raises:
+        DataError: One of them is NaN.
     """
     found = torch.zeros(len(units), dtype=torch.float64, device=g.device)
     there = g.clone()
@@ -62,6 +66,8 @@ def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[f
         changed = g.clone()
         changed[units[i]] = gates[i]
         found[i] = gated.loss(changed)
+    if bool(found.isnan().any()):
+        raise DataError("loss: it is NaN on this data")
     return here if stacks else gated.loss(g), found
 
 
@@ -158,22 +164,31 @@ class Candidates:
         return torch.cat([loss(out, n) for n, out in self._outputs(values, g, units, gates, self._at_once(batch))])
 
     def stays_apart(self, g: Tensor, units: Tensor) -> bool:
-        """Whether candidates run together give what each gives alone, tried on a few samples: no sum over samples."""
-        values = self.gated.graph.trace(self.gated.few(), g, self.needed)
-        two, gates = units[[0, -1]], g.new_tensor([-1.0, 2.0])
-        together = [o.clone() for _, out in self._outputs(values, g, two, gates, 2) for o in _tensors(out)]
-        alone = [[o.clone() for o in _tensors(out)] for _, out in self._outputs(values, g, two, gates, 1)]
-        if any(one.ndim == 0 or len(one) % 2 for one in together):
-            return False
-        pieces, each = [one for o in together for one in o.chunk(2)], itertools.chain(*zip(*alone, strict=True))
-        return difference(pieces, list(each))[1] <= tolerance(self.gated.model)
+        """Whether candidates run together give what each gives alone, tried on a few samples: no sum over samples.
+
+        Two at a time, until the outputs of one tell that there is something to be found.
+        """
+        values, rounding = self.gated.graph.trace(self.gated.few(), g, self.needed), tolerance(self.gated.model)
+        base = _tensors(outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()]))
+        for some in torch.split(units, 2):
+            two, gates = some[[0, -1]], g.new_tensor([-1.0, 2.0])
+            together = [o.clone() for _, out in self._outputs(values, g, two, gates, 2) for o in _tensors(out)]
+            alone = [[o.clone() for o in _tensors(out)] for _, out in self._outputs(values, g, two, gates, 1)]
+            if any(o.shape[:1] != (2 * len(b),) if b.ndim else True for o, b in zip(together, base, strict=True)):
+                return False
+            pieces, each = [one for o in together for one in o.chunk(2)], itertools.chain(*zip(*alone, strict=True))
+            if not difference(pieces, list(each))[1] <= rounding:
+                return False
+            if any(difference(base, one)[1] > 10 * rounding for one in alone):
+                break
+        return True
 
     def _outputs(
         self, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor, count: int
     ) -> Iterator[tuple[int, Any]]:
         """How many candidates at a time, and the outputs of their batches as one."""
         folded = [self._fold(user, edge, values) for user, edge in self.folded.items()]
-        updates = {layer: self._update(layer, values, units, gates - g[units]) for layer in self.updates}
+        updates = {layer: self._update(layer, values, g, units, gates - g[units]) for layer in self.updates}
         for part in torch.split(torch.arange(len(units), device=g.device), count):
             given = [
                 updates[node](part) if node in updates else self._stacked(node, values[node], len(part))
@@ -201,11 +216,15 @@ class Candidates:
         return found
 
     def _update(
-        self, layer: fx.Node, values: dict[fx.Node, Any], units: Tensor, change: Tensor
+        self, layer: fx.Node, values: dict[fx.Node, Any], g: Tensor, units: Tensor, change: Tensor
     ) -> Callable[[Tensor], Tensor]:
         """The layer's results for some of the candidates."""
         edge = self.updates[layer]
         operand = values[edge.node.all_input_nodes[0]]
+        others = g.clone()
+        others[self.start : self.start + self.unit_set.size] = 1
+        factors = self.gated.graph.factors(edge, others)  # of other sets along the same dimension
+        operand = operand if bool((factors == 1).all()) else operand * edge.shape(factors)
         given = fx.map_arg(arguments(layer), values.get) | {"input": operand}
         update_by = update_of(layer, edge.node)
         assert update_by is not None
@@ -269,9 +288,14 @@ class Candidates:
         Raises:
             NotStackableError: The value is of another kind.
         """
-        origin = self.gated.graph.origin.get(node)
-        if origin is None:  # gates of other edges
+        products = {edge.node: edge.operand for edge in self.gated.graph.edges}
+        origin = products.get(node) or self.gated.graph.origin.get(node)
+        if node.meta.get("samples"):
+            return 0
+        if node in [edge.gate for edge in self.gated.graph.edges]:
             return None
+        if origin is None:
+            raise NotStackableError
         value = origin.meta.get("val")
         if isinstance(value, Tensor):
             return self._batch_dim_of(self.gated.units.net.axes(origin))

@@ -74,7 +74,11 @@ class GatedGraph:
     def positions(self, edge: Edge, unit_set: UnitSet) -> Tensor:
         """Where each unit of a set that is left lies among what is left of the edge's dimension [size, positions]."""
         whole = unit_set.positions(edge.axis)
-        return (self.left.mask(edge.whole).cumsum(0) - 1)[whole] if self.left.masks else whole
+        if not self.left.masks:
+            return whole
+        others = Left({axis: mask for axis, mask in self.left.masks.items() if axis is not unit_set.axis})
+        there = others.mask(edge.whole).expand(edge.value.shape[edge.dim])[whole]
+        return (self.left.mask(edge.whole).cumsum(0) - 1)[whole][there].reshape(unit_set.size, -1)
 
     def frontier(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """The values that no gate changes, from those of the captured graph's placeholders."""

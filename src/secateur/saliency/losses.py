@@ -39,7 +39,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     logits = logits_of(outputs)
     if not _as_tensor(targets, "cross_entropy").is_floating_point():
         _check_classes(logits, targets, "cross_entropy")
-    elif targets.shape != logits.shape:
+    elif targets.shape != logits.shape or logits.ndim < 2:
         raise DataError(
             f"cross_entropy: expected whole-number classes or probabilities of shape {tuple(logits.shape)}, "
             f"got {targets.dtype} of shape {tuple(targets.shape)}"
@@ -152,6 +152,8 @@ def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -
 def _squared(outputs: Tensor, values: Tensor, count: int, own: bool) -> Tensor:
     several = outputs.reshape(count, *values.shape)
     gaps = several.sub_(values) if own else several - values
+    if gaps.element_size() < 4:
+        gaps = gaps.float()  # the sum over a batch leaves the range of float16
     sums = [torch.dot(one, one) for one in gaps.reshape(count, -1)]  # several times faster than square and sum
     return torch.stack(sums).double() * 0.5 / len(values)
 

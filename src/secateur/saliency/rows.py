@@ -86,7 +86,7 @@ def _attention(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
 
 
 def _slice(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
-    along = x.args[1] if len(x.args) > 1 else 0
+    along = int(x.args[1]) % _rank(x) if len(x.args) > 1 else 0  # type: ignore[arg-type]
     return None if along == dim else [take(x.args[0], dim), *x.args[1:]]
 
 

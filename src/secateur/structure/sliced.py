@@ -82,19 +82,22 @@ def _has_samples(changed: dict[str, Any]) -> bool:
 def _with_batch(graph: fx.Graph, batch: fx.Node, value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    return [
-        one
-        if not isinstance(one, Samples)
-        else batch
-        if one.times == 1
-        else graph.call_function(operator.mul, (batch, one.times))
-        for one in value
-    ]
+    return [_number(graph, batch, one.times) if isinstance(one, Samples) else one for one in value]
+
+
+def _number(graph: fx.Graph, batch: fx.Node, times: int) -> fx.Node:
+    return batch if times == 1 else _of_samples(graph.call_function(operator.mul, (batch, times)))
+
+
+def _of_samples(node: fx.Node) -> fx.Node:
+    """Marked as a number that grows with that of the samples, for those who run several batches as one."""
+    node.meta["samples"] = True
+    return node
 
 
 def _batch_size(graph: fx.Graph, captured: Captured, copies: dict[fx.Node, fx.Node]) -> fx.Node:
     sample = next(n for n in copies if n.name in captured.inputs and n.meta["val"].ndim)
-    return graph.call_function(torch.ops.aten.sym_size.int, (copies[sample], 0))
+    return _of_samples(graph.call_function(torch.ops.aten.sym_size.int, (copies[sample], 0)))
 
 
 def slice_tensor(tensor: Tensor, axes: Axes, left: Left) -> Tensor:
