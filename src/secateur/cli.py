@@ -213,9 +213,9 @@ def bench(
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
     title = f"{name}: {samples} samples, {dtype}, medians of {runs}, {machine}"
     cells = [[f"{value:.3g}" if isinstance(value, float) else value for value in asdict(row).values()] for row in rows]
-    typer.echo(table([field.name for field in fields(benches.Row)], cells, title))
-    title = f"\n784-K-10: seconds for all K saliencies, log-log slope {slope:.2f}"
-    typer.echo(table(["K", "seconds"], [(width, f"{time:.3f}") for width, time in times.items()], title))
+    typer.echo(title + "\n\n" + table([field.name for field in fields(benches.Row)], cells))
+    typer.echo(f"\n784-K-10: seconds for all K saliencies, log-log slope {slope:.2f}\n")
+    typer.echo(table(["K", "seconds"], [(width, f"{time:.3f}") for width, time in times.items()]))
     typer.echo(f"\n784-100-10: 10 units, 10,001 gains each: {seconds:.1f} seconds")
 
 
