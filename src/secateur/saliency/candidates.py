@@ -21,9 +21,10 @@ from secateur.saliency.gates import Cached, Gated
 from secateur.saliency.losses import evaluate, stacked
 from secateur.saliency.memory import bytes_of
 from secateur.saliency.rows import push_selections
-from secateur.saliency.updates import arguments, overwrite, update_of
+from secateur.saliency.updates import overwrite, update_of
 from secateur.structure.axis import BATCH, Axis, find, leaves, parts
 from secateur.structure.capture import sizes
+from secateur.structure.rules.registry import arguments
 from secateur.structure.run import compile_graph, difference, outputs, tolerance
 from secateur.structure.unit_set import UnitSet
 

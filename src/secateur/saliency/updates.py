@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from secateur.structure.rules.registry import arguments
+
 # The layer's results [C N, ...] for C candidates, from the positions [C, p] of their units and each one's γ − g_k.
 Update = Callable[[Tensor, Tensor], Tensor]
 # An update, from the layer's arguments by name, the input without gates, and its results Z [N, ...].
@@ -20,15 +22,9 @@ def update_of(node: fx.Node, operand: fx.Node) -> Layer | None:
         return None
     if node.target is torch.ops.aten.linear.default:
         return dense
-    if node.target in _CONVOLUTIONS and arguments(node).get("groups", 1) == 1:
+    if node.target in _CONVOLUTIONS and arguments(node)["groups"] == 1:
         return convolution
     return None
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """A call's arguments by name, those left out not among them."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
 def dense(given: dict[str, Any], z: Tensor) -> Update:
@@ -53,7 +49,7 @@ def dense(given: dict[str, Any], z: Tensor) -> Update:
 def convolution(given: dict[str, Any], z: Tensor) -> Update:
     """Z + conv(o_k, δ_k w_k): each candidate a group of one convolution."""
     o, w = given["input"], given["weight"].transpose(0, 1)
-    options = {name: given[name] for name in ("stride", "padding", "dilation") if name in given}
+    options = {name: given[name] for name in ("stride", "padding", "dilation")}
 
     def updated(positions: Tensor, change: Tensor) -> Tensor:
         count = len(positions)
