@@ -493,9 +493,10 @@ ERRORS: dict[str, tuple[dict[str, Any], type[SecateurError], str]] = {
     "criterion": (
         {"criterion": "best"},
         ArgumentError,
-        "unknown criterion 'best'; one of: activation, hessian, magnitude, oracle, random, taylor1, taylor2",
+        "unknown criterion 'best'; one of: activation, fisher, ggn, hessian, magnitude, oracle, random, taylor1, "
+        "taylor2",
     ),
-    "ranking": ({"ranking": "best"}, ArgumentError, "unknown ranking 'best'; one of: single, iterative"),
+    "ranking": ({"ranking": "best"}, ArgumentError, "unknown ranking 'best'; one of: single, iterative, quadratic"),
     "threshold": ({"threshold": "max"}, ArgumentError, "unknown threshold 'max'; one of: mean, median"),
     "loss": (
         {"loss": "mse"},

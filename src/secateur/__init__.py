@@ -7,6 +7,7 @@ from secateur.errors import SecateurError
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.saliency.criterion import score
+from secateur.saliency.interactions import interactions
 from secateur.shrink import rank, shrink
 from secateur.structure.units import Units, find_units
 
@@ -17,6 +18,7 @@ __all__ = [
     "Units",
     "cut",
     "find_units",
+    "interactions",
     "load",
     "measure",
     "rank",

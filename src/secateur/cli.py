@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import _thread
 import json
-import platform
 import signal
 import sys
 import threading
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 
 from secateur.artifacts.safetensors import check_path
-from secateur.artifacts.sources import find_data, find_model
-from secateur.bench import oracle as benches
-from secateur.errors import ArgumentError, SecateurError, choose
+from secateur.artifacts.sources import find_data, find_function, find_model
+from secateur.bench import commands
+from secateur.bench.commands import Json
+from secateur.errors import ArgumentError, SecateurError
 from secateur.papers import data as datasets
 from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
-from secateur.reporting.plots import growth
-from secateur.saliency.criterion import criteria
+from secateur.planning.plan import Plan
+from secateur.reporting.plots import heat_map
+from secateur.reporting.tables import pairs, saliencies, spread
+from secateur.saliency.criterion import criteria, standard_errors
 from secateur.saliency.criterion import score as run_score
 from secateur.saliency.data import first_inputs
+from secateur.saliency.interactions import correlation
+from secateur.saliency.interactions import interactions as run_interactions
 from secateur.shrink import shrink as run_shrink
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import find_units, units_of
@@ -37,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
+app.add_typer(commands.bench, name="bench")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory, which returns the trained model")]
 Data = Annotated[
@@ -49,13 +52,19 @@ Loss = Annotated[
         metavar="NAME", help="cross_entropy, binary_cross_entropy or squared_error; left out for magnitude ..."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 Include = Annotated[
     Literal["gated", "all"],
     typer.Option(help="gated: units that go exactly as by a gate of zero; all: also those that a norm is taken over"),
 ]
 MaxMemory = Annotated[
     str | None, typer.Option(metavar="SIZE", help="held beside model and data: 500MB, 2GiB; a quarter of what is free")
+]
+Criterion = Annotated[
+    str | None,
+    typer.Option(help="how saliency is computed; oracle if left out, of a quadratic ranking ggn, of weights obd"),
+]
+Granularity = Annotated[
+    Literal["unit", "weight"], typer.Option(help="unit: neurons, channels, heads; weight: single weights, set to zero")
 ]
 Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
 
@@ -98,14 +107,26 @@ def shrink(
     protect: Annotated[list[str] | None, typer.Option(help="unit set to leave whole; may be repeated")] = None,
     loss: Loss = None,
     include: Include = "gated",
-    criterion: Annotated[str, typer.Option(help="how saliency is computed")] = "oracle",
-    ranking: Annotated[str, typer.Option(help="single or iterative")] = "iterative",
+    criterion: Criterion = None,
+    ranking: Annotated[str, typer.Option(help="single, iterative or quadratic")] = "iterative",
     threshold: Threshold = None,
     validation: Annotated[str | None, typer.Option(metavar="DATA", help="where loss and accuracy are measured")] = None,
     shortlist: Annotated[
         int | None,
         typer.Option(help="with the iterative oracle: units evaluated exactly at each step, chosen by taylor1"),
     ] = None,
+    refresh: Annotated[
+        int | None, typer.Option(help="with the quadratic ranking: removals after which it begins again")
+    ] = None,
+    swaps: Annotated[
+        bool, typer.Option("--swaps", help="with the quadratic ranking: exchange units as long as that helps")
+    ] = False,
+    granularity: Granularity = "unit",
+    retrain: Annotated[
+        str | None,
+        typer.Option(metavar="package.module:function", help="with weights: trains the network it is given"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="with weights: how often to score, remove and retrain")] = 1,
     max_memory: MaxMemory = None,
     seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
     as_json: Json = False,
@@ -121,7 +142,8 @@ def shrink(
     result = run_shrink(
         network, batches, loss, budget, units=find_units(network, first_inputs(batches), include), criterion=criterion,
         ranking=ranking, threshold=threshold, validation=validation and find_data(validation), seed=seed,
-        shortlist=shortlist, max_memory=max_memory,
+        shortlist=shortlist, refresh=refresh, swaps=swaps, granularity=granularity,
+        retrain=None if retrain is None else find_function("--retrain", retrain), rounds=rounds, max_memory=max_memory,
     )  # fmt: skip
     written = result.save(out)
     if as_json:
@@ -129,8 +151,9 @@ def shrink(
             {
                 "before": asdict(result.before),
                 "after": asdict(result.after),
-                "removed": len(result.plan.steps),
+                "removed": len(result.plan.steps) if isinstance(result.plan, Plan) else result.plan.removed,
                 "kept": result.plan.kept,
+                "swaps": result.plan.swaps and asdict(result.plan.swaps) if isinstance(result.plan, Plan) else None,
                 "verified": True,
                 "max_difference": result.max_difference,
                 "captured": result.captured,
@@ -168,55 +191,55 @@ def score(
     data: Data,
     loss: Loss = None,
     include: Include = "gated",
-    criterion: Annotated[str, typer.Option(help="how saliency is computed")] = "oracle",
+    criterion: Criterion = None,
     threshold: Threshold = None,
+    granularity: Granularity = "unit",
     max_memory: MaxMemory = None,
     seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
     as_json: Json = False,
 ) -> None:
-    """The saliency of every unit, lowest first."""
+    """The saliency of every unit, lowest first; of single weights what lies between the least and the largest."""
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
-    scores = run_score(network, batches, loss, units, criterion, threshold, seed, max_memory)
+    scores = run_score(network, batches, loss, units, criterion, threshold, granularity, seed, max_memory)
     if as_json:
         _print_json({name: values.tolist() for name, values in scores.items()})
+    elif granularity == "weight":
+        rows = [(name, *spread(values)) for name, values in scores.items()]
+        typer.echo(table(["parameter", "weights", "least", "quarter", "median", "three quarters", "largest"], rows))
     else:
-        rows = [(value, name, k) for name, values in scores.items() for k, value in enumerate(values.tolist())]
-        typer.echo(table([criterion, "unit set", "unit"], [(f"{v:.6g}", name, k) for v, name, k in sorted(rows)]))
-        approximate = criteria()[criterion].approximate_for(units)
+        errors = standard_errors(network, batches, loss, units, criterion, seed, max_memory)
+        typer.echo(saliencies(criterion or "oracle", scores, errors))
+        approximate = criteria()[criterion or "oracle"].approximate_for(units)
         if approximate:
             typer.echo(f"\napproximate, since a norm is taken over the units: {', '.join(approximate)}")
 
 
 @app.command()
-def bench(
-    name: Annotated[Literal["oracle"], typer.Argument(help="what is timed")],
-    only: Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")] = None,
-    samples: Annotated[int, typer.Option(help="of each network; at most 256 images of the two large ones")] = 10_000,
-    runs: Annotated[int, typer.Option(help="of each side, of which the median is taken")] = 5,
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="of weights and data")] = "float64",
-    mnist: Annotated[Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files, not random pixels")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="a picture of the time against K, .png")] = None,
+def interactions(
+    model: Model,
+    data: Data,
+    loss: Loss = None,
+    include: Include = "gated",
+    curvature: Annotated[str, typer.Option(help="ggn, fisher or hessian")] = "ggn",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="a picture of all pairs, .png")] = None,
+    most: Annotated[int, typer.Option(help="pairs to list")] = 20,
+    max_memory: MaxMemory = None,
+    seed: Annotated[int, typer.Option(help="of fisher")] = 0,
     as_json: Json = False,
 ) -> None:
-    """The fast path beside K passes of the whole model, alternating in one process."""
-    names = [choose("only", one, benches.tasks(samples)) and one for one in only or benches.tasks(samples)]
-    kind = getattr(torch, dtype)
-    rows = list(benches.compare(names, samples, runs, kind, mnist))
-    times, slope = benches.growth(samples, runs, kind, mnist)
-    seconds = benches.sweep(samples, kind, mnist)
+    """How units depend on each other: the pairs whose removals know most of each other, and a picture of all."""
+    network, batches = find_model(model), find_data(data)
+    units = find_units(network, first_inputs(batches), include)
+    matrix = run_interactions(network, batches, loss, units, curvature, seed, max_memory)
+    related = correlation(matrix)
     if out is not None:
-        growth(times, slope, out)
+        sizes = {unit_set.name: unit_set.size for unit_set in units}
+        heat_map(related, sizes, "How removing one unit changes what another costs", out)
     if as_json:
-        _print_json({"rows": [asdict(row) for row in rows], "growth_s": times, "slope": slope, "sweep_s": seconds})
-        return
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
-    title = f"{name}: {samples} samples, {dtype}, medians of {runs}, {machine}"
-    cells = [[f"{value:.3g}" if isinstance(value, float) else value for value in asdict(row).values()] for row in rows]
-    typer.echo(title + "\n\n" + table([field.name for field in fields(benches.Row)], cells))
-    typer.echo(f"\n784-K-10: seconds for all K saliencies, log-log slope {slope:.2f}\n")
-    typer.echo(table(["K", "seconds"], [(width, f"{time:.3f}") for width, time in times.items()]))
-    typer.echo(f"\n784-100-10: 10 units, 10,001 gains each: {seconds:.1f} seconds")
+        _print_json({"units": units.places, "matrix": matrix.tolist()})
+    else:
+        typer.echo(pairs(matrix, related, units.places, most))
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -116,6 +116,28 @@ def dense_hessian(
     return gradient, matrix
 
 
+def dense_gauss_newton(
+    model: nn.Module, units: Iterable[UnitSet], inputs: tuple[Any, ...], targets: Any, loss: Loss
+) -> Tensor:
+    """1/N Σ_n J_nᵀ L_n J_n [K, K] at g = 1: the outputs' Jacobian in the gates, the loss's Hessian in the outputs.
+
+    The model's outputs are one tensor with the samples along its first dimension.
+    """
+    units = list(units)
+    one = torch.ones(sum(unit_set.size for unit_set in units), dtype=next(model.parameters()).dtype)
+
+    def outputs(g: Tensor) -> Tensor:
+        found: Tensor = functional_call(model, gated_weights(model, units, g), inputs)
+        return found
+
+    with torch.no_grad():
+        out = outputs(one)
+    jacobian = torch.func.jacrev(outputs)(one).flatten(0, -2)
+    curvature = torch.func.hessian(lambda o: loss(o, targets))(out).reshape(len(jacobian), len(jacobian))
+    result: Tensor = (jacobian.T @ curvature @ jacobian).detach()
+    return result
+
+
 class Curve(NamedTuple):
     """A function of each value alone, with its first and second derivative."""
 
@@ -154,18 +176,54 @@ def second_derivative_back_propagation(
     """
     total = [torch.zeros_like(b) for b in biases[:-1]]
     for sample in x:
-        outputs, sums = [sample], list[Tensor]()
-        for weight, bias, activation in zip(weights, biases, activations, strict=True):
-            sums.append(weight @ outputs[-1] + bias)
-            outputs.append(activation.value(sums[-1]))
-        first, second = loss_derivatives(outputs[-1])  # of the outputs: eq. 49
-        for m in reversed(range(1, len(weights))):
-            slope, curvature = activations[m].slope(sums[m]), activations[m].curvature(sums[m])
-            first_x, second_x = first * slope, second * slope**2 + first * curvature  # eq. 78, 73
-            first, second = weights[m].T @ first_x, (weights[m].T ** 2) @ second_x  # eq. 77
-            o = outputs[m]
-            total[m - 1] += (-o * first + 0.5 * o**2 * second) / len(x)
+        layers = _back_propagate(weights, biases, activations, sample, loss_derivatives)
+        for m, (o, first_x, second_x) in layers:
+            if m > 0:
+                first, second = weights[m].T @ first_x, (weights[m].T ** 2) @ second_x  # eq. 77
+                total[m - 1] += (-o * first + 0.5 * o**2 * second) / len(x)
     return total
+
+
+def second_derivatives_of_weights(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activations: Sequence[Curve],
+    x: Tensor,
+    loss_derivatives: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """∂²E/∂w_ij² = o_j² ∂²E/∂x_i² and ∂²E/∂b_i² = ∂²E/∂x_i², as x_i = Σ_j w_ij o_j + b_i (003 eq. 73, 77).
+
+    Args and cost are those of `second_derivative_back_propagation`.
+
+    Returns:
+        For each layer's weight and for each layer's bias, mean over samples.
+    """
+    of_weights, of_biases = ([torch.zeros_like(one) for one in all_of] for all_of in (weights, biases))
+    for sample in x:
+        for m, (o, _, second_x) in _back_propagate(weights, biases, activations, sample, loss_derivatives):
+            of_weights[m] += torch.outer(second_x, o**2) / len(x)
+            of_biases[m] += second_x / len(x)
+    return of_weights, of_biases
+
+
+def _back_propagate(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activations: Sequence[Curve],
+    sample: Tensor,
+    loss_derivatives: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
+    """For each layer, the last first: the o that it takes, ∂E/∂x and ∂²E/∂x² at its sums x."""
+    outputs, sums = [sample], list[Tensor]()
+    for weight, bias, activation in zip(weights, biases, activations, strict=True):
+        sums.append(weight @ outputs[-1] + bias)
+        outputs.append(activation.value(sums[-1]))
+    first, second = loss_derivatives(outputs[-1])  # of the outputs: eq. 49
+    for m in reversed(range(len(weights))):
+        slope, curvature = activations[m].slope(sums[m]), activations[m].curvature(sums[m])
+        first_x, second_x = first * slope, second * slope**2 + first * curvature  # eq. 78, 73
+        yield m, (outputs[m], first_x, second_x)
+        first, second = weights[m].T @ first_x, (weights[m].T ** 2) @ second_x  # eq. 77
 
 
 class Value(NamedTuple):
@@ -331,3 +389,58 @@ def random_networks(seeds: Iterable[int]) -> Iterator[RandomNetwork]:
     """One network for each seed, in float64."""
     for seed in seeds:
         yield RandomNetwork(seed).double()
+
+
+def _flat_parameters(model: nn.Module) -> tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]:
+    """All parameters as one vector [P], tied ones once, and what makes them of it again."""
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    sizes = [parameter.numel() for parameter in named.values()]
+
+    def parameters(flat: Tensor) -> dict[str, Tensor]:
+        pieces = zip(named.items(), torch.split(flat, sizes), strict=True)
+        return {name: piece.reshape(parameter.shape) for (name, parameter), piece in pieces}
+
+    return torch.cat([parameter.reshape(-1) for parameter in named.values()]), parameters
+
+
+def weight_hessian(model: nn.Module, inputs: tuple[Any, ...], targets: Any, loss: Loss) -> tuple[Tensor, Tensor]:
+    """∂E/∂w [P] and ∂²E/∂w∂w [P, P] in all parameters, by `torch.func` through the whole model as it is.
+
+    >>> model, x = nn.Linear(1, 1, bias=False), torch.tensor([[3.0]])
+    >>> weight_hessian(model, (x,), torch.zeros(1, 1), lambda o, t: (o - t).square().mean())[1]
+    tensor([[18.]])
+    """
+    flat, parameters = _flat_parameters(model)
+
+    def error(w: Tensor) -> Tensor:
+        return loss(functional_call(model, parameters(w), inputs), targets)
+
+    gradient: Tensor = torch.func.grad(error)(flat)
+    matrix: Tensor = torch.func.hessian(error)(flat)
+    return gradient, matrix
+
+
+def weight_ggn(model: nn.Module, inputs: tuple[Any, ...], targets: Any, loss: Loss) -> Tensor:
+    """Jᵀ (∂²E/∂o∂o) J [P, P] in all parameters, o all outputs of all samples; the model returns tensors alone.
+
+    >>> model, x = nn.Linear(1, 1, bias=False), torch.tensor([[3.0]])
+    >>> weight_ggn(model, (x,), torch.zeros(1, 1), lambda o, t: (o - t).square().mean())
+    tensor([[18.]])
+    """
+    flat, parameters = _flat_parameters(model)
+    returned = functional_call(model, parameters(flat), inputs)
+    several = isinstance(returned, tuple)
+    shapes = [o.shape for o in (returned if several else (returned,))]
+
+    def outputs(w: Tensor) -> Tensor:
+        now = functional_call(model, parameters(w), inputs)
+        return torch.cat([o.reshape(-1) for o in (now if several else (now,))])
+
+    def error(o: Tensor) -> Tensor:
+        pieces = torch.split(o, [shape.numel() for shape in shapes])
+        whole = tuple(piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True))
+        return loss(whole if several else whole[0], targets)
+
+    jacobian: Tensor = torch.func.jacrev(outputs)(flat)
+    curvature: Tensor = torch.func.hessian(error)(outputs(flat))
+    return jacobian.T @ curvature @ jacobian

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,15 +12,18 @@ from torch import nn
 
 from secateur.artifacts import safetensors
 from secateur.artifacts.measure import Sizes, measure_units
+from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.cutting.captured_forward import captured_parts
 from secateur.cutting.cut import cut_units
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.planning import ranking as orders
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
+from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.progress import progress_bar
-from secateur.saliency.criterion import criteria
+from secateur.saliency.criterion import GRANULARITIES, criteria
 from secateur.saliency.data import first_inputs
+from secateur.shrink_weights import shrink_weights
 from secateur.structure.inputs import as_call, like_model
 from secateur.structure.units import Units, find_units, require_units, units_of
 
@@ -39,18 +43,19 @@ class Result:
     """A shrunk network, how it came about and what it costs.
 
     Attributes:
-        model: The smaller network.
-        plan: What was removed; `secateur.cut(original, plan)` makes the same network again.
+        model: The smaller network; without single weights one of the same sizes, these zero and frozen.
+        plan: What was removed; `secateur.cut(original, plan)` makes the same network again. Of weights their masks.
         curve: One row per step of the plan.
         before: Sizes, loss and accuracy of the original.
         after: The same of the smaller network; `after.bytes` is the written file's size.
-        max_difference: The largest difference between its outputs and those of the gated original.
+        max_difference: The largest difference between its outputs and those of the gated original; where weights were
+            trained, those of the original's graph with its weights and the masks.
         captured: The submodules of `model` whose own code cannot compute with the sizes left, and that compute by
             their part of the captured graph instead, as in eval mode; ("",) if that is the whole network.
     """
 
     model: nn.Module
-    plan: Plan
+    plan: Plan | WeightPlan
     curve: tuple[Row, ...]
     before: Sizes
     after: Sizes
@@ -62,9 +67,12 @@ class Result:
 
         Raises:
             ArgumentError: The path ends in something else.
-            ArtifactError: It cannot be written.
+            ArtifactError: It cannot be written, or removed weights are no longer zero.
         """
-        return safetensors.save(self.model, self.plan, path)
+        if isinstance(self.plan, Plan):
+            return safetensors.save(self.model, self.plan, path)
+        safetensors.check_path(path)
+        return safetensors.save_bytes(weights_to_bytes(self.model, self.plan.masks, self.plan.inputs), path)
 
     def __str__(self) -> str:
         sizes = f"before  {self.before}\nafter   {self.after}"
@@ -84,7 +92,7 @@ def rank(
     data: Any,
     loss: Any,
     units: Units | None = None,
-    criterion: str = "oracle",
+    criterion: str | None = None,
     ranking: str = "iterative",
     budget: Budget | None = None,
     threshold: str | None = None,
@@ -92,13 +100,17 @@ def rank(
     seed: int = 0,
     progress: bool = True,
     shortlist: int | None = None,
+    refresh: int | None = None,
+    swaps: bool = False,
     max_memory: int | str | None = None,
 ) -> Plan:
     """The order in which units go, with the loss, the accuracy and the sizes after each.
 
     ``single`` (003 Algorithm I) scores all units once and removes them from the lowest saliency up;
-    ``iterative`` (Algorithm II) scores those that are left again after each removal. Of tied units the one that
-    frees more bytes goes first, then the first in order. Cost: one scoring pass, or one per removal.
+    ``iterative`` (Algorithm II) scores those that are left again after each removal. ``quadratic`` takes the loss as a
+    parabola in all gates, E(1 − 1_S) − E(1) ≈ −1_Sᵀ∇ + ½ 1_SᵀH1_S with H from `interactions`, and removes the unit
+    of least −∇_k + ½ H_kk; ∇ −= H[:, k] then tells the others. Of tied units the one that frees more bytes goes first,
+    then the first in order. Cost: one scoring pass, or one per removal, or one matrix H.
 
     Args:
         model: Evaluated as in eval mode, left as it was.
@@ -106,8 +118,9 @@ def rank(
             for criteria that look at weights only.
         loss: ``loss(outputs, targets)``, the mean over the batch, or a name; None with ``data=None``.
         units: From `find_units`; None to find them with the first batch.
-        criterion: As for `score`.
-        ranking: "single" or "iterative".
+        criterion: As for `score`; None for ``oracle``, or ``ggn`` where the ranking is quadratic, which takes ``ggn``,
+            ``fisher`` or ``hessian``.
+        ranking: "single", "iterative" or "quadratic".
         budget: Where to stop, what to protect; None to leave one unit in each set.
         threshold: "mean" or "median": estimates above it are replaced by it, and so tied.
         validation: Data on which loss and accuracy are measured; None for `data`.
@@ -115,10 +128,13 @@ def rank(
         progress: Show a bar on stderr.
         shortlist: With the iterative oracle, evaluate only so many units exactly at each step: those that ``taylor1``
             finds least; None for all.
+        refresh: With the quadratic ranking, make ∇ and H again after so many removals; None for never.
+        swaps: With the quadratic ranking and a budget of size, exchange one removed unit for another as long as that
+            lowers the predicted loss and the budget still holds; ``plan.swaps`` says by how much.
         max_memory: As for `score`.
 
     Raises:
-        ArgumentError: An unknown name, a shortlist for anything else than the iterative oracle, a memory that is none.
+        ArgumentError: An unknown name, a memory that is none, an argument for another ranking or criterion.
         BudgetError: The budget is out of reach; says how far one can get.
         DataError: Unusable data or loss.
         ModelError: The model cannot be captured, holds NaN, or has no removable units.
@@ -130,14 +146,14 @@ def rank(
     >>> len(plan.steps), plan.steps[-1].params, plan.at(Budget(remove_units=2)).steps == plan.steps[:2]
     (3, 8, True)
     """
-    choose("criterion", criterion, criteria())
-    choose("ranking", ranking, orders.RANKINGS)
+    own = choose("ranking", ranking, orders.RANKINGS)
+    choose("criterion", own if criterion is None else criterion, criteria())
     units = require_units(find_units(model, first_inputs(data)) if units is None else units)
     size = partial(safetensors.file_size, model, units)
-    with progress_bar(f"ranking by {criterion}", progress) as bar:
+    with progress_bar(f"ranking by {criterion or own}", progress) as bar:
         return orders.rank(
             model, data, loss, units, size, criterion, ranking, budget, threshold, validation, seed, shortlist,
-            max_memory, on_step=bar,
+            refresh, swaps, max_memory, on_step=bar,
         )  # fmt: skip
 
 
@@ -148,19 +164,30 @@ def shrink(
     budget: Budget,
     example_inputs: Any = None,
     units: Units | None = None,
-    criterion: str = "oracle",
+    criterion: str | None = None,
     ranking: str = "iterative",
     threshold: str | None = None,
     validation: Any = None,
     seed: int = 0,
     progress: bool = True,
     shortlist: int | None = None,
+    refresh: int | None = None,
+    swaps: bool = False,
+    granularity: str = "unit",
+    retrain: Callable[[nn.Module], object] | None = None,
+    rounds: int = 1,
     max_memory: int | str | None = None,
 ) -> Result:
     """A smaller network within the budget, proven to compute what the original does without the units removed.
 
     Finds the units, ranks them, takes the prefix of the order that the budget asks for, cuts, and verifies on
     the first batch or the example inputs. No weight that stays is changed.
+
+    With ``granularity="weight"`` single weights are removed instead, by Optimal Brain Damage's loop (note 004): score
+    all that are left, set the least salient ones to zero and freeze them, `retrain`, repeat. A network of the same
+    sizes, whose file is written without them: smaller from about 1 weight removed in 32 (in float32). The weights left
+    fall by the same share in each round; with a budget of quality alone each round removes as much as it allows.
+    `params` are those left, each parameter counts as a unit set, and biases and norms' vectors stay.
 
     Args:
         model: Never touched.
@@ -169,18 +196,25 @@ def shrink(
         budget: What must hold at the end.
         example_inputs: As for `find_units`; None for the first batch's.
         units: From `find_units`; None to find them.
-        criterion: As for `score`.
-        ranking: "single" or "iterative".
+        criterion: As for `rank`.
+        ranking: "single", "iterative" or "quadratic".
         threshold: "mean" or "median".
         validation: Data on which loss and accuracy are measured, of the curve and for the budget; None for
             `data`.
         seed: For criteria that draw random numbers.
         progress: Show a bar on stderr.
         shortlist: As for `rank`.
+        refresh: As for `rank`.
+        swaps: As for `rank`.
+        granularity: "unit" or "weight".
+        retrain: With weights, called with the network after each round; removed weights stay zero through it (make
+            the optimiser inside).
+        rounds: With weights, how often.
         max_memory: As for `score`.
 
     Raises:
-        ArgumentError: An unknown name, or a budget of quality where it cannot be measured.
+        ArgumentError: An unknown name, a budget of quality where it cannot be measured, an argument for another
+            granularity or ranking.
         BudgetError: The budget cannot be met; says how far one can get.
         DataError: Unusable data or loss.
         ModelError: The model cannot be captured, holds NaN, or has no removable units.
@@ -197,7 +231,22 @@ def shrink(
     if budget is None:
         raise ArgumentError("budget: expected secateur.Budget(...), got None")
     example = first_inputs(data) if example_inputs is None else example_inputs
-    units = require_units(find_units(model, example) if units is None else units)
+    units = find_units(model, example) if units is None else units
+    if choose("granularity", granularity, GRANULARITIES) == "weight":
+        _refuse(
+            "weight",
+            ranking=ranking != "iterative",
+            threshold=threshold,
+            shortlist=shortlist,
+            refresh=refresh,
+            swaps=swaps,
+        )
+        return _without_weights(
+            model, data, loss, budget, example, units, criterion or "obd", validation, seed, progress, retrain, rounds,
+            max_memory,
+        )  # fmt: skip
+    _refuse("unit", retrain=retrain, rounds=rounds != 1)
+    require_units(units)
     order = rank(
         model,
         data,
@@ -211,11 +260,41 @@ def shrink(
         seed,
         progress,
         shortlist,
+        refresh,
+        swaps,
         max_memory,
     )
     plan = order.at(budget)
     small, difference = cut_units(model, units, plan, like_model(model, as_call(example)))
     return _result(model, small, units, plan, difference, budget)
+
+
+def _refuse(granularity: str, **given: Any) -> None:
+    """Arguments that this granularity has no use for.
+
+    Raises:
+        ArgumentError: One was given.
+    """
+    for name, value in given.items():
+        if value:
+            raise ArgumentError(f"{name}: has no meaning with granularity={granularity!r}")
+
+
+def _without_weights(
+    model: nn.Module, data: Any, loss: Any, budget: Budget, example: Any, units: Units, criterion: str, validation: Any,
+    seed: int, progress: bool, retrain: Callable[[nn.Module], object] | None, rounds: int,
+    max_memory: int | str | None,
+) -> Result:  # fmt: skip
+    with progress_bar(f"removing weights by {criterion}", progress) as bar:
+        network, plan, difference = shrink_weights(
+            model, data, loss, budget, like_model(model, as_call(example)), units, criterion, validation, seed, retrain,
+            rounds, max_memory, on_round=bar,
+        )  # fmt: skip
+    end = plan.steps[-1] if plan.steps else plan.start
+    before = dataclasses.replace(measure_units(model, units), loss=plan.start.loss, accuracy=plan.start.accuracy)
+    after = dataclasses.replace(before, params=end.params, bytes=end.bytes, loss=end.loss, accuracy=end.accuracy)
+    rows = tuple(Row(s.removed, s.loss, s.accuracy, s.params, s.bytes) for s in plan.steps)
+    return Result(network, plan, rows, before, after, difference)
 
 
 def _result(model: nn.Module, small: nn.Module, units: Units, plan: Plan, difference: float, budget: Budget) -> Result:

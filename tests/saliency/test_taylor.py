@@ -452,6 +452,92 @@ def test_taylor2_passes_through_sums_over_places() -> None:
     assert_close(saliencies(taylor2, model, x, t, "squared_error"), expected)
 
 
+class Pooled(nn.Module):
+    """Images: a = tanh(A x), averaged; b = σ(B a), the largest of each window; the mean c over positions; y = D c."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.avg_pool2d(torch.tanh(self.a(x)), 3, 2, 1, count_include_pad=False)
+        return self.last(F.max_pool2d(torch.sigmoid(self.b(a)), 2, 1).mean((2, 3)))
+
+
+def test_taylor2_passes_through_pooling_written_out() -> None:
+    """Every step as a matrix."""
+    model, x, t = randomise(Pooled().double()), normal(3, 2, 9, 8), normal(3, 2)
+    a = torch.tanh(model.a(x)).detach()
+    averaged = F.avg_pool2d(a, 3, 2, 1, count_include_pad=False)
+    b = torch.sigmoid(model.b(averaged)).detach()
+    steps = [
+        (F.max_pool2d(b, 2, 1), lambda v: v.mean((2, 3))),
+        (b, lambda v: F.max_pool2d(v, 2, 1)),
+        (averaged, model.b),
+    ]
+    c = F.max_pool2d(b, 2, 1).mean((2, 3))
+    first, second, last = dense(c, model.last, (model(x) - t) / 3, torch.ones(3, 2).double() / 3)
+    for i, (value, function) in enumerate(steps):
+        if i == 2:
+            first, second = first * b * (1 - b), second * (b * (1 - b)) ** 2 + first * b * (1 - b) * (1 - 2 * b)
+        matrix = torch.autograd.functional.jacobian(function, value).reshape(first.numel(), value.numel())
+        first, second = (matrix.T @ first.flatten()), (matrix.T**2 @ second.flatten())
+        first, second = first.reshape(value.shape), second.reshape(value.shape)
+    terms = (-averaged * first + 0.5 * averaged**2 * second).sum((0, 2, 3))
+    assert_close(saliencies(taylor2, model, x, t, "squared_error"), torch.cat([terms, last]).detach())
+
+
+def test_taylor2_passes_through_the_parts_of_a_split() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 6), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.b(torch.tanh(self.a(x))).chunk(2, -1)
+            return self.c(torch.sin(left) + torch.sigmoid(right))
+
+    model, x, t = randomise(Gate().double()), normal(5, 3), normal(5, 2)
+    h = torch.tanh(model.a(x))
+    left, right = model.b(h).chunk(2, -1)
+    o, s = torch.sin(left) + torch.sigmoid(right), torch.sigmoid(right)
+    first, second, last = dense(o, model.c, (model(x) - t) / 5, torch.ones(5, 2).double() / 5)
+    first, second = (
+        torch.cat([first * torch.cos(left), first * s * (1 - s)], -1),
+        torch.cat(
+            [
+                second * torch.cos(left) ** 2 - first * torch.sin(left),
+                second * (s * (1 - s)) ** 2 + first * s * (1 - s) * (1 - 2 * s),
+            ],
+            -1,
+        ),
+    )
+    *_, terms = dense(h, model.b, first, second)
+    assert_close(saliencies(taylor2, model, x, t, "squared_error"), torch.cat([terms, last]).detach())
+
+
+def test_taylor2_of_values_that_are_summed_over_along_two_dimensions() -> None:
+    """Each value has a gate of both sets, and a term in both."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.ones(5, 3, 4)), nn.Parameter(torch.ones(3, 4, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensordot(torch.tanh(torch.einsum("ni,iab->nab", x, self.a)), self.b, 2)
+
+    model, x, t = randomise(Two().double()), normal(6, 5), normal(6, 2)
+    o = torch.tanh(torch.einsum("ni,iab->nab", x, model.a))
+    first = torch.einsum("no,abo->nab", (model(x) - t) / 6, model.b)
+    terms = -o * first + 0.5 * o**2 * (model.b**2).sum(-1) / 6
+    expected = {3: terms.sum((0, 2)).detach(), 4: terms.sum((0, 1)).detach()}
+    got = score(model, (x, t), "squared_error", criterion="taylor2")
+    assert sorted(map(len, got.values())) == [3, 4]
+    for one in got.values():
+        assert_close(one, expected[len(one)])
+
+
 @pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 @pytest.mark.parametrize("name", CASES)
 def test_several_batches_give_what_one_gives(name: str, loss: str) -> None:
@@ -493,8 +579,8 @@ def test_an_operation_between_outputs_is_refused_by_name() -> None:
     with pytest.raises(ModelError) as caught:
         score(model, (x, t), "squared_error", criterion="taylor2")
     assert str(caught.value) == (
-        "taylor2: second-derivative back-propagation does not apply to softmax (softmax), only to pointwise "
-        "operations, sums with weights, and operations that move values; use criterion='hessian'"
+        "second-derivative back-propagation does not apply to softmax (softmax), only to pointwise operations, sums "
+        "with weights, averages, and operations that move values; criterion='hessian' takes any"
     )
     got = score(model, (x, t), "squared_error", criterion="hessian")
     assert_close(torch.cat(list(got.values())), exact(model, x, t, "squared_error"))

@@ -1,20 +1,28 @@
-"""The written file: safetensors, its plan in the metadata, no pickle."""
+"""The written file: safetensors, its plan in the metadata, no pickle.
+
+Two kinds: a network that was cut, with the kept units in the metadata; and a whole one of which single weights are
+removed, written without them (see `sparse`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
-from secateur.errors import ArgumentError, ArtifactError
+from secateur.cutting.frozen import Masks, count_moved, freeze
+from secateur.errors import ArgumentError, ArtifactError, ModelError
 from secateur.planning.plan import Plan
 from secateur.structure.inputs import InputSpec
 from secateur.structure.units import Units
@@ -60,14 +68,49 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 def metadata(kept: Mapping[str, tuple[int, ...]], inputs: InputSpec | None) -> dict[str, str]:
     """What a file says of itself: format version, kept indices, input specification."""
-    content = {"format": FORMAT, "inputs": inputs and inputs.to_json(), "kept": kept}
+    return _metadata(inputs, kept=kept)
+
+
+def _metadata(inputs: InputSpec | None, **removed: Mapping[str, Any]) -> dict[str, str]:
+    content = {"format": FORMAT, "inputs": inputs and inputs.to_json(), **removed}
     return {KEY: json.dumps(content, separators=(",", ":"))}
 
 
 def to_bytes(model: nn.Module, plan: Plan) -> bytes:
     """The file's content; the same plan and weights give the same bytes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state(model).items()}
-    return serialize(tensors, metadata(plan.kept, plan.inputs))
+    return serialize(_on_cpu(model), metadata(plan.kept, plan.inputs))
+
+
+def weights_to_bytes(model: nn.Module, masks: Masks, inputs: InputSpec | None) -> bytes:
+    """The content of a file without the removed weights; the same weights and masks give the same bytes.
+
+    Args:
+        model: Of the original sizes, its removed weights zero, as `freeze` leaves them.
+        masks: Parameter name → which of its weights are kept [the parameter's shape].
+        inputs: What the model takes; None where unknown.
+
+    Raises:
+        ArgumentError: A mask is no tensor of bools.
+        ArtifactError: Removed weights are not zero, or a parameter is not part of the model's state_dict.
+        PlanError: The masks do not fit the model.
+
+    >>> layer, masks = nn.Linear(100, 100), {"weight": torch.arange(10_000).view(100, 100) % 10 == 0}
+    >>> freeze(layer, masks)
+    >>> len(weights_to_bytes(layer, masks, None))  # 4 bytes and 1 for each of 1,000 weights, 100 biases, the header
+    5712
+    """
+    moved = count_moved(model, masks)
+    if moved:
+        raise ArtifactError(f"{moved} of the weights that were removed are not zero; set them to zero before writing")
+    tensors = _on_cpu(model)
+    if not masks.keys() <= tensors.keys():
+        raise ArtifactError(f"not in the model's state_dict: {', '.join(sorted(masks.keys() - tensors.keys()))}")
+    entries, masked = pack(tensors, {name: mask.cpu() for name, mask in masks.items()})
+    return serialize(entries, _metadata(inputs, masked=masked))
+
+
+def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state(model).items()}
 
 
 def file_size(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> int:
@@ -95,8 +138,17 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> int:
         ArgumentError: The path ends in something else than .safetensors.
         ArtifactError: It cannot be written.
     """
+    return save_bytes(to_bytes(model, plan), path)
+
+
+def save_bytes(content: bytes, path: str | os.PathLike[str]) -> int:
+    """Write a file's content, whole or not at all; returns its bytes.
+
+    Raises:
+        ArgumentError: The path ends in something else than .safetensors.
+        ArtifactError: It cannot be written.
+    """
     check_path(path)
-    content = to_bytes(model, plan)
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
     return len(content)
@@ -145,7 +197,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Rebuild a network from its file: cut `model` by the plan in the metadata, then fill in the weights.
 
-    No pickle is read and no code of the file's is run.
+    Where single weights were removed, a copy of `model` is filled instead, with zeros in their place, and these are
+    frozen: training does not move them. No pickle is read and no code of the file's is run.
 
     Args:
         path: A file that `Result.save` wrote.
@@ -153,34 +206,88 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
     Raises:
         ArtifactError: The file cannot be read, was not written by Secateur, or does not fit the model.
+        ModelError: The model cannot be captured or copied.
         PlanError: The model has not the unit sets that the plan speaks of.
+    """
+    try:
+        content, tensors = _read(path)
+        plan = _read_plan(content, tensors)
+        if not isinstance(plan, Plan):
+            return _with_zeros(plan, model)
+        small = cut(model, plan)
+        _check_fit(tensors, small)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    small.load_state_dict(tensors, strict=False)  # tied parameters are written once
+    return small
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor]]:
+    """What the file says of itself, and its tensors.
+
+    Raises:
+        ArtifactError: It cannot be read, or was not written by Secateur.
     """
     try:
         with safe_open(path, framework="pt") as file:
             content = (file.metadata() or {}).get(KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error})") from error
+        raise ArtifactError(f"cannot be read ({error})") from error
     if content is None:
-        raise ArtifactError(f"{path}: was not written by Secateur, its metadata holds no plan")
-    small = cut(model, _read_plan(path, content))
-    wanted = state(small)
-    for what in ("shape", "dtype"):
-        for name in sorted(wanted.keys() | tensors.keys()):
-            there, here = (getattr(given.get(name), what, "none") for given in (tensors, wanted))
-            if there != here:
-                there, here = (tuple(x) if what == "shape" and x != "none" else x for x in (there, here))
-                raise ArtifactError(f"{path}: {name} has {what} {there}, the model's would be {here}")
-    small.load_state_dict(tensors, strict=False)  # tied parameters are written once
-    return small
+        raise ArtifactError("was not written by Secateur, its metadata holds no plan")
+    return content, tensors
 
 
-def _read_plan(path: str | os.PathLike[str], content: str) -> Plan:
+def _read_plan(content: str, tensors: dict[str, Tensor]) -> Plan | dict[str, Tensor | Masked]:
+    """The plan that a network was cut by; of one without single weights its tensors, those without as `Masked`.
+
+    Raises:
+        ArtifactError: The metadata cannot be understood.
+    """
     try:
         data = json.loads(content)
         if data["format"] != FORMAT:
-            raise ArtifactError(f"{path}: format {data['format']!r}, this version reads {FORMAT}")
+            raise ArtifactError(f"format {data['format']!r}, this version reads {FORMAT}")
+        if "masked" in data:
+            return unpack(tensors, data["masked"])
         kept = tuple((name, tuple(indices)) for name, indices in data["kept"].items())
         return Plan(kept, inputs=data["inputs"] and InputSpec.from_json(data["inputs"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ArtifactError(f"{path}: its plan cannot be read ({type(error).__name__}: {error})") from error
+        raise ArtifactError(f"its plan cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _check_fit(stored: Mapping[str, Tensor | Masked], network: nn.Module) -> None:
+    """Refuse what is not as the network's own tensors are.
+
+    Raises:
+        ArtifactError: Names, shapes or dtypes differ.
+    """
+    wanted = state(network)
+    for what in ("shape", "dtype"):
+        for name in sorted(wanted.keys() | stored.keys()):
+            there, here = (getattr(given.get(name), what, "none") for given in (stored, wanted))
+            if there != here:
+                there, here = (tuple(x) if what == "shape" and x != "none" else x for x in (there, here))
+                raise ArtifactError(f"{name} has {what} {there}, the model's would be {here}")
+
+
+def _with_zeros(stored: dict[str, Tensor | Masked], model: nn.Module) -> nn.Module:
+    """A copy of the model with the weights stored; those removed are zero and frozen.
+
+    Raises:
+        ArtifactError: They do not fit the model.
+        ModelError: The model cannot be copied.
+    """
+    _check_fit(stored, model)
+    tensors, masks = decode_all(stored)
+    others = sorted(masks.keys() - dict(model.named_parameters()).keys())
+    if others:
+        raise ArtifactError(f"{', '.join(others)}: weights are removed from what is no parameter of the model")
+    try:
+        network = copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
+    network.load_state_dict(tensors, strict=False)
+    freeze(network, masks)
+    return network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def find_model(name: str) -> nn.Module:
     Raises:
         ArgumentError: There is no such factory, or it returns no module.
     """
-    model = _call("MODEL", name)
+    model = find_function("MODEL", name)()
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"MODEL {name!r}: expected a torch.nn.Module, got {type(model).__name__}")
     return model
@@ -36,7 +37,7 @@ def find_data(name: str) -> Any:
     """
     path = Path(name)
     if path.suffix not in (".npz", ".safetensors"):
-        return _call("DATA", name)
+        return find_function("DATA", name)()
     try:
         arrays = dict(np.load(path)) if path.suffix == ".npz" else load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
@@ -46,7 +47,12 @@ def find_data(name: str) -> Any:
     return torch.as_tensor(arrays["x"]), torch.as_tensor(arrays["y"])
 
 
-def _call(what: str, name: str) -> Any:
+def find_function(what: str, name: str) -> Callable[..., Any]:
+    """What ``package.module:function`` names; modules in the current folder are found.
+
+    Raises:
+        ArgumentError: There is no such function.
+    """
     module, _, attribute = name.partition(":")
     if not attribute:
         files = " or a .npz or .safetensors file" if what == "DATA" else ""
@@ -58,4 +64,6 @@ def _call(what: str, name: str) -> Any:
         raise ArgumentError(f"{what} {name!r}: {error}") from error
     finally:
         sys.path.pop(0)
-    return function()
+    if not callable(function):
+        raise ArgumentError(f"{what} {name!r}: {type(function).__name__} is no function")
+    return function  # type: ignore[no-any-return]

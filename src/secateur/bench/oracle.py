@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from secateur.bench.networks import ViT, lenet, resnet18
-from secateur.papers.data import Pair, mnist
+from secateur.bench.timing import images, in_turns, seconds
+from secateur.papers.data import Pair
 from secateur.papers.training import logistic_network
-from secateur.reporting.progress import progress_bar
 from secateur.saliency.candidates import change_one
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
@@ -98,16 +97,17 @@ def compare(
         task = tasks(samples)[name]
         torch.manual_seed(0)
         model = task.build().to(dtype).eval()
-        x, y = _data(task, dtype, folder)
+        x, y = images(task.shape, task.samples, dtype, folder)
         units = find_units(model, x[:2])
-        best = _best_batch(model, x)
+        best = best_batch(model, x)
         for kind in task.tasks:
-            work = _iterative if kind == "iterative" else _single
-            sides = work(model, units, (x, y), task, best)
-            with progress_bar(f"{name}, {kind}", progress) as bar:
-                pairs = [(bar(i, runs), _seconds(sides[0]), _seconds(sides[1]))[1:] for i in range(runs)]
-            slow, fast = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
-            (expected, passes), (got, _) = pairs[0][0][1], pairs[0][1][1]
+            single = kind == "single"
+            sides = (
+                _single(model, units, (x, y), task, best)
+                if single
+                else iterative(model, units, (x, y), task.loss, best)
+            )
+            slow, fast, (expected, passes), (got, _) = in_turns(f"{name}, {kind}", *sides, runs, progress)
             scale = expected.abs().clamp(min=expected[0].abs().item())
             yield Row(
                 name, kind, passes, units.total, slow, fast, slow / fast, ((expected - got).abs() / scale).max().item()
@@ -119,9 +119,9 @@ def growth(samples: int, runs: int, dtype: torch.dtype, folder: Path | None) -> 
     times = {}
     for width in GROWTH:
         task = tasks(samples)["784-100-10"]._replace(build=partial(logistic_network, [784, width, 10]))
-        model, data = task.build().to(dtype), _data(task, dtype, folder)
+        model, data = task.build().to(dtype), images(task.shape, task.samples, dtype, folder)
         ours = _single(model, find_units(model, data[0][:2]), data, task, samples)[1]
-        times[width] = statistics.median(_seconds(ours)[0] for _ in range(runs))
+        times[width] = statistics.median(seconds(ours)[0] for _ in range(runs))
     x, y = ([math.log(value) for value in values] for values in (times, times.values()))
     return times, statistics.linear_regression(x, y).slope
 
@@ -129,10 +129,10 @@ def growth(samples: int, runs: int, dtype: torch.dtype, folder: Path | None) -> 
 def sweep(samples: int, dtype: torch.dtype, folder: Path | None, units: int = 10, gains: int = 10_001) -> float:
     """Seconds for E along so many gains from 0 to 10 of so many units of 784-100-10."""
     task = tasks(samples)["784-100-10"]
-    model, data = task.build().to(dtype), _data(task, dtype, folder)
+    model, data = task.build().to(dtype), images(task.shape, task.samples, dtype, folder)
     found = find_units(model, data[0][:2])
     alphas = torch.linspace(0, 10, gains)
-    return _seconds(partial(gain_sweep, model, data, task.loss, found, found.places[:units], alphas))[0]
+    return seconds(partial(gain_sweep, model, data, task.loss, found, found.places[:units], alphas))[0]
 
 
 Answer = tuple[Tensor, int]  # E and the losses without each unit, one after the other; how many of them
@@ -159,19 +159,19 @@ def _single(model: nn.Module, units: Units, data: Pair, task: Task, batch: int) 
     return naive, ours
 
 
-def _iterative(model: nn.Module, units: Units, data: Pair, task: Task, batch: int) -> tuple[Side, Side]:
+def iterative(model: nn.Module, units: Units, data: Pair, loss: str, batch: int) -> tuple[Side, Side]:
     """The naive side's order is the one that it finds; the losses after each step are compared."""
     slow = copy.deepcopy(model)
 
     def naive() -> Answer:
-        left, losses, passes = list(range(units.total)), [_loss(slow, data, task.loss, batch)], 0
+        left, losses, passes = list(range(units.total)), [_loss(slow, data, loss, batch)], 0
         order: list[int] = []
         counts = {unit_set.name: unit_set.size for unit_set in units}
         while candidates := [k for k in left if counts[units.places[k][0]] > 1]:
             tried = {}
             for k in candidates:
                 with _without(slow, units, [*order, k]):
-                    tried[k] = _loss(slow, data, task.loss, batch)
+                    tried[k] = _loss(slow, data, loss, batch)
             passes += len(tried)
             order.append(min(tried, key=tried.__getitem__))
             losses.append(tried[order[-1]])
@@ -180,7 +180,7 @@ def _iterative(model: nn.Module, units: Units, data: Pair, task: Task, batch: in
         return torch.tensor(losses, dtype=torch.float64), passes
 
     def ours() -> Answer:
-        plan = rank(model, data, task.loss, units, progress=False)
+        plan = rank(model, data, loss, units, progress=False)
         return torch.tensor([state.loss for state in plan.states], dtype=torch.float64), 0
 
     return naive, ours
@@ -216,7 +216,9 @@ def _loss(model: nn.Module, data: Pair, loss: str, batch: int) -> float:
     return total
 
 
-def _best_batch(model: nn.Module, x: Tensor) -> int:
+def best_batch(model: nn.Module, x: Tensor) -> int:
+    """The batch size in which the whole model runs fastest."""
+
     def passes(batch: int) -> None:
         with torch.no_grad():
             for part in torch.split(x, batch):
@@ -225,20 +227,5 @@ def _best_batch(model: nn.Module, x: Tensor) -> int:
     times = {}
     for batch in (size for size in BATCHES if size < 2 * len(x)):
         passes(batch)
-        times[batch] = min(_seconds(partial(passes, batch))[0] for _ in range(3))
+        times[batch] = min(seconds(partial(passes, batch))[0] for _ in range(3))
     return min(times, key=times.__getitem__, default=len(x))
-
-
-def _data(task: Task, dtype: torch.dtype, folder: Path | None) -> Pair:
-    if folder is not None and math.prod(task.shape) == 784:
-        x, y = mnist(folder).test
-        return x[: task.samples].reshape(-1, *task.shape).to(dtype), y[: task.samples]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(task.samples, *task.shape, generator=generator, dtype=dtype)
-    return x, torch.randint(10, (task.samples,), generator=generator)
-
-
-def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result

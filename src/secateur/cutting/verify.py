@@ -17,7 +17,7 @@ from secateur.saliency.gated_graph import GatedGraph
 from secateur.structure.capture import Captured, call_model, evaluating
 from secateur.structure.inputs import Call, map_tensors, named_tensors
 from secateur.structure.left import Left
-from secateur.structure.run import bind, difference, fill, in_double, tolerance
+from secateur.structure.run import bind, compile_graph, difference, fill, in_double, outputs, tolerance, weights_of
 from secateur.structure.sliced import slice_tensor
 from secateur.structure.units import Units
 
@@ -94,6 +94,28 @@ def exact_truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth
         return trial_truth(model, units, kept, call, double=True)
     except RuntimeError:
         return trial_truth(model, units, kept, call, double=False)
+
+
+def check_masked(
+    original: nn.Module, network: nn.Module, captured: Captured, masks: Mapping[str, Tensor], call: Call
+) -> float:
+    """The largest absolute difference of a network without single weights from the graph with the masked weights.
+
+    Args:
+        original: With the weights that the masks are put on.
+        network: The copy with zeros.
+        captured: The graph of both.
+        masks: Parameter → which of its weights are kept.
+        call: The inputs.
+
+    Raises:
+        VerificationError: It is more than rounding explains.
+    """
+    named = {id(p): masks[name].to(p.device) for name, p in original.named_parameters() if name in masks}
+    with torch.no_grad():
+        weights = {k: w * named[id(w)] if id(w) in named else w for k, w in weights_of(captured, original).items()}
+        expected = outputs(captured, compile_graph(captured.graph)(*fill(captured, weights, call)))
+    return Truth(call, expected, tolerance(network), sum(p.numel() for p in network.parameters())).check(network)
 
 
 def trial_truth(model: nn.Module, units: Units, kept: Kept, call: Call, double: bool) -> Truth:

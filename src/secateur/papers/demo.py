@@ -20,11 +20,10 @@ from secateur.papers.data import Dataset
 from secateur.papers.training import logistic_network, train
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
-from secateur.planning.ranking import RANKINGS
+from secateur.planning.ranking import RANKINGS, criteria_for
 from secateur.reporting.plots import degradation
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import at_tenths
-from secateur.saliency.criterion import criteria
 from secateur.saliency.gates import Gated
 from secateur.shrink import Result, rank, shrink
 from secateur.structure.units import Units, find_units
@@ -143,7 +142,7 @@ def _one(data: Dataset, widths: list[int], out: Path, epochs: int, progress: boo
 
 
 def _plans(model: nn.Module, units: Units, data: Dataset, progress: bool) -> dict[str, Plan]:
-    ways = [(criterion, ranking) for ranking in RANKINGS for criterion in criteria()]
+    ways = [(criterion, ranking) for ranking in RANKINGS for criterion in criteria_for(ranking)]
     plans = {}
     with progress_bar("pruning by every criterion", progress) as bar:
         for done, (criterion, ranking) in enumerate(ways):

@@ -39,6 +39,27 @@ class Step(State):
 
 
 @dataclass(frozen=True)
+class Swaps:
+    """What exchanging removed units did to the rise of the loss that a quadratic ranking predicts.
+
+    Attributes:
+        number: Of exchanges.
+        before: The predicted rise without them.
+        after: With them; never more.
+    """
+
+    number: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        if not self.number:
+            return f"no swap lowers the predicted rise of the loss, {self.before:.4g}"
+        swaps = "1 swap" if self.number == 1 else f"{self.number} swaps"
+        return f"{swaps} lowered the predicted rise of the loss from {self.before:.4g} to {self.after:.4g}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """A removal order; a budget picks a prefix of it (`at`), `secateur.cut` makes the network.
 
@@ -49,6 +70,7 @@ class Plan:
         inputs: What the model takes; None where unknown.
         criterion: How saliency was computed.
         ranking: How the order was made.
+        swaps: What exchanges made of it; None without them.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -61,6 +83,7 @@ class Plan:
     inputs: InputSpec | None = None
     criterion: str = "by hand"
     ranking: str = "by hand"
+    swaps: Swaps | None = None
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -121,7 +144,8 @@ class Plan:
         for step in self.steps[n:]:
             back[step.set].append(step.index)
         kept = tuple((name, tuple(sorted(indices))) for name, indices in back.items())
-        return Plan(kept, self.start, self.steps[:n], self.inputs, self.criterion, self.ranking)
+        swaps = self.swaps if n == len(self.steps) else None
+        return Plan(kept, self.start, self.steps[:n], self.inputs, self.criterion, self.ranking, swaps)
 
     def to_json(self) -> str:
         """All of it as JSON; `from_json` reads it."""
@@ -130,6 +154,7 @@ class Plan:
                 "format": FORMAT,
                 "criterion": self.criterion,
                 "ranking": self.ranking,
+                "swaps": self.swaps and asdict(self.swaps),
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
                 "start": self.start and asdict(self.start),
@@ -155,6 +180,7 @@ class Plan:
                 data["inputs"] and InputSpec.from_json(data["inputs"]),
                 data["criterion"],
                 data["ranking"],
+                data["swaps"] and Swaps(**data["swaps"]),
             )
         except PlanError:
             raise
@@ -169,14 +195,15 @@ class Plan:
         shown = [n for n in range(len(self.steps) + 1) if n % every == 0 or n == len(self.steps)]
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
         title = f"{len(self.steps)} of {sum(self.sizes.values())} units removed, {self.criterion} / {self.ranking}"
-        return table(columns, [self._row(n) for n in shown], title)
+        return table(columns, [self._row(n) for n in shown], title) + (f"\n{self.swaps}" if self.swaps else "")
 
     def _row(self, n: int) -> tuple[object, ...]:
         here = self.states[n]
         last, predicted = (f"{here.set}[{here.index}]", here.predicted) if isinstance(here, Step) else ("", None)
         accuracy = None if here.accuracy is None else f"{here.accuracy:.4f}"
-        return (n, last, _number(predicted), _number(here.loss), accuracy, here.params, format_bytes(here.bytes))
+        return (n, last, number(predicted), number(here.loss), accuracy, here.params, format_bytes(here.bytes))
 
 
-def _number(value: float | None) -> str | None:
+def number(value: float | None) -> str | None:
+    """Three digits of it, as in the tables."""
     return None if value is None else f"{value:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from torch import Tensor
 
 from secateur.artifacts.safetensors import whole_file
 
@@ -21,8 +23,10 @@ STYLES = (
     ("#E69F00", "--", "v"),
     ("#CC79A7", "--", "P"),
     ("#56B4E9", ":", "X"),
+    ("#882255", "-.", "<"),  # and two more that differ from them in brightness
+    ("#999999", ":", "*"),
 )
-ORDER = ("oracle", "hessian", "taylor2", "taylor1", "activation", "magnitude", "random")
+ORDER = ("oracle", "hessian", "taylor2", "taylor1", "activation", "magnitude", "random", "ggn", "fisher")
 
 
 def degradation(
@@ -44,20 +48,21 @@ def degradation(
     Raises:
         ArtifactError: The file cannot be written.
     """
-    rankings = list(dict.fromkeys(name.split("/")[1] for name in curves))
+    criteria, rankings = (list(dict.fromkeys(name.split("/")[i] for name in curves)) for i in (0, 1))
+    criteria.sort(key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     figure = Figure(figsize=(10, 0.8 + 3.6 * len(rankings)), layout="constrained")
     grid = figure.subplots(len(rankings), 2, sharex=True, sharey="col", squeeze=False)
     for ranking, panels in zip(rankings, grid, strict=True):
         chosen = {name.split("/")[0]: curve for name, curve in curves.items() if name.endswith(f"/{ranking}")}
         for panel, (what, label) in zip(panels, (("loss", error), ("accuracy", "accuracy")), strict=True):
-            _draw(panel, chosen, what, total)
+            _draw(panel, {name: chosen[name] for name in criteria if name in chosen}, criteria, what, total)
             panel.set(title=f"{ranking} ranking", ylabel=label)
     for panel in grid[-1]:
         panel.set_xlabel("share of hidden units removed")
         panel.xaxis.set_major_formatter(PercentFormatter(1.0))
     figure.suptitle(title, fontweight="bold")
     lines, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False)
     _write(figure, path)
 
 
@@ -87,15 +92,43 @@ def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str
     _write(figure, path)
 
 
+def heat_map(correlations: Tensor, sets: Mapping[str, int], title: str, path: str | os.PathLike[str]) -> None:
+    """How units depend on each other, −1 … 1: blue and red, white for not at all; lines between unit sets.
+
+    Args:
+        correlations: From `secateur.saliency.interactions.correlation` [K, K].
+        sets: Unit set → its units, in the matrix's order.
+        title: Above the picture.
+        path: Where to write it; the extension says as what.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    figure = Figure(figsize=(7.4, 6.4), layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(correlations.cpu().numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    ends = list(itertools.accumulate(sets.values(), initial=0))
+    for end in ends[1:-1]:
+        panel.axhline(end - 0.5, color="black", linewidth=0.8)
+        panel.axvline(end - 0.5, color="black", linewidth=0.8)
+    middles = [(a + b - 1) / 2 for a, b in itertools.pairwise(ends)]
+    panel.set_xticks(middles, list(sets), rotation=45 if len(sets) > 3 else 0)
+    panel.set_yticks(middles, list(sets))
+    panel.set(title=title, xlabel="units by set", ylabel="units by set")
+    figure.colorbar(image, label="correlation in the loss, $H_{jk} / \\sqrt{H_{jj} H_{kk}}$")
+    _write(figure, path)
+
+
 def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
     with whole_file(path) as temporary:
         figure.savefig(temporary, format=os.path.splitext(path)[1][1:], dpi=130, metadata={"Software": None})
 
 
-def _draw(panel: Axes, curves: Mapping[str, Mapping[str, Sequence[Any]]], what: str, total: int) -> None:
-    known = [name for name in ORDER if name in curves]
-    names = known + [name for name in curves if name not in known]
-    for i, name in enumerate(names):
+def _draw(
+    panel: Axes, curves: Mapping[str, Mapping[str, Sequence[Any]]], criteria: Sequence[str], what: str, total: int
+) -> None:
+    for name in curves:
+        i = criteria.index(name)  # the same style in every panel
         colour, dash, marker = STYLES[i % len(STYLES)]
         x = [removed / total for removed in curves[name]["removed"]]
         panel.plot(

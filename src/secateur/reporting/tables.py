@@ -1,10 +1,13 @@
-"""Tables of degradation curves."""
+"""Tables of degradation curves, saliencies and interactions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from secateur.text import table
 
@@ -29,6 +32,55 @@ def at_tenths(curves: Mapping[str, Mapping[str, Sequence[Any]]], what: str, tota
         (name, *(_number(curve[what], math.ceil(t * total / 10)) for t in TENTHS)) for name, curve in curves.items()
     ]
     return table(["criterion/ranking", *(f"{10 * t} %" for t in TENTHS)], rows, title)
+
+
+def saliencies(criterion: str, scores: Mapping[str, Tensor], errors: Mapping[str, Tensor] | None) -> str:
+    """One row per unit, the lowest first, with standard errors where they are known.
+
+    >>> print(saliencies("fisher", {"0": torch.tensor([2.0, 1.0])}, {"0": torch.tensor([0.5, 0.25])}))
+    fisher  ± standard error  unit set  unit
+    1       0.25              0         1
+    2       0.5               0         0
+    """
+    rows = []
+    for name, values in scores.items():
+        for k, value in enumerate(values.tolist()):
+            rows.append((value, () if errors is None else (f"{errors[name][k].item():.2g}",), name, k))
+    columns = [criterion, *(() if errors is None else ("± standard error",)), "unit set", "unit"]
+    return table(columns, [(f"{value:.6g}", *error, name, k) for value, error, name, k in sorted(rows)])
+
+
+def spread(values: Tensor) -> list[object]:
+    """Their number, the least, the quartiles, the largest.
+
+    >>> spread(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    [5, '1', '2', '3', '4', '5']
+    """
+    ordered = values.flatten().sort().values
+    at = [ordered[round(share * (len(ordered) - 1))].item() for share in (0, 0.25, 0.5, 0.75, 1)]
+    return [len(ordered), *(f"{value:.3g}" for value in at)]
+
+
+def pairs(matrix: Tensor, related: Tensor, places: Sequence[tuple[str, int]], most: int) -> str:
+    """The pairs of units whose removals know most of each other.
+
+    Args:
+        matrix: Interactions [K, K].
+        related: Their correlations [K, K].
+        places: Set and index of each unit.
+        most: Pairs to list.
+    """
+    i, j = torch.triu_indices(len(matrix), len(matrix), offset=1)
+    order = related[i, j].abs().argsort(descending=True, stable=True)[:most].tolist()
+    rows = [
+        (f"{related[i[n], j[n]].item():+.3f}", f"{matrix[i[n], j[n]].item():+.3g}", *_names(places, i[n], j[n]))
+        for n in order
+    ]
+    return table(["correlation", "interaction", "unit", "and unit"], rows)
+
+
+def _names(places: Sequence[tuple[str, int]], *units: Tensor) -> list[str]:
+    return [f"{name}[{k}]" for name, k in (places[int(unit)] for unit in units)]
 
 
 def _number(values: Sequence[Any], removed: int) -> str:

@@ -16,23 +16,19 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import DataError
-from secateur.saliency.gated_graph import Edge, downstream, subgraph
+from secateur.saliency.gated_graph import Edge, NotStackableError, batch_dim, downstream, subgraph
 from secateur.saliency.gates import Cached, Gated
 from secateur.saliency.losses import evaluate, stacked
 from secateur.saliency.memory import bytes_of
 from secateur.saliency.rows import push_selections
 from secateur.saliency.updates import overwrite, update_of
-from secateur.structure.axis import BATCH, Axis, find, leaves, parts
+from secateur.structure.axis import BATCH, leaves
 from secateur.structure.capture import sizes
 from secateur.structure.rules.registry import arguments
 from secateur.structure.run import compile_graph, difference, outputs, tolerance
 from secateur.structure.unit_set import UnitSet
 
 STACK = 2**23  # bytes of values that are run at a time: what caches hold, and few calls
-
-
-class NotStackableError(Exception):
-    """The graph cannot take several batches as one."""
 
 
 def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[float, Tensor]:
@@ -54,7 +50,7 @@ def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[f
     there = g.clone()
     there[units] = 1
     narrow = gated.narrowed(there)
-    stacks, rest = _stacks(narrow, g, units)
+    stacks, rest = stacks_of(narrow, g, units)
     here = 0.0
     with torch.no_grad():
         keep = {node for stack, _ in stacks for node in stack.needed}
@@ -79,8 +75,8 @@ def _loss(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:
     return stacked(gated.loss_function, out, batch.targets)(out, 1)
 
 
-def _stacks(gated: Gated, g: Tensor, units: Tensor) -> tuple[list[tuple[Candidates, Tensor]], list[int]]:
-    """The candidates by unit set, and those that must be run one by one."""
+def stacks_of(gated: Gated, g: Tensor, units: Tensor) -> tuple[list[tuple[Candidates, Tensor]], list[int]]:
+    """The candidates by unit set with their places among `units`, and the places of those to be run one by one."""
     stacks, rest, start = [], [], 0
     whole = gated.graph.holds(g)
     for unit_set in gated.units:
@@ -142,7 +138,7 @@ class Candidates:
         returned = graph.suffix.output_node().args[0]
         used = {operand for n in self.calls for operand in n.all_input_nodes} | _nodes(returned)
         self.given = [n for n in graph.suffix.nodes if n in used and n not in self.calls and n not in own]
-        self.gates = [(edge, self._dim_of_gated(edge)) for edge in self.edges if edge.node in self.calls]
+        self.gates = [(edge, graph.samples_dim(edge)) for edge in self.edges if edge.node in self.calls]
         self.folded = {user: edge for edge in graph.edges if edge.node not in first for user in self._folded(edge)}
         self.code, self.own = self._compile(returned)
         self.dims = {node: self._batch_dim(node) for node in self.given}
@@ -161,8 +157,25 @@ class Candidates:
     def losses(self, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor) -> Tensor:
         """The loss of the batch [M] for each of M units of the set and its gate, from the values at g."""
         out = outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()])
-        loss = stacked(self.gated.loss_function, out, batch.targets, self.own)
-        return torch.cat([loss(out, n) for n, out in self._outputs(values, g, units, gates, self._at_once(batch))])
+        loss = stacked(self.gated.loss_function, out, batch.targets, self.own and not gates.requires_grad)
+        return torch.cat([loss(out, n) for n, out in self._outputs(values, g, units, gates, self.at_once(batch))])
+
+    @property
+    def layer(self) -> fx.Node | None:
+        """The layer that sums the units up, if all they do is in its sums."""
+        return next(iter(self.updates)) if len(self.updates) == 1 and not self.gates else None
+
+    def loss_of_sums(self, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:
+        """The loss of the batch from the values behind the units."""
+        folded = [self._fold(user, edge, values) for user, edge in self.folded.items()]
+        given = [values[node].clone() if node in self.updates else values[node] for node in self.given]
+        return self.gated.loss_function(outputs(self.gated.units.captured, self.code(*given, *folded)), batch.targets)
+
+    def added(self, layer: fx.Node, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
+        """What each of M units adds to a layer's sums z, per unit of its gate [M, *z.shape]."""
+        nothing = torch.zeros_like(values[layer])
+        update = self._update(layer, values | {layer: nothing}, g, units, torch.ones_like(units, dtype=g.dtype))
+        return update(torch.arange(len(units), device=g.device)).reshape(len(units), *nothing.shape)
 
     def stays_apart(self, g: Tensor, units: Tensor) -> bool:
         """Whether candidates run together give what each gives alone, tried on a few samples: no sum over samples.
@@ -198,7 +211,7 @@ class Candidates:
             factors = [self._gate(edge, dim, values, g, units[part], gates[part]) for edge, dim in self.gates]
             yield len(part), outputs(self.gated.units.captured, self.code(*given, *factors, *folded))
 
-    def _at_once(self, batch: Cached) -> int:
+    def at_once(self, batch: Cached) -> int:
         """Candidates that fit."""
         return max(1, min(STACK, self.gated.memory // 8) // max(1, self.bytes * batch.size))
 
@@ -240,10 +253,7 @@ class Candidates:
         value = values[edge.node.all_input_nodes[0]]
         some = g.repeat(len(units), 1)
         some[torch.arange(len(units), device=g.device), units] = gates
-        vectors = self.gated.graph.factors(edge, some).to(value.dtype)  # [C, n]
-        shape = [1] * value.ndim
-        shape[dim], shape[edge.dim] = len(units) * value.shape[dim], vectors.shape[1]
-        return vectors.repeat_interleave(value.shape[dim], 0).reshape(shape)
+        return self.gated.graph.spread(edge, dim, some, value.shape[dim])
 
     # ------------------------------------------------------------ gates of other sets, as factors on weights
 
@@ -299,30 +309,9 @@ class Candidates:
             raise NotStackableError
         value = origin.meta.get("val")
         if isinstance(value, Tensor):
-            return self._batch_dim_of(self.gated.units.net.axes(origin))
+            return batch_dim(self.gated.units.net.axes(origin))
         if isinstance(value, torch.SymInt):
             return 0
         if value is None or isinstance(value, int | float):
             return None
         raise NotStackableError
-
-    def _dim_of_gated(self, edge: Edge) -> int:
-        """The dimension that holds the samples of a gated value.
-
-        Raises:
-            NotStackableError: It has none, or behind the units.
-        """
-        dim = self._batch_dim_of(self.gated.units.net.axes(edge.operand))
-        if dim is None or dim >= edge.dim:
-            raise NotStackableError
-        return dim
-
-    def _batch_dim_of(self, axes: list[Axis]) -> int | None:
-        dims = [dim for dim, axis in enumerate(axes) if axis.size % BATCH == 0]
-        if not dims:
-            return None
-        axis = find(axes[dims[0]])
-        slowest = axis if axis.kind == "leaf" else parts(axis)[0]
-        if len(dims) > 1 or axis.kind == "cat" or slowest.size % BATCH:
-            raise NotStackableError
-        return dims[0]

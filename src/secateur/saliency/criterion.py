@@ -15,6 +15,7 @@ from secateur import saliency
 from secateur.errors import DataError, choose
 from secateur.saliency.data import first_inputs
 from secateur.saliency.gates import Gated, ones
+from secateur.saliency.weight_criterion import score_weights
 from secateur.structure.units import Units, find_units, require_units
 
 # Saliency of all units [K] at the gates g; those of units already removed are not looked at.
@@ -33,6 +34,7 @@ class Criterion:
         in_loss_units: Whether it predicts the rise of the loss.
         measures: Whether it measures that, so that it is right also for units of sliced sets, whose norms do not
             see a gate's derivative.
+        error: The standard errors [K] of what it draws at random, where it does.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Criterion:
     needs: Needs
     in_loss_units: bool
     measures: bool
+    error: Saliency | None = None
 
     def approximate_for(self, units: Units) -> list[str]:
         """The unit sets for which its estimates leave something out."""
@@ -51,12 +54,16 @@ _CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, needs: Needs = "loss", in_loss_units: bool = True, measures: bool = False
+    name: str,
+    needs: Needs = "loss",
+    in_loss_units: bool = True,
+    measures: bool = False,
+    error: Saliency | None = None,
 ) -> Callable[[Saliency], Saliency]:
     """Register the decorated function under this name."""
 
     def register(function: Saliency) -> Saliency:
-        _CRITERIA[name] = Criterion(name, function, needs, in_loss_units, measures)
+        _CRITERIA[name] = Criterion(name, function, needs, in_loss_units, measures, error)
         return function
 
     return register
@@ -88,6 +95,7 @@ def find_criterion(name: str, gated: Gated) -> Criterion:
     return found
 
 
+GRANULARITIES = {"unit": "unit", "weight": "weight"}
 THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean,
     "median": lambda values: values.quantile(0.5),  # of an even number the mean of the middle two
@@ -110,17 +118,24 @@ def score(
     data: Any,
     loss: Any,
     units: Units | None = None,
-    criterion: str = "oracle",
+    criterion: str | None = None,
     threshold: str | None = None,
+    granularity: str = "unit",
     seed: int = 0,
     max_memory: int | str | None = None,
 ) -> dict[str, Tensor]:
     """The saliency of every unit: by how much the loss rises when it alone is removed, or an estimate.
 
     ``oracle``: E(1 − e_k) − E(1); ``taylor1``: −∂E/∂g_k (003 eq. 3); ``taylor2``: −∂E/∂g_k + ½ Σ o² ∂²E/∂o²
-    (003 eq. 4) by second-derivative back-propagation; ``hessian``: −∂E/∂g_k + ½ ∂²E/∂g_k²; in other units
-    ``magnitude``, ``activation`` and ``random``. For units of sliced sets the oracle measures the network without
-    them; the derivatives are approximate there, since no norm's statistics see a gate.
+    (003 eq. 4) by second-derivative back-propagation; ``hessian``: −∂E/∂g_k + ½ ∂²E/∂g_k²; ``ggn``: the same with
+    the Gauss-Newton matrix's 1/N Σ_n J_nkᵀ L_n J_nk; ``fisher``: with 1/N Σ_n (∂ℓ_n/∂g_k)² for targets drawn from the
+    model's own distribution; in other units ``magnitude``, ``activation`` and ``random``. For units of sliced sets the
+    oracle measures the network without them; the derivatives are approximate there, since no norm's statistics see a
+    gate.
+
+    Of single weights u_i, with ``granularity="weight"``: ``obd``: ½ u_i² ∂²E/∂u_i² (note 004 eq. 5), exactly;
+    ``obd_ggn``, ``obd_fisher``, ``obd_recursion``: with the second derivative by Gauss and Newton, by drawn targets, by
+    the paper's recursion; ``obs``: ½ u_i² / [H⁻¹]_ii, what is left makes up for it; ``magnitude`` and ``random``.
 
     Args:
         model: Evaluated as in eval mode, left as it was.
@@ -129,14 +144,16 @@ def score(
         loss: ``loss(outputs, targets)``, the mean over the batch, or "cross_entropy", "binary_cross_entropy",
             "squared_error"; None where the criterion needs none.
         units: From `find_units`; None to find them with the first batch of the data.
-        criterion: One of those above.
+        criterion: One of those above; None for ``oracle``, of weights ``obd``.
         threshold: "mean" or "median": estimates above it are replaced by it.
-        seed: For ``random``.
+        granularity: "unit" or "weight".
+        seed: For ``random`` and ``fisher``.
         max_memory: Bytes that may be held beside model and data, or "2 GB"; None for a quarter of what is free. A
             dataset given whole is run in as many pieces as that needs; batches given one by one are not split.
 
     Returns:
-        Per unit set a float64 tensor [size] on the CPU.
+        Per unit set a float64 tensor [size] on the CPU; of weights per parameter of two dimensions or more one of its
+        shape.
 
     Raises:
         ArgumentError: An unknown name, or a memory that is no size.
@@ -149,10 +166,28 @@ def score(
     >>> score(model, (x, torch.zeros(2, 1)), "squared_error", criterion="taylor1")
     {'0': tensor([-5., -5.], dtype=torch.float64)}
     """
+    if choose("granularity", granularity, GRANULARITIES) == "weight":
+        scores = score_weights(model, data, loss, units, criterion or "obd", seed, max_memory)
+        flat = apply_threshold(torch.cat([one.flatten() for one in scores.values()]), threshold)
+        pieces = torch.split(flat, [one.numel() for one in scores.values()])
+        return {name: piece.reshape(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}
     units = require_units(find_units(model, first_inputs(data)) if units is None else units)
     gated = Gated(model, units, data, loss, seed, max_memory)
-    values = apply_threshold(saliency_of(find_criterion(criterion, gated), gated, ones(model, units)), threshold)
-    return units.split(values.cpu())
+    found = find_criterion(criterion or "oracle", gated)
+    return units.split(apply_threshold(saliency_of(found, gated, ones(model, units)), threshold).cpu())
+
+
+def standard_errors(
+    model: nn.Module, data: Any, loss: Any, units: Units, criterion: str | None, seed: int,
+    max_memory: int | str | None,
+) -> dict[str, Tensor] | None:  # fmt: skip
+    """Of the saliencies that `score` gives with this seed; None of a criterion that draws nothing."""
+    found = criteria().get(criterion or "oracle")
+    if found is None or found.error is None:
+        return None
+    gated = Gated(model, units, data, loss, seed, max_memory)
+    with torch.enable_grad():
+        return units.split(found.error(gated, ones(model, units)).cpu())
 
 
 def saliency_of(found: Criterion, gated: Gated, g: Tensor) -> Tensor:

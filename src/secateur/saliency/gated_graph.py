@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from secateur.structure.axis import Axis, leaves
+from secateur.structure.axis import BATCH, Axis, find, leaves, parts
+from secateur.structure.capture import sizes
 from secateur.structure.left import Left
 from secateur.structure.rules.net import Consumer
 from secateur.structure.run import compile_graph, outputs
 from secateur.structure.sliced import slice_graph, slice_tensor
 from secateur.structure.unit_set import UnitSet
 from secateur.structure.units import Units
+
+
+class NotStackableError(Exception):
+    """The graph cannot take several batches, or a gate for each sample, as one."""
 
 
 class Edge(NamedTuple):
@@ -97,6 +102,37 @@ class GatedGraph:
         """One factor per edge from the gates of all units, shaped to broadcast."""
         return [edge.shape(self.factors(edge, g)) for edge in self.edges]
 
+    def samples_dim(self, edge: Edge) -> int:
+        """The dimension that holds the samples of a gated value.
+
+        Raises:
+            NotStackableError: It has none, or behind the units.
+        """
+        dim = batch_dim(self.units.net.axes(edge.operand))
+        if dim is None or dim >= edge.dim:
+            raise NotStackableError
+        return dim
+
+    def spread(self, edge: Edge, dim: int, g: Tensor, repeats: int) -> Tensor:
+        """Factors of an edge from gates [M, K], each row's for so many positions of dimension `dim`."""
+        vectors = self.factors(edge, g).to(edge.value.dtype)
+        shape = [1] * edge.value.ndim
+        shape[dim], shape[edge.dim] = len(g) * repeats, vectors.shape[1]
+        return vectors.repeat_interleave(repeats, 0).reshape(shape)
+
+    def run_each(self, frontier: tuple[Any, ...], g: Tensor) -> Any:
+        """The model's outputs with gates for each sample [N, K].
+
+        Raises:
+            NotStackableError: A gated value does not hold the samples along one dimension, slowest.
+        """
+        dims = [self.samples_dim(edge) for edge in self.edges]
+        vectors = [
+            self.spread(edge, dim, g, sizes(edge.value, len(g))[dim] // len(g))
+            for edge, dim in zip(self.edges, dims, strict=True)
+        ]
+        return outputs(self.units.captured, self._suffix(*frontier, *vectors))
+
     def run(self, frontier: tuple[Any, ...], g: Tensor) -> Any:
         """The model's outputs with the gates g [units.total]."""
         return outputs(self.units.captured, self._suffix(*frontier, *self.vectors(g)))
@@ -158,6 +194,22 @@ def _replace(node: fx.Node, place: int, by: fx.Node) -> None:
         return by if next(places) == place else given
 
     node.args, node.kwargs = fx.map_arg(node.args, one), fx.map_arg(node.kwargs, one)
+
+
+def batch_dim(axes: list[Axis]) -> int | None:
+    """The dimension that holds the samples, None if none does.
+
+    Raises:
+        NotStackableError: Several do, or they are not its slowest factor.
+    """
+    dims = [dim for dim, axis in enumerate(axes) if axis.size % BATCH == 0]
+    if not dims:
+        return None
+    axis = find(axes[dims[0]])
+    slowest = axis if axis.kind == "leaf" else parts(axis)[0]
+    if len(dims) > 1 or axis.kind == "cat" or slowest.size % BATCH:
+        raise NotStackableError
+    return dims[0]
 
 
 def downstream(nodes: list[fx.Node]) -> set[fx.Node]:

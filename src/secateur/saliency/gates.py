@@ -89,6 +89,7 @@ class Gated:
         self.memory = memory_cap(max_memory, sample_weight(model).device)
         self._narrowed: Gated | None = None
         self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
+        self.apart: bool | None = None  # whether each sample can have gates of its own; None until tried
         self._batches: list[Batch] | None = None if data is None else list(batches(model, data, self._samples()))
         self._frontiers: list[tuple[Any, ...]] | None = None if data is None else self._hold()
 

@@ -36,12 +36,13 @@ def dense(given: dict[str, Any], z: Tensor) -> Update:
         rows = o[positions].transpose(1, 2)  # [C, N ..., p]
         columns = w[positions] * change[:, None, None]  # [C, p, O]
         nonlocal made  # used again: fresh memory costs more than the product
-        made = made.resize_(len(positions), *whole.shape)
+        made = made.resize_(0 if change.requires_grad else len(positions), *whole.shape)
+        out = None if change.requires_grad else made
         if positions.shape[1] == 1:
-            torch.addcmul(whole, rows, columns, out=made)
+            result = torch.addcmul(whole, rows, columns, out=out)
         else:
-            torch.baddbmm(whole.expand(len(positions), -1, -1), rows, columns, out=made)
-        return made.reshape(-1, *z.shape[1:])
+            result = torch.baddbmm(whole.expand(len(positions), -1, -1), rows, columns, out=out)
+        return result.reshape(-1, *z.shape[1:])
 
     return updated
 

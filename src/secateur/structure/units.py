@@ -109,6 +109,11 @@ class Units:
         """Set and index of each unit, in the order of vectors over all units."""
         return [(unit_set.name, i) for unit_set in self.sets for i in range(unit_set.size)]
 
+    @property
+    def set_of_each(self) -> Tensor:
+        """The number of the set that each unit belongs to [total]."""
+        return torch.repeat_interleave(torch.tensor([unit_set.size for unit_set in self.sets]))
+
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector [..., total] over all units as one piece per set."""
         pieces = torch.split(vector, [unit_set.size for unit_set in self.sets], -1)

@@ -22,7 +22,7 @@ def embedding(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return [*net.axes(given["indices"]), width]
 
 
-@rule("index", "_unsafe_index")
+@rule("index", "_unsafe_index", derivative="pick")
 def index(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Dimensions with an index are replaced by those of the indices, at the place of the first, or in front."""
     axes, indices = net.axes(given["self"]), given["indices"]
@@ -65,7 +65,7 @@ def index_put(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return axes
 
 
-@rule("index_select")
+@rule("index_select", derivative="pick")
 def index_select(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One dimension by an index."""
     axes = net.axes(given["self"])
@@ -110,7 +110,7 @@ def embedding_bag(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
     return [[first[0], width], *others]
 
 
-@rule("gather", "take_along_dim")
+@rule("gather", "take_along_dim", derivative="pick")
 def gather(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One position of a dimension for each value of an index of the same rank."""
     axes, taken = net.axes(given["self"]), net.axes(given["index" if "index" in given else "indices"])

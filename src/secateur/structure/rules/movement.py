@@ -260,7 +260,7 @@ def resize_repeat(net: Net, node: fx.Node, given: dict[str, Any], left: Left) ->
     return {name: times}
 
 
-@rule("flip", "roll", "rot90", "fliplr", "flipud")
+@rule("flip", "roll", "rot90", "fliplr", "flipud", derivative="pick")
 def reorder(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Positions in another order, which must all be there."""
     axes = net.axes(given["self"])

@@ -102,7 +102,7 @@ def weight_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return axes
 
 
-@rule("mean")
+@rule("mean", derivative="average")
 def mean(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """A mean counts the units."""
     return _statistic(net, given, "a mean is taken over it")

@@ -18,9 +18,11 @@ Resize = Callable[[Net, fx.Node, dict[str, Any], Left], dict[str, Any]]
 # How derivatives pass backward through an operation, seen as a function of one input:
 #   pointwise  each output from one input value (broadcasting aside)
 #   move       linear with coefficients 0 and 1: views, permutations, concatenation, sums
+#   pick       each output one of the input's values, by place or by size, or a constant
 #   contract   linear, with the other tensors as coefficients
+#   average    linear, each output with one coefficient for all values of a box
 #   output     one of several outputs of the call before, of which only the first is differentiated
-Derivative = Literal["pointwise", "move", "contract", "output"]
+Derivative = Literal["pointwise", "move", "pick", "contract", "average", "output"]
 
 
 @dataclass(frozen=True)

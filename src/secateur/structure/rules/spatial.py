@@ -12,15 +12,19 @@ from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of, resize, rule
 
-_POOLS = [
-    f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max") for n in "123"
-]
-_SAMPLERS = ["nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d"]
+_AVERAGES = [f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in "123"]
+_LARGEST = [f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in "123"]
+_POOLS = [f"{kind}_pool{n}d" for kind in ("lp", "fractional_max") for n in "123"]
+_SAMPLERS = ["linear1d", "bilinear2d", "bicubic2d", "trilinear3d"]
+_NEAREST = ["nearest1d", "nearest2d", "nearest3d", "nearest_exact2d"]
 
 
-@rule(*_POOLS, *[f"max_pool{n}d_with_indices" for n in "23"])
-@rule("grid_sampler", *[f"upsample_{name}" for name in (*_SAMPLERS, "nearest_exact2d")])
-@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+@rule(*_AVERAGES, derivative="average")
+@rule(*_LARGEST, *[f"max_pool{n}d_with_indices" for n in "23"], derivative="pick")
+@rule(*[f"upsample_{name}" for name in _NEAREST], derivative="pick")
+@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", derivative="pick")
+@rule(*_POOLS, "grid_sampler", *[f"upsample_{name}" for name in _SAMPLERS])
+@rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 def positions(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
     """Each channel alone, from some positions to others."""
     axes = net.axes(given["self"] if "self" in given else given["input"])
@@ -42,7 +46,7 @@ def unpool(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return [*axes[:-rank], *net.fresh_outputs(node, "a position")[0][-rank:]]
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d")
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", derivative="pick")
 def pad(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """New positions before and after; those of a constant can go like units."""
     axes = net.axes(given["self"])

@@ -1,0 +1,136 @@
+"""`secateur bench`: arguments and tables."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from secateur.bench import curvature as curvatures
+from secateur.bench import oracle as oracles
+from secateur.bench import quadratic as quadratics
+from secateur.bench import single_weights
+from secateur.errors import choose
+from secateur.papers import data as datasets
+from secateur.papers import optimisers as training
+from secateur.reporting import optimisers as pictures
+from secateur.reporting.plots import growth
+from secateur.text import table
+
+bench = typer.Typer(help="Both sides of a comparison in one process, and their ratio.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Runs = Annotated[int, typer.Option(help="of each side, of which the median is taken")]
+Kind = Annotated[Literal["float32", "float64"], typer.Option(help="of weights and data")]
+Mnist = Annotated[Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files")]
+Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="a picture, .png")]
+
+
+@bench.command()
+def oracle(
+    only: Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")] = None,
+    samples: Annotated[int, typer.Option(help="of each network; at most 256 images of the two large ones")] = 10_000,
+    runs: Runs = 5,
+    dtype: Kind = "float64",
+    mnist: Mnist = None,
+    out: Picture = None,
+    as_json: Json = False,
+) -> None:
+    """Exact saliencies beside passes of the whole model; the time against K; a gain sweep."""
+    names = [choose("only", one, oracles.tasks(samples)) and one for one in only or oracles.tasks(samples)]
+    kind = getattr(torch, dtype)
+    rows = list(oracles.compare(names, samples, runs, kind, mnist))
+    times, slope = oracles.growth(samples, runs, kind, mnist)
+    seconds = oracles.sweep(samples, kind, mnist)
+    if out is not None:
+        growth(times, slope, out)
+    if as_json:
+        _print_json({"rows": [asdict(row) for row in rows], "growth_s": times, "slope": slope, "sweep_s": seconds})
+        return
+    typer.echo(f"oracle: {samples} samples, {dtype}, medians of {runs}, {_machine()}\n\n{_rows(rows)}")
+    typer.echo(f"\n784-K-10: seconds for all K saliencies, log-log slope {slope:.2f}\n")
+    typer.echo(table(["K", "seconds"], [(width, f"{time:.3f}") for width, time in times.items()]))
+    typer.echo(f"\n784-100-10: 10 units, 10,001 gains each: {seconds:.1f} seconds")
+
+
+@bench.command()
+def curvature(
+    samples: Annotated[int, typer.Option(help="of each network")] = 5_000,
+    runs: Runs = 5,
+    dtype: Kind = "float64",
+    mnist: Mnist = None,
+    zoo: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="holds tvshim.py, where torchvision needs one for BackPACK")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Second derivatives beside BackPACK, torch.func.hessian and plain backward passes."""
+    rows = list(curvatures.compare(samples, runs, getattr(torch, dtype), mnist, zoo))
+    if as_json:
+        _print_json({"rows": [asdict(row) for row in rows]})
+        return
+    typer.echo(f"curvature: {samples} samples, {dtype}, medians of {runs}, {_machine()}\n\n{_rows(rows)}")
+    if not curvatures.has_backpack(zoo):
+        typer.echo(f"\n{curvatures.WITHOUT_BACKPACK}")
+
+
+@bench.command()
+def quadratic(
+    mnist: Mnist = None,
+    seeds: Annotated[int, typer.Option(help="networks of each kind, of which medians are taken")] = 3,
+    as_json: Json = False,
+) -> None:
+    """The quadratic ranking beside the iterative oracle: accuracy, share removed within one point, time."""
+    data, epochs = _experiment(mnist)
+    rows = quadratics.compare(data, epochs, range(seeds))
+    _show(f"quadratic: {data.name}, medians of {seeds} networks", rows, as_json)
+
+
+@bench.command()
+def weights(mnist: Mnist = None, as_json: Json = False) -> None:
+    """Optimal Brain Damage beside magnitude on single weights, without and with retraining, and the bytes written."""
+    data, epochs = _experiment(mnist)
+    rows = single_weights.compare(data, epochs)
+    _show(f"weights: {data.name}, {single_weights.ROUNDS} rounds", rows, as_json)
+
+
+@bench.command()
+def optimisers(out: Picture = None, as_json: Json = False) -> None:
+    """TaylorRoot beside SGD and Adam on the digits."""
+    runs = training.compare(datasets.digits())
+    if out is not None:
+        pictures.training({name: asdict(run) for name, run in runs.items()}, "64-32-10 on the digits", out)
+    if as_json:
+        _print_json({name: asdict(run) for name, run in runs.items()})
+    else:
+        typer.echo(training.summary(runs))
+
+
+def _experiment(mnist: Path | None) -> tuple[datasets.Dataset, int]:
+    return (datasets.digits(), 300) if mnist is None else (datasets.mnist(mnist), 15)
+
+
+def _show(title: str, rows: Sequence[Any], as_json: bool) -> None:
+    if as_json:
+        _print_json({"rows": [asdict(row) for row in rows]})
+    else:
+        typer.echo(f"{title}, {_machine()}\n\n{_rows(rows)}")
+
+
+def _rows(rows: Sequence[Any]) -> str:
+    cells = [[f"{v:.3g}" if isinstance(v, float) else v for v in asdict(row).values()] for row in rows]
+    return table([field.name for field in fields(rows[0])], cells)
+
+
+def _machine() -> str:
+    return f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data))

@@ -1,0 +1,92 @@
+"""Optimal Brain Damage on single weights beside their magnitude, without and with training in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from secateur.papers.data import Dataset
+from secateur.papers.training import logistic_network, train
+from secateur.planning.budget import Budget
+from secateur.reporting.progress import progress_bar
+from secateur.shrink import Result, shrink
+from secateur.structure.units import find_units
+
+LOSS = "squared_error"
+HIDDEN = (100,)
+CRITERIA = ("obd", "obd_ggn", "obd_recursion", "obd_fisher", "magnitude", "random")
+LEAST = 0.005  # of the weights are left at the end
+ROUNDS = 30
+EPOCHS = 1  # of training after each round, where there is any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One criterion, with training in between or without.
+
+    Attributes:
+        criterion: How weights are scored.
+        retrained: Epochs after each round; 0 for none.
+        start: Accuracy on the test part before.
+        at_50: After the first round with at least 50 % of the weights removed.
+        at_80: With 80 %.
+        at_90: With 90 %.
+        at_95: With 95 %.
+        at_98: With 98 %.
+        within_1pt: The largest share of weights removed, in percent, with accuracy at most one point below the start.
+        bytes: Of the file written with that share.
+        of_dense: Those, as a share of the original's file, in percent.
+    """
+
+    criterion: str
+    retrained: int
+    start: float
+    at_50: float
+    at_80: float
+    at_90: float
+    at_95: float
+    at_98: float
+    within_1pt: float
+    bytes: int
+    of_dense: float
+
+
+def compare(data: Dataset, epochs: int, progress: bool = True) -> list[Row]:
+    """All rows.
+
+    Args:
+        data: What the network learns; saliency is computed on its calibration part, accuracy on its test part.
+        epochs: Of the training.
+        progress: Show a bar on stderr.
+    """
+    model = logistic_network([data.features, *HIDDEN, data.classes])
+    train(model, data.train, epochs, progress=False)
+    rows: list[Row] = []
+    with progress_bar("removing weights", progress) as bar:
+        for retrained in (0, EPOCHS):
+            for criterion in CRITERIA:
+                bar(len(rows), 2 * len(CRITERIA))
+                rows.append(_row(model, data, criterion, retrained))
+    return rows
+
+
+def _row(model: nn.Module, data: Dataset, criterion: str, retrained: int) -> Row:
+    retrain = partial(train, data=data.train, epochs=retrained, learning_rate=1e-3, progress=False)
+    result = shrink(
+        model, data.calibration, LOSS, Budget(remove_fraction=1 - LEAST), units=find_units(model, data.test[0][:2]),
+        criterion=criterion, granularity="weight", rounds=ROUNDS, retrain=retrain if retrained else None,
+        validation=data.test, progress=False,
+    )  # fmt: skip
+    start, total = result.before.accuracy or 0.0, sum(result.plan.sizes.values())
+    good = [row for row in result.curve if (row.accuracy or 0) >= start - 0.01 - 1e-12]
+    removed, size = (good[-1].removed, good[-1].bytes) if good else (0, result.before.bytes)
+    at = {f"at_{share}": _at(result, share * total / 100) for share in (50, 80, 90, 95, 98)}
+    within, of_dense = 100 * removed / total, 100 * size / result.before.bytes
+    return Row(criterion, retrained, start, **at, within_1pt=within, bytes=size, of_dense=of_dense)
+
+
+def _at(result: Result, removed: float) -> float:
+    """The accuracy after the first round with at least so many weights removed."""
+    return next(row.accuracy or 0.0 for row in result.curve if row.removed >= removed)

@@ -1,0 +1,80 @@
+"""Which single weights are removed, and what each round of removals cost and left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from secateur.planning.plan import State, number
+from secateur.structure.inputs import InputSpec
+from secateur.text import format_bytes, table
+
+
+@dataclass(frozen=True)
+class WeightStep(State):
+    """Some removals at once, and what is left after them.
+
+    Attributes:
+        round: In which round, from 1.
+        removed: Weights removed so far.
+        predicted: The rise of the loss that the criterion predicts of this step's; None if it predicts none.
+        trained: Whether the network was trained after these removals, before loss and accuracy were measured.
+    """
+
+    round: int
+    removed: int
+    predicted: float | None
+    trained: bool
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """Single weights removed, zero and frozen in a network of the same sizes.
+
+    Attributes:
+        masks: Parameter → which of its weights are kept, a bool tensor of its shape.
+        start: The network before any removal.
+        steps: What was measured on the way.
+        inputs: What the model takes.
+        criterion: How saliency was computed.
+        rounds: How often.
+    """
+
+    masks: Mapping[str, Tensor]
+    start: State
+    steps: tuple[WeightStep, ...]
+    inputs: InputSpec
+    criterion: str
+    rounds: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Parameter → its weights."""
+        return {name: mask.numel() for name, mask in self.masks.items()}
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Parameter → the flat indices of the weights that stay."""
+        return {name: tuple(mask.flatten().nonzero()[:, 0].tolist()) for name, mask in self.masks.items()}
+
+    @property
+    def removed(self) -> int:
+        """Weights removed."""
+        return sum(int((~mask).sum()) for mask in self.masks.values())
+
+    def __str__(self) -> str:
+        total = sum(self.sizes.values())
+        columns = ["removed", "share", "round", "predicted", "loss", "accuracy", "params", "bytes"]
+        rows = [(0, "0.0 %", "", "", *_measured(self.start))]
+        for step in self.steps:
+            trained = f"{step.round}, trained" if step.trained else f"{step.round}"
+            share = f"{100 * step.removed / total:.1f} %"
+            rows.append((step.removed, share, trained, number(step.predicted) or "", *_measured(step)))
+        return table(columns, rows, f"{self.removed:,} of {total:,} weights removed, {self.criterion}")
+
+
+def _measured(state: State) -> tuple[str | None, str | None, int, str]:
+    accuracy = None if state.accuracy is None else f"{state.accuracy:.4f}"
+    return number(state.loss), accuracy, state.params, format_bytes(state.bytes)

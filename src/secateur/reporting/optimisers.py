@@ -1,0 +1,51 @@
+"""The picture of how networks learn by several optimisers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from secateur.artifacts.safetensors import whole_file
+from secateur.reporting.plots import STYLES
+
+
+def training(
+    curves: Mapping[str, Mapping[str, Sequence[Any]]],
+    title: str,
+    path: str | os.PathLike[str],
+    error: str = "mean training loss",
+) -> None:
+    """Training loss, in log scale, and test accuracy against the step.
+
+    Args:
+        curves: Optimiser → lists `step`, `loss`, `accuracy`.
+        title: Above the picture.
+        path: Where to write it; the extension says as what.
+        error: What the loss is, with its unit.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    for panel, what, label in zip(panels, ("loss", "accuracy"), (error, "test accuracy"), strict=True):
+        for i, (name, curve) in enumerate(curves.items()):
+            colour, dash, marker = STYLES[i % len(STYLES)]
+            every = max(1, len(curve["step"]) // 7)
+            panel.plot(
+                curve["step"], curve[what], dash, color=colour, label=name, linewidth=1.6,
+                marker=marker, markersize=5, markevery=(i % every, every),
+            )  # fmt: skip
+        panel.set(xlabel="steps", ylabel=label, title=f"{what} against steps")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yscale("log")
+    panels[1].set_ylim(0, 1)
+    figure.suptitle(title, fontweight="bold")
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=os.path.splitext(path)[1][1:], dpi=130, metadata={"Software": None})

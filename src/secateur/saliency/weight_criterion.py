@@ -1,0 +1,118 @@
+"""Criteria for single weights, and where they are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur import saliency
+from secateur.errors import DataError, ModelError, choose
+from secateur.saliency.data import first_inputs
+from secateur.saliency.weights import Weights
+from secateur.structure.capture import capture
+from secateur.structure.inputs import as_call, like_model
+from secateur.structure.units import Units
+
+Saliencies = dict[str, Tensor]  # by parameter, of its shape, float64
+WeightSaliency = Callable[[Weights], Saliencies]
+
+
+@dataclass(frozen=True)
+class WeightCriterion:
+    """A way to compute or estimate what a single weight is worth.
+
+    Attributes:
+        name: As users give it.
+        saliency: The function.
+        needs_loss: Whether it looks at more than the weights.
+        in_loss_units: Whether it predicts the rise of the loss.
+        compensates: Whether the weights that are left change with each removal.
+    """
+
+    name: str
+    saliency: WeightSaliency
+    needs_loss: bool
+    in_loss_units: bool
+    compensates: bool
+
+
+_CRITERIA: dict[str, WeightCriterion] = {}
+
+
+def weight_criterion(
+    name: str, needs_loss: bool = True, in_loss_units: bool = True, compensates: bool = False
+) -> Callable[[WeightSaliency], WeightSaliency]:
+    """Register the decorated function under this name."""
+
+    def register(function: WeightSaliency) -> WeightSaliency:
+        _CRITERIA[name] = WeightCriterion(name, function, needs_loss, in_loss_units, compensates)
+        return function
+
+    return register
+
+
+def weight_criteria() -> dict[str, WeightCriterion]:
+    """All criteria for weights by name: every module of this package is loaded."""
+    for module in iter_modules(saliency.__path__):
+        import_module(f"{saliency.__name__}.{module.name}")
+    return dict(sorted(_CRITERIA.items()))
+
+
+def find_weight_criterion(name: str, loss: Any) -> WeightCriterion:
+    """The criterion of that name, with all that it needs given.
+
+    Raises:
+        ArgumentError: There is none of that name.
+        DataError: It needs a loss, and there is none.
+    """
+    found = choose("criterion for granularity='weight'", name, weight_criteria())
+    if found.needs_loss and loss is None:
+        free = ", ".join(c.name for c in weight_criteria().values() if not c.needs_loss)
+        raise DataError(f"criterion {name!r} needs a loss; without one: {free}")
+    return found
+
+
+def weights_of(
+    model: nn.Module, data: Any, loss: Any, units: Units | None, seed: int, max_memory: int | str | None
+) -> Weights:
+    """E as a function of the model's weights; the graph is that of the units, or captured with the first batch.
+
+    Raises:
+        ModelError: The model cannot be captured, or uses no weights that can be removed.
+    """
+    if units is None:
+        captured = capture(model, like_model(model, as_call(first_inputs(data))))
+    else:
+        units.check_model(model)
+        captured = units.captured
+    weights = Weights(model, captured, data, loss, seed, max_memory)
+    if not weights.removable:
+        raise ModelError("granularity='weight': the model uses no parameter of two dimensions or more")
+    return weights
+
+
+def score_weights(
+    model: nn.Module, data: Any, loss: Any, units: Units | None, criterion: str, seed: int,
+    max_memory: int | str | None,
+) -> Saliencies:  # fmt: skip
+    """The saliency of every removable weight, by parameter; `secateur.score` with ``granularity="weight"``."""
+    found = find_weight_criterion(criterion, loss)
+    values = saliencies_of(found, weights_of(model, data, loss, units, seed, max_memory))
+    return {name: one.cpu() for name, one in values.items()}
+
+
+def saliencies_of(found: WeightCriterion, weights: Weights) -> Saliencies:
+    """The criterion's saliencies of the removable weights, float64.
+
+    Raises:
+        DataError: One of them is NaN: the loss or its derivative is, on this data.
+    """
+    values = found.saliency(weights)
+    if any(bool(one.isnan().any()) for one in values.values()):
+        raise DataError(f"criterion {found.name!r} gave NaN: the loss or its derivative is NaN on this data")
+    return {name: values[name] for name in weights.removable}

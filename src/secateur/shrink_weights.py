@@ -1,0 +1,235 @@
+"""Optimal Brain Damage's loop (note 004): score, set the least salient weights to zero, train, repeat."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.artifacts.safetensors import weights_to_bytes
+from secateur.cutting.frozen import freeze, rezero
+from secateur.cutting.verify import check_masked
+from secateur.errors import ArgumentError, ModelError
+from secateur.planning.budget import Budget
+from secateur.planning.plan import State
+from secateur.planning.removals import Operated, Ordered, Removals
+from secateur.planning.weight_plan import WeightPlan, WeightStep
+from secateur.saliency.surgeon import Surgeon
+from secateur.saliency.weight_criterion import WeightCriterion, find_weight_criterion, saliencies_of, weights_of
+from secateur.saliency.weights import Weights
+from secateur.structure.capture import check_finite
+from secateur.structure.inputs import Call
+from secateur.structure.units import Units
+
+Retrain = Callable[[nn.Module], object]
+OnRound = Callable[[int, int], None]  # rounds made, rounds there are
+POINTS = 20  # measured on the way where nothing is trained in between
+
+
+def shrink_weights(
+    model: nn.Module, data: Any, loss: Any, budget: Budget, call: Call, units: Units, criterion: str, validation: Any,
+    seed: int, retrain: Retrain | None, rounds: int, max_memory: int | str | None, on_round: OnRound,
+) -> tuple[nn.Module, WeightPlan, float]:  # fmt: skip
+    """`secateur.shrink` with ``granularity="weight"``: a copy without weights, which they are, and its difference.
+
+    Raises:
+        ArgumentError: The number of rounds is none, or `WeightLoop` refuses the budget.
+        ModelError: The model cannot be copied, or training leaves weights that are not finite.
+        VerificationError: The copy would not compute what the graph does with the masks.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ArgumentError(f"rounds: expected a number above 0, got {rounds!r}")
+    found = find_weight_criterion(criterion, loss)
+    try:
+        network = copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
+    weights = weights_of(network, data, loss, units, seed, max_memory)
+    measured = weights if validation is None else weights_of(network, validation, loss, units, seed, max_memory)
+    plan = WeightLoop(weights, measured, units, found, budget, retrain).run(rounds, on_round)
+    changed = retrain is not None or found.compensates
+    return network, plan, check_masked(network if changed else model, network, units.captured, plan.masks, call)
+
+
+class WeightLoop:
+    """A network between two rounds of removing single weights. Changed in place: give a copy.
+
+    Args:
+        weights: E as a function of the network's weights, on the data to score by.
+        measured: The same on the data to measure loss and accuracy by.
+        units: The network's.
+        found: The criterion.
+        budget: What must hold at the end; each parameter counts as a unit set, each weight as a unit.
+        retrain: Called with the network after each round; None for no training.
+
+    Raises:
+        ArgumentError: The budget bounds what cannot be measured, or protects what is no parameter.
+    """
+
+    def __init__(
+        self, weights: Weights, measured: Weights, units: Units, found: WeightCriterion, budget: Budget,
+        retrain: Retrain | None,
+    ) -> None:  # fmt: skip
+        self.weights, self.measured, self.units = weights, measured, units
+        self.found, self.budget, self.retrain = found, budget, retrain
+        self.network, self.params = weights.model, units.params({})
+        self.sizes = {name: u.numel() for name, u in weights.present().items()}
+        self.limits = budget.removable(self.sizes)
+        self.sets = torch.repeat_interleave(torch.tensor(list(self.sizes.values()))).to(weights.flat().device)
+        self.kept = torch.ones_like(self.sets, dtype=torch.bool)
+        self.steps: list[WeightStep] = []
+        self.start = self._state()
+        budget.check_measured(self.start)
+
+    def run(self, rounds: int, on_round: OnRound) -> WeightPlan:
+        """Remove weights so many times, and say which.
+
+        With a size or a minimum in the budget the weights left fall by the same share in each round, to the least
+        removal that satisfies it; with a bound of quality alone each round removes as much as that allows.
+
+        Raises:
+            BudgetError: The budget cannot be met; says how far one can get.
+        """
+        for n in range(rounds):
+            if not (self._shrink if self.budget.least else self._shrink_while_good)(n + 1, rounds):
+                break
+            on_round(n + 1, rounds)
+        freeze(self.network, self._masks())
+        self.network.zero_grad()
+        end = self.steps[-1] if self.steps else self.start
+        if self.budget.least and not self.budget.holds(self.start, end, self._gone(), self.sizes):
+            raise self._unmet(end)
+        return WeightPlan(
+            self._masks(), self.start, tuple(self.steps), self.units.captured.spec, self.found.name, rounds
+        )
+
+    def _shrink(self, number: int, rounds: int) -> bool:
+        """One round of those that lead to a size."""
+        removals, left = self._removals(), int(self.kept.sum())
+        needed = self._needed(removals)
+        share = ((left - needed) / left) ** (1 / (rounds - number + 1))
+        self._remove(removals, needed if number == rounds else round(left * (1 - share)), number, POINTS // rounds)
+        return True
+
+    def _shrink_while_good(self, number: int, rounds: int) -> bool:
+        """One round of those that each go as far as quality allows; undone and the last if training does harm."""
+        removals, before = self._removals(), (self.kept, copy.deepcopy(self.network.state_dict()), len(self.steps))
+        n = self._allowed(removals)
+        self._remove(removals, n, number, POINTS // rounds)
+        if n and self._good(self.steps[-1]):
+            return True
+        self.kept, state, steps = before
+        self.network.load_state_dict(state)
+        del self.steps[steps:]
+        return False
+
+    def _remove(self, removals: Removals, n: int, number: int, points: int) -> None:
+        """Make and measure n removals, some at a time if nothing is trained in between."""
+        several = 1 if self.retrain else max(1, min(n, points))
+        places = [n * (i + 1) // several for i in range(several)]
+        for here, last in zip(places, [0, *places], strict=False):
+            self._put(removals, here)
+            self._train()
+            rise = removals.predicted(here) - removals.predicted(last)
+            predicted = rise if self.found.in_loss_units else None
+            state = self._state()
+            self.steps.append(
+                WeightStep(
+                    **vars(state),
+                    round=number,
+                    removed=self._removed(),
+                    predicted=predicted,
+                    trained=bool(self.retrain),
+                )
+            )
+
+    def _train(self) -> None:
+        if self.retrain is None:
+            return
+        modes = [(module, module.training) for module in self.network.modules()]
+        masks = self._masks()
+        freeze(self.network, masks)
+        self.retrain(self.network)
+        rezero(self.network, masks)
+        check_finite(self.network)
+        for module, mode in modes:
+            module.training = mode
+
+    def _removals(self) -> Removals:
+        gone = self._gone()
+        limits = torch.tensor([limit - gone[name] for name, limit in self.limits.items()]).to(self.sets.device)
+        if self.found.compensates:
+            return Operated(Surgeon(self.weights, self.kept), self.sets, limits)
+        saliency = torch.cat([one.flatten() for one in saliencies_of(self.found, self.weights).values()])
+        return Ordered(saliency, self.weights.flat(), self.kept, self.sets, limits)
+
+    def _needed(self, removals: Removals) -> int:
+        """The fewest further removals that satisfy what the budget asks for beside quality.
+
+        Raises:
+            BudgetError: None do.
+        """
+        sizes = replace(self.budget, max_loss_increase=None, max_accuracy_drop=None)
+
+        def holds(n: int) -> bool:
+            self._put(removals, n)
+            return sizes.holds(self.start, self._sizes(), self._gone(), self.sizes)
+
+        if not holds(len(removals)):
+            raise self._unmet(self._sizes())
+        return _bisect(holds, -1, len(removals))
+
+    def _allowed(self, removals: Removals) -> int:
+        """The most further removals that quality allows: of points on the way the last good one, and up to the next."""
+
+        def bad(n: int) -> bool:
+            self._put(removals, n)
+            return not self._good(self._state())
+
+        points = sorted({len(removals) * i // POINTS for i in range(POINTS + 1)})
+        good = [n for n in points if not bad(n)]
+        if not good or good[-1] == points[-1]:
+            return good[-1] if good else 0
+        return _bisect(bad, good[-1], points[points.index(good[-1]) + 1]) - 1
+
+    def _good(self, state: State) -> bool:
+        return self.budget.holds(self.start, state, self._gone(), self.sizes)
+
+    def _put(self, removals: Removals, n: int) -> None:
+        """Make the first n removals, from what was there before all of them."""
+        self.kept = removals.kept.clone()
+        self.kept[removals.gone(n)] = False
+        self.weights.put(removals.after(n))
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {name: mask.cpu() for name, mask in self.weights.split(self.kept).items()}
+
+    def _removed(self) -> int:
+        return int((~self.kept).sum())
+
+    def _gone(self) -> Counter[str]:
+        return Counter({name: int((~mask).sum()) for name, mask in self.weights.split(self.kept).items()})
+
+    def _state(self) -> State:
+        loss, accuracy = self.measured.evaluate()
+        return replace(self._sizes(), loss=loss, accuracy=accuracy)
+
+    def _sizes(self) -> State:
+        written = len(weights_to_bytes(self.network, self._masks(), self.units.captured.spec))
+        return State(None, None, self.params - self._removed(), written, self.units.macs({}))
+
+    def _unmet(self, state: State) -> Exception:
+        return self.budget.unmet(self._removed(), len(self.kept), state)
+
+
+def _bisect(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The least number above `low` that holds, given that `high` does and that those above it do."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
