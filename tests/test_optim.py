@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from secateur import SecateurError
-from secateur.optim import TaylorRoot
+from secateur import SecateurError, reference
+from secateur.optim import TaylorRoot, curvature_of
+from secateur.saliency.losses import find_loss
 
 
 def reference(loss, g, h):
@@ -324,3 +325,79 @@ def test_complex_gradients_are_refused():
     assert str(refused.value) == (
         "gradient of parameter 0: expected dense real numbers, got torch.complex64 in torch.strided"
     )
+
+
+class Unused(nn.Module):
+    """A normed network with dropout, and a parameter without part in the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Parameter(torch.ones(2))
+        self.first, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(nn.functional.dropout(self.norm(self.first(x)).tanh(), 0.5, self.training))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Unused().double()
+
+
+X, T = torch.rand(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 3)
+DENSE = {"ggn": reference.weight_ggn, "hessian": lambda *args: reference.weight_hessian(*args)[1]}
+
+
+def dense_diagonal(network, kind, loss):
+    """By reference, for the parameters in their order."""
+    modes = network.training
+    diagonal = DENSE[kind](network.eval(), (X,), T, find_loss(loss)).diagonal()
+    network.train(modes)
+    return torch.split(diagonal, [p.numel() for p in network.parameters()])
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+def test_the_curvature_is_that_of_the_reference_at_the_weights_of_each_call(network, kind, loss):
+    curvature = curvature_of(network, X, loss, kind)
+    for _ in range(2):
+        found = curvature(X, T)
+        assert [h.shape for h in found] == [p.shape for p in network.parameters()]
+        for h, dense in zip(found, dense_diagonal(network, kind, loss), strict=True):
+            torch.testing.assert_close(h.flatten(), dense, rtol=1e-10, atol=1e-14)
+        assert not found[0].any()  # spare
+        assert all(h.any() for h in found[1:])
+        with torch.no_grad():
+            for p in network.parameters():
+                p.mul_(1.5)
+
+
+def test_drawn_targets_give_the_gauss_newton_diagonal_in_expectation(network):
+    curvature = curvature_of(network, X, "cross_entropy", "fisher")
+    draws = [torch.cat([h.flatten() for h in curvature(X, T)]) for _ in range(400)]
+    exact = torch.cat([h.flatten() for h in curvature_of(network, X, "cross_entropy")(X, T)])
+    assert not torch.equal(draws[0], draws[1])
+    error = torch.stack(draws).std(0) / 20
+    assert ((torch.stack(draws).mean(0) - exact).abs() <= 5 * error + 1e-15).all()
+
+
+@pytest.mark.parametrize("kind", ["ggn", "fisher", "hessian"])
+def test_the_curvature_leaves_the_model_as_it_was(network, kind):
+    network.train()
+    network.norm.eval()
+    before = copy.deepcopy(network.state_dict())
+    curvature_of(network, X, "cross_entropy", kind)(X, T)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert (network.training, network.norm.training, network.last.training) == (True, False, True)
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+def test_the_curvature_is_of_the_weights_dtype():
+    network = nn.Linear(3, 2)
+    assert {h.dtype for h in curvature_of(network, X.float(), "squared_error")(X.float(), T)} == {torch.float32}
+
+
+def test_an_unknown_kind_of_curvature_is_refused(network):
+    with pytest.raises(SecateurError, match=r"^unknown kind 'exact'; one of: ggn, fisher, hessian$"):
+        curvature_of(network, X, "squared_error", "exact")

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import _thread
-import json
 import signal
 import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.bench import commands
-from secateur.bench.commands import Json
+from secateur.bench.commands import Json, Picture, print_json
 from secateur.errors import ArgumentError, SecateurError
 from secateur.papers import data as datasets
 from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.reporting.plots import heat_map
+from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
 from secateur.saliency.criterion import criteria, standard_errors
 from secateur.saliency.criterion import score as run_score
@@ -81,7 +81,7 @@ def demo(
     data, epochs = (datasets.digits(), 300) if mnist is None else (datasets.mnist(mnist), 15)
     reports = run_demo(data, [[100], [50, 50]], out, epochs)
     if as_json:
-        _print_json({"networks": [report.to_json() for report in reports]})
+        print_json({"networks": [report.to_json() for report in reports]})
     else:
         typer.echo("\n\n\n".join(map(str, reports)))
         typer.echo(f"\nThe pictures are in {out.resolve()}")
@@ -139,15 +139,16 @@ def shrink(
     )  # fmt: skip
     check_path(out)
     network, batches = find_model(model), find_data(data)
+    measured = None if validation is None else find_data(validation)
+    train = None if retrain is None else find_function("--retrain", retrain)
     result = run_shrink(
         network, batches, loss, budget, units=find_units(network, first_inputs(batches), include), criterion=criterion,
-        ranking=ranking, threshold=threshold, validation=validation and find_data(validation), seed=seed,
-        shortlist=shortlist, refresh=refresh, swaps=swaps, granularity=granularity,
-        retrain=None if retrain is None else find_function("--retrain", retrain), rounds=rounds, max_memory=max_memory,
+        ranking=ranking, threshold=threshold, validation=measured, seed=seed, shortlist=shortlist, refresh=refresh,
+        swaps=swaps, granularity=granularity, retrain=train, rounds=rounds, max_memory=max_memory,
     )  # fmt: skip
     written = result.save(out)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "before": asdict(result.before),
                 "after": asdict(result.after),
@@ -180,7 +181,7 @@ def inspect(
         include,
     )  # fmt: skip
     if as_json:
-        _print_json(units.to_json())
+        print_json(units.to_json())
     else:
         typer.echo(str(units))
 
@@ -201,16 +202,19 @@ def score(
     """The saliency of every unit, lowest first; of single weights what lies between the least and the largest."""
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
-    scores = run_score(network, batches, loss, units, criterion, threshold, granularity, seed, max_memory)
+    with progress_bar("scoring"):
+        scores = run_score(network, batches, loss, units, criterion, threshold, granularity, seed, max_memory)
     if as_json:
-        _print_json({name: values.tolist() for name, values in scores.items()})
+        print_json({name: values.tolist() for name, values in scores.items()})
     elif granularity == "weight":
         rows = [(name, *spread(values)) for name, values in scores.items()]
         typer.echo(table(["parameter", "weights", "least", "quarter", "median", "three quarters", "largest"], rows))
     else:
-        errors = standard_errors(network, batches, loss, units, criterion, seed, max_memory)
-        typer.echo(saliencies(criterion or "oracle", scores, errors))
-        approximate = criteria()[criterion or "oracle"].approximate_for(units)
+        name = criterion or "oracle"
+        drawn = threshold is None  # and not replaced by the mean
+        errors = standard_errors(network, batches, loss, units, name, seed, max_memory) if drawn else None
+        typer.echo(saliencies(name, scores, errors))
+        approximate = criteria()[name].approximate_for(units)
         if approximate:
             typer.echo(f"\napproximate, since a norm is taken over the units: {', '.join(approximate)}")
 
@@ -222,8 +226,8 @@ def interactions(
     loss: Loss = None,
     include: Include = "gated",
     curvature: Annotated[str, typer.Option(help="ggn, fisher or hessian")] = "ggn",
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="a picture of all pairs, .png")] = None,
-    most: Annotated[int, typer.Option(help="pairs to list")] = 20,
+    out: Picture = None,
+    most: Annotated[int, typer.Option(help="pairs to list", min=1)] = 20,
     max_memory: MaxMemory = None,
     seed: Annotated[int, typer.Option(help="of fisher")] = 0,
     as_json: Json = False,
@@ -231,19 +235,16 @@ def interactions(
     """How units depend on each other: the pairs whose removals know most of each other, and a picture of all."""
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
-    matrix = run_interactions(network, batches, loss, units, curvature, seed, max_memory)
+    with progress_bar(f"interactions by {curvature}"):
+        matrix = run_interactions(network, batches, loss, units, curvature, seed, max_memory)
     related = correlation(matrix)
     if out is not None:
         sizes = {unit_set.name: unit_set.size for unit_set in units}
         heat_map(related, sizes, "How removing one unit changes what another costs", out)
     if as_json:
-        _print_json({"units": units.places, "matrix": matrix.tolist()})
+        print_json({"units": units.places, "matrix": matrix.tolist()})
     else:
         typer.echo(pairs(matrix, related, units.places, most))
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(data))
 
 
 def interrupt(*_: object) -> None:

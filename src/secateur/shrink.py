@@ -21,7 +21,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.progress import progress_bar
-from secateur.saliency.criterion import GRANULARITIES, criteria
+from secateur.saliency.criterion import criteria
 from secateur.saliency.data import first_inputs
 from secateur.shrink_weights import shrink_weights
 from secateur.structure.inputs import as_call, like_model
@@ -118,8 +118,8 @@ def rank(
             for criteria that look at weights only.
         loss: ``loss(outputs, targets)``, the mean over the batch, or a name; None with ``data=None``.
         units: From `find_units`; None to find them with the first batch.
-        criterion: As for `score`; None for ``oracle``, or ``ggn`` where the ranking is quadratic, which takes ``ggn``,
-            ``fisher`` or ``hessian``.
+        criterion: As for `score`; None for ``oracle``. A quadratic ranking takes ``ggn``, ``fisher`` or ``hessian``;
+            None for ``ggn``, which extrapolates best, and with `refresh` for ``hessian``, which is exact nearby.
         ranking: "single", "iterative" or "quadratic".
         budget: Where to stop, what to protect; None to leave one unit in each set.
         threshold: "mean" or "median": estimates above it are replaced by it, and so tied.
@@ -146,11 +146,12 @@ def rank(
     >>> len(plan.steps), plan.steps[-1].params, plan.at(Budget(remove_units=2)).steps == plan.steps[:2]
     (3, 8, True)
     """
-    own = choose("ranking", ranking, orders.RANKINGS)
-    choose("criterion", own if criterion is None else criterion, criteria())
+    choose("ranking", ranking, orders.RANKINGS)
+    criterion = orders.own_criterion(ranking, refresh) if criterion is None else criterion
+    choose("criterion", criterion, criteria())
     units = require_units(find_units(model, first_inputs(data)) if units is None else units)
     size = partial(safetensors.file_size, model, units)
-    with progress_bar(f"ranking by {criterion or own}", progress) as bar:
+    with progress_bar(f"ranking by {criterion}", progress) as bar:
         return orders.rank(
             model, data, loss, units, size, criterion, ranking, budget, threshold, validation, seed, shortlist,
             refresh, swaps, max_memory, on_step=bar,
@@ -230,54 +231,31 @@ def shrink(
     """
     if budget is None:
         raise ArgumentError("budget: expected secateur.Budget(...), got None")
+    unused = {
+        "unit": {"retrain": retrain is not None, "rounds": rounds != 1},
+        "weight": {
+            "ranking": ranking != "iterative", "threshold": threshold is not None, "shortlist": shortlist is not None,
+            "refresh": refresh is not None, "swaps": swaps,
+        },
+    }  # fmt: skip
+    for name, given in choose("granularity", granularity, unused).items():
+        if given:
+            raise ArgumentError(f"{name}: has no meaning with granularity={granularity!r}")
     example = first_inputs(data) if example_inputs is None else example_inputs
     units = find_units(model, example) if units is None else units
-    if choose("granularity", granularity, GRANULARITIES) == "weight":
-        _refuse(
-            "weight",
-            ranking=ranking != "iterative",
-            threshold=threshold,
-            shortlist=shortlist,
-            refresh=refresh,
-            swaps=swaps,
-        )
+    if granularity == "weight":
         return _without_weights(
-            model, data, loss, budget, example, units, criterion or "obd", validation, seed, progress, retrain, rounds,
-            max_memory,
+            model, data, loss, budget, example, units, "obd" if criterion is None else criterion, validation, seed,
+            progress, retrain, rounds, max_memory,
         )  # fmt: skip
-    _refuse("unit", retrain=retrain, rounds=rounds != 1)
     require_units(units)
     order = rank(
-        model,
-        data,
-        loss,
-        units,
-        criterion,
-        ranking,
-        budget,
-        threshold,
-        validation,
-        seed,
-        progress,
-        shortlist,
-        refresh,
-        swaps,
-        max_memory,
-    )
+        model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress, shortlist,
+        refresh, swaps, max_memory,
+    )  # fmt: skip
     plan = order.at(budget)
     small, difference = cut_units(model, units, plan, like_model(model, as_call(example)))
     return _result(model, small, units, plan, difference, budget)
-
-
-def _refuse(granularity: str, **given: Any) -> None:
-    """Arguments that this granularity has no use for.
-
-    Raises:
-        ArgumentError: One was given.
-    """
-    for name, value in given.items():
-        if value:
-            raise ArgumentError(f"{name}: has no meaning with granularity={granularity!r}")
 
 
 def _without_weights(
@@ -291,8 +269,12 @@ def _without_weights(
             rounds, max_memory, on_round=bar,
         )  # fmt: skip
     end = plan.steps[-1] if plan.steps else plan.start
-    before = dataclasses.replace(measure_units(model, units), loss=plan.start.loss, accuracy=plan.start.accuracy)
-    after = dataclasses.replace(before, params=end.params, bytes=end.bytes, loss=end.loss, accuracy=end.accuracy)
+    before, after = (
+        dataclasses.replace(
+            measure_units(model, units), params=s.params, bytes=s.bytes, loss=s.loss, accuracy=s.accuracy
+        )
+        for s in (plan.start, end)
+    )
     rows = tuple(Row(s.removed, s.loss, s.accuracy, s.params, s.bytes) for s in plan.steps)
     return Result(network, plan, rows, before, after, difference)
 

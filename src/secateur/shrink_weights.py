@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.cutting.frozen import freeze, rezero
 from secateur.cutting.verify import check_masked
-from secateur.errors import ArgumentError, ModelError
+from secateur.errors import ArgumentError, BudgetError, ModelError
 from secateur.planning.budget import Budget
 from secateur.planning.plan import State
 from secateur.planning.removals import Operated, Ordered, Removals
@@ -23,7 +24,7 @@ from secateur.saliency.surgeon import Surgeon
 from secateur.saliency.weight_criterion import WeightCriterion, find_weight_criterion, saliencies_of, weights_of
 from secateur.saliency.weights import Weights
 from secateur.structure.capture import check_finite
-from secateur.structure.inputs import Call
+from secateur.structure.inputs import Call, named_tensors
 from secateur.structure.units import Units
 
 Retrain = Callable[[nn.Module], object]
@@ -38,13 +39,15 @@ def shrink_weights(
     """`secateur.shrink` with ``granularity="weight"``: a copy without weights, which they are, and its difference.
 
     Raises:
-        ArgumentError: The number of rounds is none, or `WeightLoop` refuses the budget.
+        ArgumentError: `rounds` is no number or `retrain` no function, or `WeightLoop` refuses the budget.
         ModelError: The model cannot be copied, or training leaves weights that are not finite.
         VerificationError: The copy would not compute what the graph does with the masks.
     """
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ArgumentError(f"rounds: expected a number above 0, got {rounds!r}")
-    found = find_weight_criterion(criterion, loss)
+    if retrain is not None and not callable(retrain):
+        raise ArgumentError(f"retrain: expected a function of the model, got {retrain!r}")
+    found = find_weight_criterion(criterion, data, loss)
     try:
         network = copy.deepcopy(model)
     except Exception as error:
@@ -95,15 +98,14 @@ class WeightLoop:
         Raises:
             BudgetError: The budget cannot be met; says how far one can get.
         """
-        for n in range(rounds):
-            if not (self._shrink if self.budget.least else self._shrink_while_good)(n + 1, rounds):
+        for n in range(1, rounds + 1):
+            if not (self._shrink(n, rounds) if self.budget.least else self._shrink_while_good(n, rounds)):
                 break
-            on_round(n + 1, rounds)
+            on_round(n, rounds)
         freeze(self.network, self._masks())
         self.network.zero_grad()
-        end = self.steps[-1] if self.steps else self.start
-        if self.budget.least and not self.budget.holds(self.start, end, self._gone(), self.sizes):
-            raise self._unmet(end)
+        if self.budget.least and not self._holds(self.steps[-1]):
+            raise self._unmet()
         return WeightPlan(
             self._masks(), self.start, tuple(self.steps), self.units.captured.spec, self.found.name, rounds
         )
@@ -118,47 +120,58 @@ class WeightLoop:
 
     def _shrink_while_good(self, number: int, rounds: int) -> bool:
         """One round of those that each go as far as quality allows; undone and the last if training does harm."""
-        removals, before = self._removals(), (self.kept, copy.deepcopy(self.network.state_dict()), len(self.steps))
+        kept, steps = self.kept, len(self.steps)
+        tensors = {name: tensor.detach().clone() for name, tensor in named_tensors(self.network).items()}
+        removals = self._removals()
         n = self._allowed(removals)
-        self._remove(removals, n, number, POINTS // rounds)
-        if n and self._good(self.steps[-1]):
-            return True
-        self.kept, state, steps = before
-        self.network.load_state_dict(state)
-        del self.steps[steps:]
+        if n:
+            self._remove(removals, n, number, POINTS // rounds)
+            if self._holds(self.steps[-1]):
+                return True
+        self.kept, self.steps = kept, self.steps[:steps]
+        with torch.no_grad():
+            for name, tensor in named_tensors(self.network).items():
+                tensor.copy_(tensors[name])
         return False
 
     def _remove(self, removals: Removals, n: int, number: int, points: int) -> None:
         """Make and measure n removals, some at a time if nothing is trained in between."""
         several = 1 if self.retrain else max(1, min(n, points))
-        places = [n * (i + 1) // several for i in range(several)]
-        for here, last in zip(places, [0, *places], strict=False):
+        for last, here in pairwise(n * i // several for i in range(several + 1)):
             self._put(removals, here)
             self._train()
             rise = removals.predicted(here) - removals.predicted(last)
-            predicted = rise if self.found.in_loss_units else None
-            state = self._state()
-            self.steps.append(
-                WeightStep(
-                    **vars(state),
-                    round=number,
-                    removed=self._removed(),
-                    predicted=predicted,
-                    trained=bool(self.retrain),
-                )
+            step = WeightStep(
+                **vars(self._state()),
+                round=number,
+                removed=self._removed(),
+                predicted=rise if self.found.in_loss_units else None,
+                trained=self.retrain is not None,
             )
+            self.steps.append(step)
 
     def _train(self) -> None:
+        """Call `retrain`; removed weights are zero afterwards, modes and what asks for gradients as before.
+
+        Raises:
+            ModelError: It leaves weights that are not finite.
+        """
         if self.retrain is None:
             return
         modes = [(module, module.training) for module in self.network.modules()]
-        masks = self._masks()
-        freeze(self.network, masks)
-        self.retrain(self.network)
-        rezero(self.network, masks)
-        check_finite(self.network)
+        asking = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
+        freeze(self.network, self._masks())
+        with torch.enable_grad():
+            self.retrain(self.network)
+        rezero(self.network, self._masks())
+        try:
+            check_finite(self.network)
+        except ModelError as error:
+            raise ModelError(f"after retrain: {error}") from error
         for module, mode in modes:
             module.training = mode
+        for parameter, asks in asking:
+            parameter.requires_grad_(asks)
 
     def _removals(self) -> Removals:
         gone = self._gone()
@@ -180,16 +193,18 @@ class WeightLoop:
             self._put(removals, n)
             return sizes.holds(self.start, self._sizes(), self._gone(), self.sizes)
 
-        if not holds(len(removals)):
-            raise self._unmet(self._sizes())
-        return _bisect(holds, -1, len(removals))
+        points = sorted({len(removals) >> i for i in range(len(removals).bit_length() + 1)})
+        for last, here in pairwise([-1, *points]):  # few first: the more were made, the longer the next one takes
+            if holds(here):
+                return _bisect(holds, last, here)
+        raise sizes.unmet(self._removed(), len(self.kept), self._sizes())
 
     def _allowed(self, removals: Removals) -> int:
         """The most further removals that quality allows: of points on the way the last good one, and up to the next."""
 
         def bad(n: int) -> bool:
             self._put(removals, n)
-            return not self._good(self._state())
+            return not self._holds(self._state())
 
         points = sorted({len(removals) * i // POINTS for i in range(POINTS + 1)})
         good = [n for n in points if not bad(n)]
@@ -197,7 +212,7 @@ class WeightLoop:
             return good[-1] if good else 0
         return _bisect(bad, good[-1], points[points.index(good[-1]) + 1]) - 1
 
-    def _good(self, state: State) -> bool:
+    def _holds(self, state: State) -> bool:
         return self.budget.holds(self.start, state, self._gone(), self.sizes)
 
     def _put(self, removals: Removals, n: int) -> None:
@@ -223,8 +238,11 @@ class WeightLoop:
         written = len(weights_to_bytes(self.network, self._masks(), self.units.captured.spec))
         return State(None, None, self.params - self._removed(), written, self.units.macs({}))
 
-    def _unmet(self, state: State) -> Exception:
-        return self.budget.unmet(self._removed(), len(self.kept), state)
+    def _unmet(self) -> BudgetError:
+        """The error that says how many weights could go with the quality asked for."""
+        quality = replace(self.budget, bytes=None, params=None, remove_fraction=0.0, remove_units=None, scope="global")
+        good = [here for here in (self.start, *self.steps) if quality.holds(self.start, here, {}, self.sizes)][-1]
+        return self.budget.unmet(getattr(good, "removed", 0), len(self.kept), good)
 
 
 def _bisect(holds: Callable[[int], bool], low: int, high: int) -> int:

@@ -57,6 +57,10 @@ def test_it_takes_the_unit_of_least_predicted_rise_given_those_gone(seed: int) -
     gradient, matrix = derivatives(seed)
     plan = rank(model, data, LOSS, units, ranking="quadratic", progress=False)
     assert (plan.criterion, plan.ranking) == ("ggn", "quadratic")
+    again = rank(
+        model, data, LOSS, units, ranking="quadratic", refresh=9, budget=Budget(remove_units=1), progress=False
+    )
+    assert again.criterion == "hessian"
     gone: list[int] = []
     for k, step in zip(numbers(plan, units), plan.steps, strict=True):
         here = parabola(gradient, matrix, gone)
@@ -89,7 +93,7 @@ def test_refreshed_after_each_removal_it_is_the_iterative_ranking(criterion: str
 def test_refreshing_begins_again_at_the_gates_reached() -> None:
     model, data, units = setting()
     whole = rank(model, data, LOSS, units, ranking="quadratic", progress=False)
-    plan = rank(model, data, LOSS, units, ranking="quadratic", refresh=4, progress=False)
+    plan = rank(model, data, LOSS, units, "ggn", "quadratic", refresh=4, progress=False)
     assert plan.steps[:4] == whole.steps[:4]
     g = ones(model, units)
     for k in numbers(plan, units)[:4]:

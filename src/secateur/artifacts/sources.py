@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.errors import ArgumentError, DataError
 
@@ -21,9 +25,9 @@ def find_model(name: str) -> nn.Module:
     """What the factory ``package.module:factory`` returns; modules in the current folder are found.
 
     Raises:
-        ArgumentError: There is no such factory, or it returns no module.
+        ArgumentError: There is no such factory, it needs arguments, or it returns no module.
     """
-    model = find_function("MODEL", name)()
+    model = _call("MODEL", name)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"MODEL {name!r}: expected a torch.nn.Module, got {type(model).__name__}")
     return model
@@ -33,18 +37,29 @@ def find_data(name: str) -> Any:
     """Tensors x and y of a .npz or .safetensors file, or what ``package.module:loader`` returns.
 
     Raises:
+        ArgumentError: There is no such loader, or it needs arguments.
         DataError: The file cannot be read, or has no x and y.
     """
     path = Path(name)
     if path.suffix not in (".npz", ".safetensors"):
-        return find_function("DATA", name)()
+        return _call("DATA", name)
     try:
-        arrays = dict(np.load(path)) if path.suffix == ".npz" else load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
+        arrays = _tensors(path)
+    except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     if not {"x", "y"} <= arrays.keys():
         raise DataError(f"{path}: expected arrays x and y, found {', '.join(sorted(arrays)) or 'none'}")
-    return torch.as_tensor(arrays["x"]), torch.as_tensor(arrays["y"])
+    return arrays["x"], arrays["y"]
+
+
+_UNREADABLE = (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, SafetensorError)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with path.open("rb") as file:  # numpy leaves a broken one open
+        return {name: torch.as_tensor(array) for name, array in dict(np.load(file)).items()}
 
 
 def find_function(what: str, name: str) -> Callable[..., Any]:
@@ -53,17 +68,30 @@ def find_function(what: str, name: str) -> Callable[..., Any]:
     Raises:
         ArgumentError: There is no such function.
     """
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
         files = " or a .npz or .safetensors file" if what == "DATA" else ""
         raise ArgumentError(f"{what} {name!r}: expected package.module:function{files}")
-    sys.path.insert(0, str(Path.cwd()))
+    if str(Path.cwd()) not in sys.path:  # for good: what is called may import more
+        sys.path.insert(0, str(Path.cwd()))
+    module, attribute = name.split(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ArgumentError(f"{what} {name!r}: {error}") from error
-    finally:
-        sys.path.pop(0)
     if not callable(function):
         raise ArgumentError(f"{what} {name!r}: {type(function).__name__} is no function")
     return function  # type: ignore[no-any-return]
+
+
+def _call(what: str, name: str) -> Any:
+    """What the function of that name returns.
+
+    Raises:
+        ArgumentError: There is none, or it needs arguments.
+    """
+    function = find_function(what, name)
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ArgumentError(f"{what} {name!r}: expected a function without arguments ({error})") from error
+    return function()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,22 +23,39 @@ from secateur.errors import choose
 from secateur.papers import data as datasets
 from secateur.papers import optimisers as training
 from secateur.reporting import optimisers as pictures
-from secateur.reporting.plots import growth
+from secateur.reporting.plots import check_picture, growth
 from secateur.text import table
 
 bench = typer.Typer(help="Both sides of a comparison in one process, and their ratio.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
-Runs = Annotated[int, typer.Option(help="of each side, of which the median is taken")]
+
+def _alone(context: typer.Context, as_json: bool) -> bool:
+    """What the user's own code prints goes to stderr, so that the JSON object stays alone on stdout."""
+    if as_json:
+        context.with_resource(redirect_stdout(sys.stderr))
+    return as_json
+
+
+def _picture(path: Path | None) -> Path | None:
+    """Refused before the work where it cannot be written."""
+    if path is not None:
+        check_picture(path)
+    return path
+
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else", callback=_alone)]
+Runs = Annotated[int, typer.Option(help="of each side, of which the median is taken", min=1)]
 Kind = Annotated[Literal["float32", "float64"], typer.Option(help="of weights and data")]
 Mnist = Annotated[Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files")]
-Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="a picture, .png")]
+Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="a picture, .png", callback=_picture)]
 
 
 @bench.command()
 def oracle(
     only: Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")] = None,
-    samples: Annotated[int, typer.Option(help="of each network; at most 256 images of the two large ones")] = 10_000,
+    samples: Annotated[
+        int, typer.Option(help="of each network; at most 256 images of the two large ones", min=1)
+    ] = 10_000,
     runs: Runs = 5,
     dtype: Kind = "float64",
     mnist: Mnist = None,
@@ -51,7 +71,7 @@ def oracle(
     if out is not None:
         growth(times, slope, out)
     if as_json:
-        _print_json({"rows": [asdict(row) for row in rows], "growth_s": times, "slope": slope, "sweep_s": seconds})
+        print_json({"rows": [asdict(row) for row in rows], "growth_s": times, "slope": slope, "sweep_s": seconds})
         return
     typer.echo(f"oracle: {samples} samples, {dtype}, medians of {runs}, {_machine()}\n\n{_rows(rows)}")
     typer.echo(f"\n784-K-10: seconds for all K saliencies, log-log slope {slope:.2f}\n")
@@ -61,7 +81,7 @@ def oracle(
 
 @bench.command()
 def curvature(
-    samples: Annotated[int, typer.Option(help="of each network")] = 5_000,
+    samples: Annotated[int, typer.Option(help="of each network", min=1)] = 5_000,
     runs: Runs = 5,
     dtype: Kind = "float64",
     mnist: Mnist = None,
@@ -73,7 +93,7 @@ def curvature(
     """Second derivatives beside BackPACK, torch.func.hessian and plain backward passes."""
     rows = list(curvatures.compare(samples, runs, getattr(torch, dtype), mnist, zoo))
     if as_json:
-        _print_json({"rows": [asdict(row) for row in rows]})
+        print_json({"rows": [asdict(row) for row in rows]})
         return
     typer.echo(f"curvature: {samples} samples, {dtype}, medians of {runs}, {_machine()}\n\n{_rows(rows)}")
     if not curvatures.has_backpack(zoo):
@@ -83,13 +103,16 @@ def curvature(
 @bench.command()
 def quadratic(
     mnist: Mnist = None,
-    seeds: Annotated[int, typer.Option(help="networks of each kind, of which medians are taken")] = 3,
+    seeds: Annotated[int, typer.Option(help="networks of each kind, of which medians are taken", min=1)] = 3,
     as_json: Json = False,
 ) -> None:
     """The quadratic ranking beside the iterative oracle: accuracy, share removed within one point, time."""
     data, epochs = _experiment(mnist)
     rows = quadratics.compare(data, epochs, range(seeds))
-    _show(f"quadratic: {data.name}, medians of {seeds} networks", rows, as_json)
+    title = (
+        f"quadratic: test accuracy on {data.name} with that share of the hidden units removed, {seeds} networks each"
+    )
+    _show(title, rows, as_json)
 
 
 @bench.command()
@@ -97,7 +120,10 @@ def weights(mnist: Mnist = None, as_json: Json = False) -> None:
     """Optimal Brain Damage beside magnitude on single weights, without and with retraining, and the bytes written."""
     data, epochs = _experiment(mnist)
     rows = single_weights.compare(data, epochs)
-    _show(f"weights: {data.name}, {single_weights.ROUNDS} rounds", rows, as_json)
+    title = (
+        f"weights: test accuracy on {data.name} with that share of the weights removed, {single_weights.ROUNDS} rounds"
+    )
+    _show(title, rows, as_json)
 
 
 @bench.command()
@@ -107,7 +133,7 @@ def optimisers(out: Picture = None, as_json: Json = False) -> None:
     if out is not None:
         pictures.training({name: asdict(run) for name, run in runs.items()}, "64-32-10 on the digits", out)
     if as_json:
-        _print_json({name: asdict(run) for name, run in runs.items()})
+        print_json({name: asdict(run) for name, run in runs.items()})
     else:
         typer.echo(training.summary(runs))
 
@@ -118,19 +144,28 @@ def _experiment(mnist: Path | None) -> tuple[datasets.Dataset, int]:
 
 def _show(title: str, rows: Sequence[Any], as_json: bool) -> None:
     if as_json:
-        _print_json({"rows": [asdict(row) for row in rows]})
+        print_json({"rows": [asdict(row) for row in rows]})
     else:
         typer.echo(f"{title}, {_machine()}\n\n{_rows(rows)}")
 
 
 def _rows(rows: Sequence[Any]) -> str:
-    cells = [[f"{v:.3g}" if isinstance(v, float) else v for v in asdict(row).values()] for row in rows]
-    return table([field.name for field in fields(rows[0])], cells)
+    """Fields as columns; those named at_50 and the like, or start, are accuracies."""
+    names = [field.name for field in fields(rows[0])]
+    headings = [re.sub(r"^at (\d+)$", r"\1 %", name.replace("_", " ")) for name in names]
+    return table(headings, [[_cell(value) for value in asdict(row).values()] for row in rows])
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _machine() -> str:
     return f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
 
 
-def _print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(data))
+def print_json(data: dict[str, Any]) -> None:
+    """One object on stdout, whatever that was redirected to."""
+    typer.echo(json.dumps(data), file=sys.__stdout__)

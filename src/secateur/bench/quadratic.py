@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from torch import nn
@@ -38,7 +38,7 @@ class Row:
     """One network pruned in one way, without retraining; medians over the seeds.
 
     Attributes:
-        network: Its widths.
+        network: Its widths, inputs and outputs too.
         way: Ranking and criterion.
         start: Accuracy on the test part before.
         at_30: With 30 % of the hidden units removed.
@@ -47,8 +47,8 @@ class Row:
         within_1pt: The largest share of units removed, in percent, with accuracy never more than one point below.
         seconds: Of the whole order, every step measured on the calibration data.
         ratio: Those of the naive iterative oracle, K passes of the whole model for each removal, to these.
-        swaps: With half of the units to remove: exchanges, summed over the seeds; None where there are none.
-        before: The rise of the loss that was predicted without them.
+        swaps: With half of the units to remove: exchanges, the mean over the seeds; None where there can be none.
+        before: The rise of the loss that was predicted without them, likewise.
         after: With them.
     """
 
@@ -61,30 +61,35 @@ class Row:
     within_1pt: float
     seconds: float
     ratio: float
-    swaps: int | None = None
+    swaps: float | None = None
     before: float | None = None
     after: float | None = None
 
 
-def compare(data: Dataset, epochs: int, seeds: Sequence[int], progress: bool = True) -> list[Row]:
-    """All rows: one for each of two networks and each way.
+def compare(
+    data: Dataset, epochs: int, seeds: Sequence[int], hidden: Sequence[Sequence[int]] = HIDDEN,
+    ways: Mapping[str, Mapping[str, Any]] = WAYS, progress: bool = True,
+) -> list[Row]:  # fmt: skip
+    """All rows: one for each network and each way.
 
     Args:
         data: What they learn; saliency is computed on its calibration part, accuracy on its test part.
         epochs: Of the training.
         seeds: One network of each kind for each.
+        hidden: Hidden widths of each kind.
+        ways: Name → arguments of `secateur.rank`.
         progress: Show a bar on stderr.
     """
     rows: list[Row] = []
     with progress_bar("rankings", progress) as bar:
-        total = len(HIDDEN) * (len(seeds) + 1) * len(WAYS)
-        for hidden in HIDDEN:
-            trained = [_trained([data.features, *hidden, data.classes], data, epochs, seed) for seed in seeds]
+        for widths in hidden:
+            sizes = [data.features, *widths, data.classes]
+            trained = [_trained(sizes, data, epochs, seed) for seed in seeds]
             batch = best_batch(trained[0][0], data.calibration[0])
             naive = seconds(iterative(*trained[0], data.calibration, LOSS, batch)[0])[0]
-            for way, options in WAYS.items():
-                bar(len(rows) * (len(seeds) + 1), total)
-                rows.append(_row("-".join(map(str, hidden)), way, options, trained, data, naive))
+            for way, options in ways.items():
+                bar(len(rows), len(hidden) * len(ways))
+                rows.append(_row("-".join(map(str, sizes)), way, options, trained, data, naive))
     return rows
 
 
@@ -101,13 +106,11 @@ def _row(
     plans = [_rank(model, units, data, {**options, "validation": data.test}) for model, units in trained]
     times = [seconds(partial(_rank, model, units, data, options))[0] for model, units in trained]
     curves = [_accuracies(plan) for plan in plans]
-    at = {
-        f"at_{share}": median(curve[math.ceil(share * (len(curve)) / 100)] for curve in curves)
-        for share in (30, 50, 70)
-    }
+    total = trained[0][1].total
+    at = {f"at_{share}": median(curve[math.ceil(share * total / 100)] for curve in curves) for share in (30, 50, 70)}
     start, within = median(curve[0] for curve in curves), median(map(_within_a_point, plans))
     swapped = list(_swapped(trained, data, options)) if options.get("ranking") == "quadratic" else []
-    number, before, after = (sum(column) for column in zip(*swapped, strict=True)) if swapped else (None,) * 3
+    number, before, after = map(fmean, zip(*swapped, strict=True)) if swapped else (None,) * 3
     return Row(
         network, way, start, **at, within_1pt=within, seconds=median(times), ratio=naive / median(times),
         swaps=number, before=before, after=after,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ HIDDEN = (100,)
 CRITERIA = ("obd", "obd_ggn", "obd_recursion", "obd_fisher", "magnitude", "random")
 LEAST = 0.005  # of the weights are left at the end
 ROUNDS = 30
-EPOCHS = 1  # of training after each round, where there is any
+SHARE = 15  # of the first training's epochs one in so many follows each round, where there is any
 
 
 @dataclass(frozen=True)
@@ -53,30 +54,36 @@ class Row:
     of_dense: float
 
 
-def compare(data: Dataset, epochs: int, progress: bool = True) -> list[Row]:
+def compare(
+    data: Dataset, epochs: int, hidden: Sequence[int] = HIDDEN, criteria: Sequence[str] = CRITERIA,
+    rounds: int = ROUNDS, progress: bool = True,
+) -> list[Row]:  # fmt: skip
     """All rows.
 
     Args:
         data: What the network learns; saliency is computed on its calibration part, accuracy on its test part.
         epochs: Of the training.
+        hidden: Hidden widths.
+        criteria: How weights are scored.
+        rounds: In which they are removed, each to the same share of those left.
         progress: Show a bar on stderr.
     """
-    model = logistic_network([data.features, *HIDDEN, data.classes])
+    model = logistic_network([data.features, *hidden, data.classes])
     train(model, data.train, epochs, progress=False)
     rows: list[Row] = []
     with progress_bar("removing weights", progress) as bar:
-        for retrained in (0, EPOCHS):
-            for criterion in CRITERIA:
-                bar(len(rows), 2 * len(CRITERIA))
-                rows.append(_row(model, data, criterion, retrained))
+        for retrained in (0, max(1, epochs // SHARE)):
+            for criterion in criteria:
+                bar(len(rows), 2 * len(criteria))
+                rows.append(_row(model, data, criterion, retrained, rounds))
     return rows
 
 
-def _row(model: nn.Module, data: Dataset, criterion: str, retrained: int) -> Row:
+def _row(model: nn.Module, data: Dataset, criterion: str, retrained: int, rounds: int) -> Row:
     retrain = partial(train, data=data.train, epochs=retrained, learning_rate=1e-3, progress=False)
     result = shrink(
         model, data.calibration, LOSS, Budget(remove_fraction=1 - LEAST), units=find_units(model, data.test[0][:2]),
-        criterion=criterion, granularity="weight", rounds=ROUNDS, retrain=retrain if retrained else None,
+        criterion=criterion, granularity="weight", rounds=rounds, retrain=retrain if retrained else None,
         validation=data.test, progress=False,
     )  # fmt: skip
     start, total = result.before.accuracy or 0.0, sum(result.plan.sizes.values())

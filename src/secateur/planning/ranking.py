@@ -18,8 +18,18 @@ from secateur.saliency.interactions import CURVATURES
 from secateur.saliency.oracle import rises
 from secateur.structure.units import Units
 
-# The criterion that each takes if none is given.
-RANKINGS = {"single": "oracle", "iterative": "oracle", "quadratic": "ggn"}
+RANKINGS = {"single": "single", "iterative": "iterative", "quadratic": "quadratic"}
+
+
+def own_criterion(ranking: str, refresh: int | None) -> str:
+    """The criterion that a ranking takes if none is given.
+
+    A parabola that has to last is that of Gauss and Newton, which has no direction downwards; one that is made again
+    after a few removals may be exact.
+    """
+    if choose("ranking", ranking, RANKINGS) != "quadratic":
+        return "oracle"
+    return "ggn" if refresh is None else "hessian"
 
 
 def criteria_for(ranking: str) -> list[str]:
@@ -74,8 +84,7 @@ def rank(
     Raises:
         ArgumentError: An unknown name, or a budget that is none.
     """
-    own = choose("ranking", ranking, RANKINGS)
-    criterion = own if criterion is None else criterion
+    criterion = own_criterion(ranking, refresh) if criterion is None else criterion
     if threshold is not None:
         choose("threshold", threshold, THRESHOLDS)
     if budget is not None and not isinstance(budget, Budget):

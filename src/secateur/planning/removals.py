@@ -40,7 +40,8 @@ class Ordered:
     """
 
     def __init__(self, saliency: Tensor, u: Tensor, kept: Tensor, sets: Tensor, limits: Tensor) -> None:
-        order = torch.where(kept, saliency, torch.inf).argsort(stable=True)[: int(kept.sum())]
+        order = saliency.argsort(stable=True)
+        order = order[kept[order]]
         place = torch.empty_like(order)
         for k in range(len(limits)):
             mine = sets[order] == k
@@ -68,44 +69,37 @@ class Operated:
     """Removals by the Optimal Brain Surgeon, which changes the weights that are left; made when they are asked for.
 
     Args:
-        surgeon: At the weights before the first of them.
+        surgeon: That has removed none yet; changed.
         sets: The number of each weight's parameter [P].
         limits: How many weights each parameter may lose.
     """
 
     def __init__(self, surgeon: Surgeon, sets: Tensor, limits: Tensor) -> None:
-        self.first, self.kept, self.sets, self.limits = surgeon, surgeon.left, sets, limits
-        self.now, self.lost = surgeon.copy(), torch.zeros_like(limits)
-        self.order: list[int] = []
+        self.surgeon, self.kept, self.sets, self.limits = surgeon, surgeon.left.clone(), sets, limits.clone()
+        there = torch.bincount(sets[self.kept], minlength=len(limits))
+        self.most = int(torch.minimum(there, limits).sum())
         self.saliencies: list[float] = []
 
     def __len__(self) -> int:
-        there = torch.bincount(self.sets[self.first.left], minlength=len(self.limits))
-        return int(torch.minimum(there, self.limits).sum())
+        return self.most
 
     def _go(self, n: int) -> None:
-        while len(self.order) < n:
-            saliency = torch.where((self.lost < self.limits)[self.sets], self.now.saliency(), torch.inf)
+        while len(self.saliencies) < n:
+            saliency = torch.where(self.limits[self.sets] > 0, self.surgeon.saliency(), torch.inf)
             q = int(saliency.argmin())
-            self.now.remove(q)
-            self.lost[self.sets[q]] += 1
-            self.order.append(q)
+            self.surgeon.remove(q)
+            self.limits[self.sets[q]] -= 1
             self.saliencies.append(saliency[q].item())
 
     def after(self, n: int) -> Tensor:
         """The weights [P] after the first n removals."""
         self._go(n)
-        if n == len(self.order):
-            return self.now.u
-        again = self.first.copy()
-        for q in self.order[:n]:
-            again.remove(q)
-        return again.u
+        return self.surgeon.after(n)
 
     def gone(self, n: int) -> Tensor:
         """Which weights these are [n]."""
         self._go(n)
-        return torch.tensor(self.order[:n], dtype=torch.long, device=self.sets.device)
+        return torch.tensor(self.surgeon.order[:n], dtype=torch.long, device=self.sets.device)
 
     def predicted(self, n: int) -> float:
         """The sum of their saliencies."""

@@ -29,7 +29,7 @@ class WeightStep(State):
     trained: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors are not equal or unequal as a whole
 class WeightPlan:
     """Single weights removed, zero and frozen in a network of the same sizes.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from secateur.artifacts.safetensors import whole_file
+from secateur.errors import ArgumentError, ArtifactError
 
 # Okabe and Ito's colours, told apart by people with any colour vision, and a dash and a marker for print.
 STYLES = (
@@ -42,7 +45,7 @@ def degradation(
         curves: "criterion/ranking" → lists `removed`, `loss`, `accuracy`.
         total: Units there were.
         title: Above the picture.
-        path: Where to write it; the extension says as what.
+        path: Where to write it, as PNG.
         error: What the loss is, with its unit.
 
     Raises:
@@ -72,7 +75,7 @@ def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str
     Args:
         times: By K.
         slope: Of the line through them.
-        path: Where to write it; the extension says as what.
+        path: Where to write it, as PNG.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -99,7 +102,7 @@ def heat_map(correlations: Tensor, sets: Mapping[str, int], title: str, path: st
         correlations: From `secateur.saliency.interactions.correlation` [K, K].
         sets: Unit set → its units, in the matrix's order.
         title: Above the picture.
-        path: Where to write it; the extension says as what.
+        path: Where to write it, as PNG.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -115,13 +118,31 @@ def heat_map(correlations: Tensor, sets: Mapping[str, int], title: str, path: st
     panel.set_xticks(middles, list(sets), rotation=45 if len(sets) > 3 else 0)
     panel.set_yticks(middles, list(sets))
     panel.set(title=title, xlabel="units by set", ylabel="units by set")
-    figure.colorbar(image, label="correlation in the loss, $H_{jk} / \\sqrt{H_{jj} H_{kk}}$")
+    figure.colorbar(image, label="correlation in the loss, $H_{jk} / \\sqrt{|H_{jj} H_{kk}|}$")
     _write(figure, path)
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that no picture can be written to, before any work is done for it.
+
+    Raises:
+        ArgumentError: It ends in something else than .png.
+        ArtifactError: Its folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ArgumentError(f"{path}: pictures are written as .png, not as {path.suffix or 'no extension'!r}")
+    if path.is_dir():
+        raise ArtifactError(f"{path}: cannot be written, it is a folder")
+    try:
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
     with whole_file(path) as temporary:
-        figure.savefig(temporary, format=os.path.splitext(path)[1][1:], dpi=130, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
 
 
 def _draw(

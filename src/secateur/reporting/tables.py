@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -47,16 +48,19 @@ def saliencies(criterion: str, scores: Mapping[str, Tensor], errors: Mapping[str
         for k, value in enumerate(values.tolist()):
             rows.append((value, () if errors is None else (f"{errors[name][k].item():.2g}",), name, k))
     columns = [criterion, *(() if errors is None else ("± standard error",)), "unit set", "unit"]
-    return table(columns, [(f"{value:.6g}", *error, name, k) for value, error, name, k in sorted(rows)])
+    rows.sort(key=itemgetter(0))
+    return table(columns, [(f"{value:.6g}", *error, name, k) for value, error, name, k in rows])
 
 
 def spread(values: Tensor) -> list[object]:
-    """Their number, the least, the quartiles, the largest.
+    """Their number, the least, the quartiles, the largest; dashes of none.
 
     >>> spread(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     [5, '1', '2', '3', '4', '5']
     """
     ordered = values.flatten().sort().values
+    if not len(ordered):
+        return [0, *"–––––"]
     at = [ordered[round(share * (len(ordered) - 1))].item() for share in (0, 0.25, 0.5, 0.75, 1)]
     return [len(ordered), *(f"{value:.3g}" for value in at)]
 
@@ -69,6 +73,11 @@ def pairs(matrix: Tensor, related: Tensor, places: Sequence[tuple[str, int]], mo
         related: Their correlations [K, K].
         places: Set and index of each unit.
         most: Pairs to list.
+
+    >>> matrix = torch.tensor([[4.0, 1.0], [1.0, 1.0]])
+    >>> print(pairs(matrix, matrix / 2, [("0", 0), ("0", 1)], 1))
+    correlation  interaction  unit  and unit
+         +0.500           +1  0[0]  0[1]
     """
     i, j = torch.triu_indices(len(matrix), len(matrix), offset=1)
     order = related[i, j].abs().argsort(descending=True, stable=True)[:most].tolist()

@@ -21,7 +21,7 @@ from secateur.saliency.gates import Cached, Gated
 from secateur.saliency.losses import evaluate, stacked
 from secateur.saliency.memory import bytes_of
 from secateur.saliency.rows import push_selections
-from secateur.saliency.updates import overwrite, update_of
+from secateur.saliency.updates import dense, overwrite, update_of
 from secateur.structure.axis import BATCH, leaves
 from secateur.structure.capture import sizes
 from secateur.structure.rules.registry import arguments
@@ -162,8 +162,14 @@ class Candidates:
 
     @property
     def layer(self) -> fx.Node | None:
-        """The layer that sums the units up, if all they do is in its sums."""
-        return next(iter(self.updates)) if len(self.updates) == 1 and not self.gates else None
+        """The dense layer, of fewer sums, that adds the units up, if all they do is in it and each is one input."""
+        if len(self.updates) != 1 or self.gates:
+            return None
+        ((layer, edge),) = self.updates.items()
+        if edge.value.ndim != 2 or self.positions[edge.node].shape[1] != 1 or update_of(layer, edge.node) is not dense:
+            return None
+        weight: fx.Node = layer.args[1]  # type: ignore[assignment]
+        return layer if weight.meta["val"].shape[0] < self.unit_set.size else None
 
     def loss_of_sums(self, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:
         """The loss of the batch from the values behind the units."""
@@ -171,11 +177,12 @@ class Candidates:
         given = [values[node].clone() if node in self.updates else values[node] for node in self.given]
         return self.gated.loss_function(outputs(self.gated.units.captured, self.code(*given, *folded)), batch.targets)
 
-    def added(self, layer: fx.Node, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
-        """What each of M units adds to a layer's sums z, per unit of its gate [M, *z.shape]."""
-        nothing = torch.zeros_like(values[layer])
-        update = self._update(layer, values | {layer: nothing}, g, units, torch.ones_like(units, dtype=g.dtype))
-        return update(torch.arange(len(units), device=g.device)).reshape(len(units), *nothing.shape)
+    def summed(self, layer: fx.Node, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Of M units what the layer takes, [N, M], and what it makes of it, by their weights [O, M]."""
+        edge = self.updates[layer]
+        places = self.positions[edge.node].to(units.device)[units - self.start, 0]
+        weight: Tensor = values[layer.args[1]]  # type: ignore[index]
+        return self._operand(edge, values, g)[:, places], weight[:, places]
 
     def stays_apart(self, g: Tensor, units: Tensor) -> bool:
         """Whether candidates run together give what each gives alone, tried on a few samples: no sum over samples.
@@ -234,17 +241,21 @@ class Candidates:
     ) -> Callable[[Tensor], Tensor]:
         """The layer's results for some of the candidates."""
         edge = self.updates[layer]
-        operand = values[edge.node.all_input_nodes[0]]
-        others = g.clone()
-        others[self.start : self.start + self.unit_set.size] = 1
-        factors = self.gated.graph.factors(edge, others)  # of other sets along the same dimension
-        operand = operand if bool((factors == 1).all()) else operand * edge.shape(factors)
+        operand = self._operand(edge, values, g)
         given = fx.map_arg(arguments(layer), values.get) | {"input": operand}
         update_by = update_of(layer, edge.node)
         assert update_by is not None
         update, change = update_by(given, values[layer]), change.to(operand.dtype)
         positions = self.positions[edge.node].to(units.device)[units - self.start]
         return lambda part: update(positions[part], change[part])
+
+    def _operand(self, edge: Edge, values: dict[fx.Node, Any], g: Tensor) -> Tensor:
+        """What an edge's layer takes, without these units' gates but with those of others along the same dimension."""
+        operand: Tensor = values[edge.node.all_input_nodes[0]]
+        others = g.clone()
+        others[self.start : self.start + self.unit_set.size] = 1
+        factors = self.gated.graph.factors(edge, others)
+        return operand if bool((factors == 1).all()) else operand * edge.shape(factors)
 
     def _gate(
         self, edge: Edge, dim: int, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor

@@ -167,13 +167,13 @@ def score(
     {'0': tensor([-5., -5.], dtype=torch.float64)}
     """
     if choose("granularity", granularity, GRANULARITIES) == "weight":
-        scores = score_weights(model, data, loss, units, criterion or "obd", seed, max_memory)
+        scores = score_weights(model, data, loss, units, "obd" if criterion is None else criterion, seed, max_memory)
         flat = apply_threshold(torch.cat([one.flatten() for one in scores.values()]), threshold)
         pieces = torch.split(flat, [one.numel() for one in scores.values()])
         return {name: piece.reshape(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}
     units = require_units(find_units(model, first_inputs(data)) if units is None else units)
     gated = Gated(model, units, data, loss, seed, max_memory)
-    found = find_criterion(criterion or "oracle", gated)
+    found = find_criterion("oracle" if criterion is None else criterion, gated)
     return units.split(apply_threshold(saliency_of(found, gated, ones(model, units)), threshold).cpu())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,14 +46,37 @@ def diagonal(gated: Gated, g: Tensor) -> Tensor:
 
 
 def matrix(gated: Gated, g: Tensor) -> Tensor:
-    """∂²E/∂g∂g [K, K], float64: a product with the Hessian for each unit, many at a time."""
-    return torch.cat([columns for _, columns in _columns(gated, g, torch.arange(len(g), device=g.device))])
+    """∂²E/∂g∂g [K, K], float64: a product with the Hessian for each unit, many at a time.
+
+    Of the largest set with one dense layer behind it, the sums of that layer take these products in its units' place.
+    """
+    found = torch.zeros(len(g), len(g), dtype=torch.float64, device=g.device)
+    units = torch.arange(len(g), device=g.device)
+    stacks = [(stack, places) for stack, places in stacks_of(gated, g, units)[0] if stack.layer is not None]
+    largest = sorted(stacks, key=lambda pair: len(pair[1]))[-1:]
+    inner = largest[0][1] if largest else units[:0]
+    for some, columns in _columns(gated, g, units[~torch.isin(units, inner)]):
+        found[some], found[:, some] = columns, columns.T
+    for stack, _ in largest:
+        for batch in gated.cached:
+            values = gated.graph.trace(batch.frontier, g, stack.needed)
+            found[inner[:, None], inner] += batch.share * _block(stack, batch, values, g, inner)
+    return found
+
+
+def _block(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
+    """Σ_n o_nj o_nk w_jᵀ H_n w_k [M, M]."""
+    o, rows = _behind(stack, batch, values, g, units)
+    return sum(
+        (((o * w).T @ (o * row)).double() for some in rows for w, row in zip(*some, strict=True)), torch.zeros(())
+    )
 
 
 def _of_stack(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
-    layer = stack.layer
-    if layer is not None and values[layer].ndim == 2 and values[layer].shape[1] < len(units):
-        return _through_layer(stack, layer, batch, values, g, units)
+    if stack.layer is not None:
+        o, rows = _behind(stack, batch, values, g, units)
+        forms = sum((w[:, None] * row).sum(0) for w, row in rows)
+        return (o.square() * forms).double().sum(0)
     found = []
     for some in torch.split(units, max(1, stack.at_once(batch) // HELD)):
         gates = g[some].clone().requires_grad_()
@@ -61,21 +85,28 @@ def _of_stack(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: T
     return torch.cat(found)
 
 
-def _through_layer(
-    stack: Candidates, layer: fx.Node, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor
-) -> Tensor:
-    """Σ_n d_nkᵀ H_n d_nk, d_nk = o_nk w_k what unit k adds to the sums z [N, O] of the one layer behind it.
+def _behind(
+    stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor
+) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor]]]:
+    """What M units deliver, o [N, M], and some rows at a time of w [O, M] and of H_n w, [O, N, M].
 
-    H_n, the Hessian in sample n's sums, takes O products for all units together.
+    Unit k adds o_nk w_k to the sums z [N, O] of the one layer behind it, and H_n is the Hessian in sample n's sums: O
+    products for all units together.
     """
-    z = values[layer]
-    directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None].expand(-1, *z.shape)
-    inner = products(lambda sums: stack.loss_of_sums(batch, values | {layer: sums}), z, directions)  # [O, N, O]
-    found = []
-    for some in torch.split(units, stack.at_once(batch)):
-        added = stack.added(layer, values, g, some).transpose(0, 1)  # [N, M, O]
-        found.append(((added @ inner.transpose(0, 1)) * added).sum((0, 2)).double())
-    return torch.cat(found)
+    layer = stack.layer
+    assert layer is not None
+    z, (o, w) = values[layer], stack.summed(layer, values, g, units)
+
+    def loss(sums: Tensor) -> Tensor:
+        return stack.loss_of_sums(batch, values | {layer: sums})
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        at_once = max(1, stack.at_once(batch) // HELD)
+        for some in torch.split(torch.arange(len(w), device=z.device), at_once):
+            directions = torch.eye(len(w), dtype=z.dtype, device=z.device)[some, None].expand(-1, *z.shape)
+            yield w[some], products(loss, z, directions) @ w
+
+    return o, rows()
 
 
 def _columns(gated: Gated, g: Tensor, units: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -29,7 +29,7 @@ class WeightCriterion:
     Attributes:
         name: As users give it.
         saliency: The function.
-        needs_loss: Whether it looks at more than the weights.
+        needs_loss: Whether it looks at more than the weights: at data and a loss.
         in_loss_units: Whether it predicts the rise of the loss.
         compensates: Whether the weights that are left change with each removal.
     """
@@ -63,17 +63,18 @@ def weight_criteria() -> dict[str, WeightCriterion]:
     return dict(sorted(_CRITERIA.items()))
 
 
-def find_weight_criterion(name: str, loss: Any) -> WeightCriterion:
+def find_weight_criterion(name: str, data: Any, loss: Any) -> WeightCriterion:
     """The criterion of that name, with all that it needs given.
 
     Raises:
         ArgumentError: There is none of that name.
-        DataError: It needs a loss, and there is none.
+        DataError: It needs data and a loss, and there are none.
     """
     found = choose("criterion for granularity='weight'", name, weight_criteria())
-    if found.needs_loss and loss is None:
+    missing = [what for what, given in (("data", data), ("a loss", loss)) if given is None]
+    if found.needs_loss and missing:
         free = ", ".join(c.name for c in weight_criteria().values() if not c.needs_loss)
-        raise DataError(f"criterion {name!r} needs a loss; without one: {free}")
+        raise DataError(f"criterion {name!r} needs {' and '.join(missing)}; without them: {free}")
     return found
 
 
@@ -101,7 +102,7 @@ def score_weights(
     max_memory: int | str | None,
 ) -> Saliencies:  # fmt: skip
     """The saliency of every removable weight, by parameter; `secateur.score` with ``granularity="weight"``."""
-    found = find_weight_criterion(criterion, loss)
+    found = find_weight_criterion(criterion, data, loss)
     values = saliencies_of(found, weights_of(model, data, loss, units, seed, max_memory))
     return {name: one.cpu() for name, one in values.items()}
 

@@ -84,8 +84,7 @@ class Weights:
     @property
     def removable(self) -> list[str]:
         """Those whose single weights may be pruned: of two dimensions or more, so no biases and no norms' vectors."""
-        dims = {name: p.ndim for name, p in self.model.named_parameters()}
-        return [name for name in self.names if dims[name] > 1]
+        return [name for name, p in self._parameters().items() if p.ndim > 1]
 
     @property
     def loss(self) -> LossFunction:
@@ -100,8 +99,7 @@ class Weights:
 
     def present(self) -> Values:
         """The removable weights as they are now."""
-        named = dict(self.model.named_parameters())
-        return {name: named[name].detach().double() for name in self.removable}
+        return {name: p.detach().double() for name, p in self._parameters().items() if p.ndim > 1}
 
     def flat(self) -> Tensor:
         """The same in one vector [P], a copy."""
@@ -109,16 +107,16 @@ class Weights:
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """A vector [P] over the removable weights by parameter, in its shape."""
-        shapes = {name: u.shape for name, u in self.present().items()}
+        shapes = {name: p.shape for name, p in self._parameters().items() if p.ndim > 1}
         pieces = torch.split(flat, [shape.numel() for shape in shapes.values()])
         return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
 
     def put(self, flat: Tensor) -> None:
         """Change the model's removable weights to these [P]."""
-        named = dict(self.model.named_parameters())
+        parameters = self._parameters()
         with torch.no_grad():
             for name, u in self.split(flat).items():
-                named[name].copy_(u)
+                parameters[name].copy_(u)
 
     def shares(self) -> Iterator[tuple[float, Batch]]:
         """The batches, and each one's share of all samples."""
@@ -143,13 +141,13 @@ class Weights:
         """∂E/∂w, by one backward pass."""
         total = self._zeros()
         with self._differentiating():
-            for batch in self._batches:
+            for share, batch in self.shares():
                 leaves = leaves_of(self.model, self.names)
                 out = run_from(self.captured, self.model, batch.call, leaves)
                 loss = differentiable(self.loss, out, batch.targets)
                 found = backward([loss], [torch.ones_like(loss)], list(leaves.values()))
                 for name, one in zip(leaves, found, strict=True):
-                    total[name] += batch.size / self._n * one.double()
+                    total[name] += share * one.double()
         return total
 
     def ggn(self) -> Values:
@@ -179,8 +177,8 @@ class Weights:
             ArgumentError: One of the names is none of `names`.
             DataError: As `ggn`.
         """
-        named = {name: p for name, p in self.model.named_parameters() if name in self.names}
-        size = sum(choose("parameter", name, named).numel() for name in names)
+        parameters = self._parameters()
+        size = sum(choose("parameter", name, parameters).numel() for name in names)
         total = sample_weight(self.model).new_zeros(size, size, dtype=torch.float64)
         parts = [[n for n in names if n in some] for some in (self._apart.uses.of, self._apart.slow)]
         with self._differentiating():
@@ -205,12 +203,12 @@ class Weights:
         """
         total = self._zeros()
         with self._differentiating(), sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
-            for batch in self._batches:
+            for share, batch in self.shares():
                 values = values_of(self.captured, self.model, batch.call)
                 for name, one in second_derivatives(
                     self._apart.uses, self.names, values, batch, self.loss, self.memory
                 ):
-                    total[name] += batch.size / self._n * one
+                    total[name] += share * one
         return total
 
     def _at_once(self) -> int:
@@ -221,9 +219,11 @@ class Weights:
         fitting = self.memory // 8 // max(1, bytes_of(graph.nodes))
         return max(1, min(CHUNK, fitting, max(FEWEST, PIECE // max(1, pulled))))
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if name in self.names}
+
     def _zeros(self) -> Values:
-        named = dict(self.model.named_parameters())
-        return {name: torch.zeros_like(named[name], dtype=torch.float64) for name in self.names}
+        return {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self._parameters().items()}
 
     @contextlib.contextmanager
     def _differentiating(self) -> Iterator[None]:
