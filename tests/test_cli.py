@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from secateur import cli, load
+from secateur.bench import quadratic, single_weights
 from secateur.papers.training import logistic_network
 
 FACTORY = """
@@ -36,6 +38,21 @@ def normed():
 def nothing():
     return None
 
+def noisy():
+    print("building")
+    return network()
+
+def train(model):
+    print("training")
+    with torch.no_grad():
+        model[2].bias += 1
+
+def stop(model):
+    raise KeyboardInterrupt
+
+def wide(width):
+    return torch.nn.Linear(width, 2)
+
 value = 3
 """
 SHRINK = [
@@ -48,6 +65,9 @@ SHRINK = [
     "--out",
     "small.safetensors",
 ]
+WEIGHTS = [*SHRINK, "--remove-fraction", "0.5", "--granularity", "weight"]
+SCORE = ["score", *SHRINK[1:6]]
+PAIRS = ["interactions", *SHRINK[1:6]]
 
 
 @pytest.fixture
@@ -125,6 +145,31 @@ def test_score_lists_the_lowest_first(run):
         (("score", "my_models:network"), 2, "Missing option '--data'"),
         (("demo", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped IDX file"),
         (("prune",), 2, "No such command 'prune'"),
+        ((*SHRINK, "--remove-units", "2", "--refresh", "3"), 2, "refresh: is for ranking='quadratic'"),
+        ((*SHRINK, "--remove-units", "2", "--ranking", "quadratic", "--refresh", "0"), 2, "refresh: expected a number"),
+        ((*SHRINK, "--max-loss-increase", "1", "--ranking", "quadratic", "--swaps"), 2, "swaps: improve what a budget"),
+        ((*SHRINK, "--remove-units", "2", "--ranking", "quadratic", "--criterion", "oracle"), 2, "takes a criterion"),
+        ((*SHRINK, "--remove-units", "2", "--rounds", "2"), 2, "rounds: has no meaning with granularity='unit'"),
+        ((*SHRINK, "--remove-units", "2", "--retrain", "my_models:train"), 2, "retrain: has no meaning with granu"),
+        ((*SHRINK, "--remove-units", "2", "--retrain", "train"), 2, "'train': expected package.module:function"),
+        ((*SHRINK, "--remove-units", "2", "--granularity", "layer"), 2, "Invalid value for '--granularity'"),
+        ((*WEIGHTS, "--rounds", "0"), 2, "rounds: expected a number above 0, got 0"),
+        ((*WEIGHTS, "--criterion", "taylor1"), 2, "unknown weight criterion 'taylor1'; one"),
+        (("score", "my_models:wide", "--data", "x"), 2, "'my_models:wide': expected a function without arguments"),
+        ((*SCORE, "--criterion", "best"), 2, "unknown criterion 'best'; one of: activation,"),
+        ((*SCORE, "--threshold", "mode"), 2, "unknown threshold 'mode'; one of: mean, median"),
+        ((*PAIRS, "--curvature", "oracle"), 2, "unknown curvature 'oracle'; one of: ggn, fisher, hessian"),
+        ((*PAIRS, "--most", "0"), 2, "should be greater than or equal to 1"),
+        ((*PAIRS[:-2],), 1, "a loss"),
+        (("interactions", "my_models:none", "--data", "x", "--out", "a.svg"), 2, "a.svg: pictures are written as .png"),
+        (("interactions", "my_models:none", "--data", "x", "--out", "no/a.png"), 1, "no/a.png: cannot be written (No"),
+        (("bench", "oracle", "--out", "no/a.png"), 1, "no/a.png: cannot be written (No such file or directory)"),
+        (("bench", "optimisers", "--out", "no/a.png"), 1, "no/a.png: cannot be written (No such file or directory)"),
+        (("bench", "oracle", "--runs", "0"), 2, "should be greater than or equal to 1"),
+        (("bench", "curvature", "--samples", "0"), 2, "should be greater than or equal to 1"),
+        (("bench", "quadratic", "--seeds", "0"), 2, "should be greater than or equal to 1"),
+        (("bench", "quadratic", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped"),
+        (("bench", "weights", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_on_stderr_with_its_exit_code(run, tmp_path, words, code, text):
@@ -201,7 +246,138 @@ def test_arrays_of_other_names_are_refused(run, tmp_path):
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "shrink", "score", "inspect", "bench"))
+    assert all(name in out for name in ("demo", "shrink", "score", "inspect", "interactions", "bench"))
+    code, out, _ = run("bench", "--help")
+    assert code == 0
+    assert all(name in out for name in ("oracle", "curvature", "quadratic", "weights", "optimisers"))
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (("shrink",), ("--refresh", "--swaps", "--granularity", "--retrain", "--rounds")),
+        (("score",), ("--granularity",)),
+        (("interactions",), ("--curvature", "--out", "--most", "--json")),
+        (("bench", "quadratic"), ("--seeds", "--mnist", "--json")),
+    ],
+)
+def test_help_says_what_each_option_is_for(run, words, options):
+    code, out, err = run(*words, "--help")
+    lines = [line.strip("│ ") for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    for option in options:
+        (line,) = (line for line in lines if line.startswith(f"{option} "))
+        assert len(line.split()) > 2
+
+
+def test_the_quadratic_ranking_on_the_command_line(run):
+    code, out, err = run(
+        *SHRINK, "--remove-units", "3", "--ranking", "quadratic", "--swaps", "--refresh", "2", "--json"
+    )
+    data = json.loads(out)
+    assert (code, err, data["removed"]) == (0, "", 3)
+    assert data["swaps"].keys() == {"number", "before", "after"}
+    assert data["swaps"]["after"] <= data["swaps"]["before"]
+    code, out, _ = run(*SHRINK, "--remove-units", "3", "--ranking", "quadratic")
+    assert code == 0
+    assert "3 of 6 units removed, ggn / quadratic" in out
+
+
+def test_single_weights_on_the_command_line(run, tmp_path):
+    code, out, err = run(*WEIGHTS, "--rounds", "2", "--retrain", "my_models:train", "--json")
+    data = json.loads(out)
+    assert (code, data["removed"], data["swaps"]) == (0, 21, None)
+    assert sum(map(len, data["kept"].values())) == 21
+    assert data["artifact"]["bytes"] == (tmp_path / "small.safetensors").stat().st_size
+    assert err == "training\n" * 2
+    small = load(tmp_path / "small.safetensors", logistic_network([4, 6, 3]).double())
+    assert sum(int((p == 0).sum()) for p in (small[0].weight, small[2].weight)) == 21
+    assert (small[2].bias == 2).all()
+    code, out, _ = run(*WEIGHTS)
+    assert code == 0
+    assert "21 of 42 weights removed, obd\n" in out
+
+
+def test_what_the_users_code_prints_is_not_among_the_json(run):
+    code, out, err = run("inspect", "my_models:noisy", "--json")
+    assert (code, err) == (0, "building\n")
+    assert len(json.loads(out)["sets"]) == 1
+    assert run("inspect", "my_models:noisy")[1].startswith("building\n1 unit sets")
+
+
+def test_an_interrupt_while_training_leaves_no_file(run, tmp_path):
+    before = set(tmp_path.iterdir())
+    code, out, err = run(*WEIGHTS, "--retrain", "my_models:stop", "--json")
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before
+
+
+def test_the_scores_of_weights_are_summed_up_by_parameter(run):
+    code, out, _ = run(*SCORE, "--granularity", "weight")
+    head, first, last = [line.split() for line in out.splitlines()]
+    assert (code, head) == (0, ["parameter", "weights", "least", "quarter", "median", "three", "quarters", "largest"])
+    assert (first[:2], last[:2]) == (["0.weight", "24"], ["2.weight", "18"])
+    code, out, _ = run(*SCORE, "--granularity", "weight", "--json")
+    scores = torch.tensor(json.loads(out)["2.weight"])
+    assert scores.shape == (3, 6)
+    assert [float(last[2]), float(last[-1])] == pytest.approx([scores.min().item(), scores.max().item()], rel=5e-3)
+
+
+def test_drawn_scores_have_standard_errors_and_others_none(run):
+    code, out, _ = run(*SCORE, "--criterion", "fisher")
+    head, *rows = [line.split() for line in out.splitlines()]
+    assert (code, head) == (0, ["fisher", "±", "standard", "error", "unit", "set", "unit"])
+    assert all(0 < float(error) < 1 for _, error, *_ in rows)
+    assert len(rows) == 6
+    for options in (("--criterion", "ggn"), ("--criterion", "fisher", "--threshold", "mean")):
+        assert "±" not in run(*SCORE, *options)[1]
+
+
+def test_interactions_as_a_table_and_a_picture(run, tmp_path):
+    code, out, err = run(*PAIRS, "--most", "4", "--out", "pairs.png")
+    head, *rows = [line.split() for line in out.splitlines()]
+    assert (code, err, head) == (0, "", ["correlation", "interaction", "unit", "and", "unit"])
+    sizes = [abs(float(row[0])) for row in rows]
+    assert len(rows) == 4
+    assert sizes == sorted(sizes, reverse=True)
+    assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_interactions_as_json(run):
+    code, out, err = run(*PAIRS, "--curvature", "hessian", "--json")
+    data = json.loads(out)
+    matrix = torch.tensor(data["matrix"])
+    assert (code, err, data["units"]) == (0, "", [["0", k] for k in range(6)])
+    assert torch.equal(matrix, matrix.T)
+    assert matrix.diagonal().all()
+
+
+def test_interactions_of_one_unit_are_none(run, tmp_path):
+    (tmp_path / "one.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 3))\n"
+    )
+    code, out, _ = run("interactions", "one:net", *PAIRS[2:], "--out", "one.png")
+    assert (code, len(out.splitlines())) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["quadratic", "weights"])
+def test_a_benchmark_prints_what_was_measured_and_its_rows(run, monkeypatch, name):
+    made = {
+        "quadratic": [quadratic.Row("4-6-3", "oracle", 0.9512, 0.9, 0.8, 0.7, 34.0, 0.01234, 5678.9, 2.0, 0.5, 0.25)],
+        "weights": [single_weights.Row("obd", 0, 0.9512, 0.9, 0.8, 0.7, 0.6, 0.5, 65.31, 12257, 39.79)],
+    }[name]
+    module = {"quadratic": quadratic, "weights": single_weights}[name]
+    monkeypatch.setattr(module, "compare", lambda *_, **__: made)
+    code, out, err = run("bench", name)
+    title, _, head, row = out.splitlines()
+    assert (code, err) == (0, "")
+    assert title.startswith(f"{name}: test accuracy on digits with that share of the ")
+    assert f"torch {torch.__version__}" in title
+    assert "50 %" in head
+    assert "0.951" in row
+    assert ("5,679" if name == "quadratic" else "12,257") in row
+    assert json.loads(run("bench", name, "--json")[1]) == {"rows": [asdict(made[0])]}
 
 
 def test_bench_prints_both_sides(run, tmp_path):

@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from secateur import SecateurError, reference
+from secateur import SecateurError
 from secateur.optim import TaylorRoot, curvature_of
+from secateur.reference import weight_ggn, weight_hessian
 from secateur.saliency.losses import find_loss
 
 
@@ -346,7 +347,7 @@ def network():
 
 
 X, T = torch.rand(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 3)
-DENSE = {"ggn": reference.weight_ggn, "hessian": lambda *args: reference.weight_hessian(*args)[1]}
+DENSE = {"ggn": weight_ggn, "hessian": lambda *args: weight_hessian(*args)[1]}
 
 
 def dense_diagonal(network, kind, loss):
@@ -375,11 +376,13 @@ def test_the_curvature_is_that_of_the_reference_at_the_weights_of_each_call(netw
 
 def test_drawn_targets_give_the_gauss_newton_diagonal_in_expectation(network):
     curvature = curvature_of(network, X, "cross_entropy", "fisher")
-    draws = [torch.cat([h.flatten() for h in curvature(X, T)]) for _ in range(400)]
+    many = X.repeat(100, 1), T.repeat(100)
+    draws = torch.stack([torch.cat([h.flatten() for h in curvature(*many)]) for _ in range(25)])
     exact = torch.cat([h.flatten() for h in curvature_of(network, X, "cross_entropy")(X, T)])
     assert not torch.equal(draws[0], draws[1])
-    error = torch.stack(draws).std(0) / 20
-    assert ((torch.stack(draws).mean(0) - exact).abs() <= 5 * error + 1e-15).all()
+    error = draws.std(0) / 5
+    assert ((draws.mean(0) - exact).abs() <= 4 * error + 1e-15).all()
+    assert (error[2:] < 0.1 * exact[2:].max()).all()
 
 
 @pytest.mark.parametrize("kind", ["ggn", "fisher", "hessian"])

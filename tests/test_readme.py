@@ -14,7 +14,7 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert (tmp_path / "small.safetensors").stat().st_size <= 15_000
     assert "units removed, oracle / iterative" in capsys.readouterr().out
 

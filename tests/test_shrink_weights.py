@@ -63,7 +63,7 @@ def single() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dense": dense, "normed": Normed, "tied": Tied, "convolutional": convolutional, "single": single,
 }  # fmt: skip
-P = {"dense": 180, "normed": 400, "tied": 54, "convolutional": 280, "single": 18}  # weights of two dimensions or more
+P = {"dense": 180, "normed": 400, "tied": 54, "convolutional": 120, "single": 18}  # weights of two dimensions or more
 
 
 @cache
@@ -174,7 +174,9 @@ def check_sizes(result: Result, model: nn.Module, data: tuple[Tensor, Tensor], f
     assert result.save(folder / "a.safetensors") == result.after.bytes == (folder / "a.safetensors").stat().st_size
     assert isinstance(result.plan, WeightPlan)
     everything = {n: torch.ones_like(mask) for n, mask in masks.items()}
-    assert result.before.bytes == len(weights_to_bytes(model, everything, result.plan.inputs)) == result.plan.start.bytes
+    assert (
+        result.before.bytes == len(weights_to_bytes(model, everything, result.plan.inputs)) == result.plan.start.bytes
+    )
     for sizes, network in ((result.before, model), (result.after, result.model)):
         loss, accuracy = measured(network, data)
         assert sizes.loss == pytest.approx(loss, rel=1e-5)
@@ -183,7 +185,10 @@ def check_sizes(result: Result, model: nn.Module, data: tuple[Tensor, Tensor], f
         (s.removed, s.loss, s.accuracy, s.params, s.bytes) for s in steps_of(result)
     ]
     assert result.max_difference < 1e-5
-    loaded = sc.load(folder / "a.safetensors", randomise(copy.deepcopy(model)))
+    other = copy.deepcopy(model)
+    for tensor in other.state_dict().values():
+        tensor.fill_(1)
+    loaded = sc.load(folder / "a.safetensors", other)
     with torch.no_grad():
         assert torch.equal(loaded.eval()(data[0]), copy.deepcopy(result.model).eval()(data[0]))
     train(loaded.requires_grad_(True), steps=2)
@@ -246,7 +251,7 @@ def test_a_budget_of_bytes_takes_the_least_that_satisfies_it(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("budget", "removed"),
     [
-        (sc.Budget(params=200), 23),  # of 223
+        (sc.Budget(params=180), 23),  # of 203
         (sc.Budget(params=1000), 0),
         (sc.Budget(remove_units=7), 7),
         (sc.Budget(remove_units=0), 0),
@@ -295,22 +300,23 @@ def test_a_budget_of_quality_goes_as_far_as_it_allows_and_no_further(criterion: 
 def test_where_quality_allows_nothing_the_network_stays_whole() -> None:
     model = model_of("single")
     before = {name: p.clone() for name, p in model.named_parameters()}
-    calls: list[int] = []
-    data = samples()[0], measured_classes(model)
+    calls: list[nn.Module] = []
+    with torch.no_grad():
+        data = samples()[0], model(samples()[0])
     result = shrink(
-        model, "single", sc.Budget(max_accuracy_drop=0.0, max_loss_increase=0.0), data=data, criterion="magnitude",
-        retrain=lambda m: calls.append(1), rounds=3,
-    )  # fmt: skip
+        model,
+        "single",
+        sc.Budget(max_loss_increase=0.0),
+        data=data,
+        loss="squared_error",
+        retrain=calls.append,
+        rounds=3,
+    )
     assert result.curve == ()
     assert calls == []
     assert result.after == result.before
     assert all(torch.equal(p, before[name]) for name, p in result.model.named_parameters())
     assert "0 of 18 weights removed" in str(result)
-
-
-def measured_classes(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model(samples()[0]).argmax(1)
 
 
 def test_loss_and_accuracy_are_measured_on_the_validation_data(tmp_path: Path) -> None:
@@ -324,10 +330,10 @@ def test_loss_and_accuracy_are_measured_on_the_validation_data(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("budget", "text"),
     [
-        (sc.Budget(remove_fraction=1.0), "cannot be met: at most 178 of 180 units can be removed, which leaves 45 parameters"),
-        (sc.Budget(params=10), "Budget(params=10) cannot be met: at most 178 of 180 units can be removed, which leaves 45"),
-        (sc.Budget(bytes=100), "cannot be met: at most 178 of 180 units can be removed, which leaves 45 parameters and a file"),
-        (sc.Budget(remove_units=100, protect="0.*"), "at most 59 of 180 units can be removed, which leaves 164 parameters"),
+        (sc.Budget(remove_fraction=1.0), "at most 178 of 180 units can be removed, which leaves 25 parameters"),
+        (sc.Budget(params=10), "Budget(params=10) cannot be met: at most 178 of 180 units can be removed, which"),
+        (sc.Budget(bytes=100), "at most 178 of 180 units can be removed, which leaves 25 parameters and a file of 694"),
+        (sc.Budget(remove_units=100, protect="0.*"), "at most 59 of 180 units can be removed, which leaves 144"),
         (sc.Budget(params=10, max_loss_increase=0.5), "Budget(params=10) cannot be met: at most 178 of 180"),
     ],
     ids=str,
@@ -348,10 +354,15 @@ def test_a_size_that_quality_does_not_allow_says_how_far_quality_does() -> None:
     with pytest.raises(BudgetError) as caught:
         shrink(model, "dense", sc.Budget(remove_units=170, max_loss_increase=0.05))
     assert f"at most {last.removed} of 180 units can be removed within max_loss_increase=0.05" in str(caught.value)
-    assert f"which leaves {223 - last.removed} parameters and a file of {last.bytes:,} bytes" in str(caught.value)
+    assert f"which leaves {203 - last.removed} parameters and a file of {last.bytes:,} bytes" in str(caught.value)
 
 
 # ---------------------------------------------------------------- rounds and training
+
+
+def carefully(model: nn.Module) -> None:
+    """Training that lowers the loss."""
+    train(model, lambda p: torch.optim.Adam(p, 0.005), steps=30)
 
 
 def test_the_weights_left_fall_by_the_same_share_in_each_round_and_training_follows_each() -> None:
@@ -424,7 +435,7 @@ def test_with_quality_alone_rounds_of_training_remove_more_than_one() -> None:
     model = model_of("dense")
     train(model, steps=60)
     once, thrice = (
-        shrink(model, "dense", sc.Budget(max_loss_increase=0.02), retrain=train, rounds=n) for n in (1, 3)
+        shrink(model, "dense", sc.Budget(max_loss_increase=0.02), retrain=carefully, rounds=n) for n in (1, 3)
     )
     assert thrice.plan.removed > once.plan.removed > 0  # type: ignore[union-attr]
     assert thrice.after.loss - thrice.before.loss <= 0.02  # type: ignore[operator]
@@ -432,8 +443,11 @@ def test_with_quality_alone_rounds_of_training_remove_more_than_one() -> None:
 
 def test_training_that_does_harm_is_undone() -> None:
     model, rounds = model_of("normed"), list[dict[str, Tensor]]()
+    train(model, steps=80)
+    model.eval()
 
     def retrain(network: nn.Module) -> None:
+        carefully(network)
         if rounds:
             with torch.no_grad():
                 for p in network.parameters():
@@ -485,7 +499,7 @@ def test_the_table_adds_up() -> None:
     steps = steps_of(result)
     assert len(steps) == 20
     assert [s.removed for s in steps] == sorted({s.removed for s in steps})
-    assert [s.params for s in steps] == [223 - s.removed for s in steps]
+    assert [s.params for s in steps] == [203 - s.removed for s in steps]
     assert {s.round for s in steps} == {1, 2}
     units, scores = _made("dense", torch.float32)[1], None
     scores = sc.score(model_of("dense"), samples(), "cross_entropy", units, granularity="weight")
@@ -512,7 +526,9 @@ def test_without_data_and_loss_nothing_is_measured_and_quality_cannot_be_asked_f
     result = shrink(model_of("dense"), "dense", sc.Budget(remove_fraction=0.5), **options)
     assert {(r.loss, r.accuracy) for r in result.curve} == {(None, None)}
     assert result.plan.removed == 90  # type: ignore[union-attr]
-    with pytest.raises(ArgumentError, match="max_loss_increase needs the loss after each step, and it was not measured"):
+    with pytest.raises(
+        ArgumentError, match="max_loss_increase needs the loss after each step, and it was not measured"
+    ):
         shrink(model_of("dense"), "dense", sc.Budget(max_loss_increase=0.5), **options)
 
 
@@ -526,24 +542,15 @@ def test_evaluating_counts_batches_by_their_samples() -> None:
 
 
 def test_a_copy_that_computes_something_else_is_not_handed_out() -> None:
-    class Counting(nn.Linear):
-        """Adds the number of its copies."""
-
-        copies = 0
-
-        def __deepcopy__(self, memo: Any) -> Counting:
-            twin = Counting(6, 3)
-            twin.load_state_dict(self.state_dict())
-            twin.copies = self.copies + 1
+    class Doubling(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Doubling:
+            twin = Doubling(6, 3)
+            twin.load_state_dict({name: 2 * value for name, value in self.state_dict().items()})
             return twin
 
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + self.copies
-
+    budget = sc.Budget(remove_units=2)
     with pytest.raises(VerificationError, match="Nothing was made"):
-        sc.shrink(
-            Counting(6, 3), samples(), "cross_entropy", sc.Budget(remove_units=2), granularity="weight", progress=False
-        )
+        sc.shrink(Doubling(6, 3), samples(), "cross_entropy", budget, granularity="weight", progress=False)
 
 
 class Uncopied(nn.Linear):
@@ -563,20 +570,18 @@ class Uncopied(nn.Linear):
         ({"rounds": True}, ArgumentError, "rounds: expected a number above 0, got True"),
         ({"rounds": 1.5}, ArgumentError, "rounds: expected a number above 0, got 1.5"),
         ({"retrain": True}, ArgumentError, "retrain: expected a function of the model, got True"),
-        ({"criterion": "oracle"}, ArgumentError, "unknown criterion for granularity='weight' 'oracle'; one of: magnitude"),
-        ({"criterion": ""}, ArgumentError, "unknown criterion for granularity='weight' ''; one of: magnitude"),
+        ({"criterion": "oracle"}, ArgumentError, "weight criterion 'oracle'; one of: magnitude, obd"),
+        ({"criterion": ""}, ArgumentError, "unknown weight criterion ''; one of: magnitude"),
         ({"granularity": "unit", "retrain": train}, ArgumentError, "retrain: has no meaning with granularity='unit'"),
         ({"granularity": "unit", "rounds": 2}, ArgumentError, "rounds: has no meaning with granularity='unit'"),
         ({"granularity": "layer"}, ArgumentError, "unknown granularity 'layer'; one of: unit, weight"),
         ({"loss": None}, DataError, "criterion 'obd' needs a loss; without them: magnitude, random"),
-        ({"criterion": "obs", "max_memory": "100 kB"}, ArgumentError, "the inverse Hessian of 180 weights takes 777.6 kB"),
+        ({"criterion": "obs", "max_memory": "100 kB"}, ArgumentError, "inverse Hessian of 180 weights takes 777.6 kB"),
         ({"model": Uncopied(6, 3), "units": None}, ModelError, "Uncopied cannot be copied (TypeError: no copies)"),
         ({"model": nn.BatchNorm1d(6).eval(), "units": None}, ModelError, "no parameter of two dimensions or more"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_of_weights_is_refused(
-    options: dict[str, Any], error: type[Exception], text: str
-) -> None:
+def test_what_cannot_be_asked_of_weights_is_refused(options: dict[str, Any], error: type[Exception], text: str) -> None:
     given: dict[str, Any] = {
         "model": model_of("dense"), "data": samples(), "loss": "cross_entropy", "granularity": "weight",
         "budget": sc.Budget(remove_fraction=0.5), "units": _made("dense", torch.float32)[1], "progress": False,

@@ -61,7 +61,7 @@ MaxMemory = Annotated[
 ]
 Criterion = Annotated[
     str | None,
-    typer.Option(help="how saliency is computed; oracle if left out, of a quadratic ranking ggn, of weights obd"),
+    typer.Option(help="oracle if left out; of a quadratic ranking ggn, with refresh hessian; of weights obd"),
 ]
 Granularity = Annotated[
     Literal["unit", "weight"], typer.Option(help="unit: neurons, channels, heads; weight: single weights, set to zero")

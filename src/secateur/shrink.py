@@ -76,7 +76,8 @@ class Result:
 
     def __str__(self) -> str:
         sizes = f"before  {self.before}\nafter   {self.after}"
-        return f"{self.plan}\n\n{sizes}\ncut and gated differ by {self.max_difference:.1e}\n{self._form()}"
+        two = "cut and gated" if isinstance(self.plan, Plan) else "it and the graph with masked weights"
+        return f"{self.plan}\n\n{sizes}\n{two} differ by {self.max_difference:.1e}\n{self._form()}"
 
     def _form(self) -> str:
         if not self.captured:

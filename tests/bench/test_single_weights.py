@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from secateur.bench import single_weights
 from secateur.papers.data import digits
@@ -14,12 +16,12 @@ FEW = replace(digits(), **{part: tuple(t[:100] for t in getattr(digits(), part))
 
 @pytest.fixture(scope="module")
 def compared():
-    return single_weights.compare(FEW, 60, (10,), ("obd", "random"), 12, progress=False)
+    return single_weights.compare(FEW, 120, (30,), ("obd", "random"), 8, progress=False)
 
 
 def test_each_criterion_is_tried_without_and_with_training(compared):
     assert [(row.criterion, row.retrained) for row in compared] == [
-        ("obd", 0), ("random", 0), ("obd", 4), ("random", 4)
+        ("obd", 0), ("random", 0), ("obd", 8), ("random", 8)
     ]  # fmt: skip
 
 
@@ -31,6 +33,26 @@ def test_all_begin_at_the_same_network_and_obd_does_less_harm_than_chance(compar
         assert obd.within_1pt > chance.within_1pt
 
 
+def test_training_in_between_makes_up_for_much(compared):
+    without, trained = compared[0], compared[2]
+    assert trained.at_80 > without.at_80
+    assert trained.within_1pt > without.within_1pt + 10
+
+
+def test_the_largest_share_is_that_of_the_last_round_within_a_point(monkeypatch):
+    rounds = [(20, 0.895, 700), (40, 0.5, 500), (60, 0.89, 300), (98, 0.88, 100)]
+    curve = [Namespace(removed=removed, accuracy=accuracy, bytes=size) for removed, accuracy, size in rounds]
+    whole = Namespace(accuracy=0.9, bytes=1000)
+    result = Namespace(curve=curve, before=whole, plan=Namespace(sizes={"a": 60, "b": 40}))
+    monkeypatch.setattr(single_weights, "shrink", lambda *_, **__: result)
+    row = single_weights._row(nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 10)), FEW, "obd", 0, 4)
+    assert (row.within_1pt, row.bytes, row.of_dense) == (60, 300, 30)
+    assert (row.start, row.at_50, row.at_98) == (0.9, 0.89, 0.88)
+    curve[0].accuracy = curve[2].accuracy = 0.1
+    row = single_weights._row(nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 10)), FEW, "obd", 0, 4)
+    assert (row.within_1pt, row.bytes, row.of_dense) == (0, 1000, 100)
+
+
 def test_the_bytes_are_those_of_the_largest_share_within_a_point(compared):
     dense = compared[0].bytes / compared[0].of_dense
     for row in compared:
@@ -39,6 +61,6 @@ def test_the_bytes_are_those_of_the_largest_share_within_a_point(compared):
 
 
 def test_accuracies_are_those_of_the_first_round_that_has_removed_so_many():
-    step = type("Step", (), {"__init__": lambda self, removed, accuracy: self.__dict__.update(locals())})
-    result = type("Result", (), {"curve": [step(5, 0.9), step(8, 0.7), step(9, 0.4)]})
-    assert [single_weights._at(result, removed) for removed in (4, 5, 5.5, 9)] == [0.9, 0.9, 0.7, 0.4]
+    curve = [Namespace(removed=removed, accuracy=accuracy) for removed, accuracy in ((5, 0.9), (8, 0.7), (9, 0.4))]
+    found = [single_weights._at(Namespace(curve=curve), removed) for removed in (4, 5, 5.5, 9)]
+    assert found == [0.9, 0.9, 0.7, 0.4]

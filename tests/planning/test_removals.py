@@ -77,7 +77,15 @@ def test_the_surgeon_takes_the_least_salient_of_those_left_and_what_each_cost_is
 
 @pytest.mark.parametrize(
     ("left", "limits", "number"),
-    [([1] * 6, (1, 2), 3), ([1, 1, 1, 1, 0, 1], (4, 2), 5), ([1, 0, 0, 0, 1, 1], (4, 1), 2), ([1] * 6, (0, 0), 0)],
+    [
+        ([1] * 6, (1, 2), 3),
+        ([1] * 6, (1, 1), 2),
+        ([1] * 6, (2, 2), 4),
+        ([1] * 6, (3, 1), 4),
+        ([1, 1, 1, 1, 0, 1], (4, 2), 5),
+        ([1, 0, 0, 0, 1, 1], (4, 1), 2),
+        ([1] * 6, (0, 0), 0),
+    ],
 )
 def test_the_surgeon_too_takes_no_more_of_a_parameter_than_it_may_lose(
     left: list[int], limits: tuple[int, int], number: int

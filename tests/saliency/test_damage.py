@@ -232,7 +232,7 @@ ALL = "magnitude, obd, obd_fisher, obd_ggn, obd_recursion, obs, random"
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"criterion": "oracle"}, ArgumentError, f"unknown criterion for granularity='weight' 'oracle'; one of: {ALL}"),
+        ({"criterion": "oracle"}, ArgumentError, f"unknown weight criterion 'oracle'; one of: {ALL}"),
         ({"granularity": "layer"}, ArgumentError, "unknown granularity 'layer'; one of: unit, weight"),
         ({"threshold": "max"}, ArgumentError, "unknown threshold 'max'; one of: mean, median"),
         ({"loss": None}, DataError, "criterion 'obd' needs a loss; without them: magnitude, random"),
@@ -251,7 +251,7 @@ ALL = "magnitude, obd, obd_fisher, obd_ggn, obd_recursion, obs, random"
             "it is NaN on this data",
         ),
         (
-            {"loss": lambda o, t: (o - o.detach()).square().sum().sqrt(), "criterion": "obd"},
+            {"loss": lambda o, _: (o - o.detach()).square().sum().sqrt(), "criterion": "obd"},
             DataError,
             "criterion 'obd' gave NaN: the loss or its derivative is NaN on this data",
         ),

@@ -361,7 +361,7 @@ def test_other_operations_are_refused_by_name(name: str) -> None:
     )
     assert str(caught.value).endswith(
         "), only to pointwise operations, sums with weights, averages, and operations that move values; "
-        "criterion='hessian' takes any"
+        "criterion='hessian', of weights 'obd', takes any"
     )
 
 

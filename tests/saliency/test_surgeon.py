@@ -19,7 +19,7 @@ from secateur.structure.capture import Captured, capture
 
 @cache
 def made(loss: str = "squared_error") -> tuple[nn.Module, tuple[Tensor, Tensor], Captured, Tensor]:
-    """A network, its data, its graph and H with the ridge over all 18 weights of two dimensions."""
+    """A network, its data, its graph and H with the ridge over all 20 weights of two dimensions."""
     torch.manual_seed(0)
     model = randomise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2, bias=False)).double().eval())
     x, t = torch.randn(30, 3, dtype=torch.float64), torch.rand(30, 2, dtype=torch.float64)
@@ -137,7 +137,8 @@ def test_more_weights_than_memory_holds_a_matrix_for_are_refused() -> None:
     with pytest.raises(ArgumentError) as caught:
         Surgeon(weights(max_memory=3 * 8 * 20**2 - 1))
     assert str(caught.value) == (
-        "criterion 'obs': the inverse Hessian of 20 weights takes 9.6 kB, max_memory is 9.6 kB; use 'obd', or remove units"
+        "criterion 'obs': the inverse Hessian of 20 weights takes 9.6 kB, max_memory is 9.6 kB; "
+        "use 'obd', or remove units"
     )
 
 

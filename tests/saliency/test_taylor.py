@@ -580,7 +580,7 @@ def test_an_operation_between_outputs_is_refused_by_name() -> None:
         score(model, (x, t), "squared_error", criterion="taylor2")
     assert str(caught.value) == (
         "second-derivative back-propagation does not apply to softmax (softmax), only to pointwise operations, sums "
-        "with weights, averages, and operations that move values; criterion='hessian' takes any"
+        "with weights, averages, and operations that move values; criterion='hessian', of weights 'obd', takes any"
     )
     got = score(model, (x, t), "squared_error", criterion="hessian")
     assert_close(torch.cat(list(got.values())), exact(model, x, t, "squared_error"))

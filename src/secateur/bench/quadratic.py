@@ -25,8 +25,8 @@ LOSS = "squared_error"
 HIDDEN = ((100,), (50, 50))
 WAYS: dict[str, dict[str, Any]] = {
     "oracle, iterative": {"criterion": "oracle"},
-    "quadratic, one pass": {"ranking": "quadratic"},
-    "quadratic, refresh=10": {"ranking": "quadratic", "refresh": 10},
+    "quadratic, ggn": {"ranking": "quadratic", "criterion": "ggn"},
+    "quadratic, ggn, refresh=10": {"ranking": "quadratic", "criterion": "ggn", "refresh": 10},
     "quadratic, hessian": {"ranking": "quadratic", "criterion": "hessian"},
     "quadratic, hessian, refresh=10": {"ranking": "quadratic", "criterion": "hessian", "refresh": 10},
     "quadratic, fisher": {"ranking": "quadratic", "criterion": "fisher"},

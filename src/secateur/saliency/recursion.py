@@ -196,7 +196,7 @@ def _refusal(node: fx.Node) -> str:
     known = "pointwise operations, sums with weights, averages, and operations that move values"
     return (
         f"second-derivative back-propagation does not apply to {name_of(call)} ({call.name}), only to {known}; "
-        "criterion='hessian' takes any"
+        "criterion='hessian', of weights 'obd', takes any"
     )
 
 

@@ -70,7 +70,7 @@ def find_weight_criterion(name: str, data: Any, loss: Any) -> WeightCriterion:
         ArgumentError: There is none of that name.
         DataError: It needs data and a loss, and there are none.
     """
-    found = choose("criterion for granularity='weight'", name, weight_criteria())
+    found = choose("weight criterion", name, weight_criteria())
     missing = [what for what, given in (("data", data), ("a loss", loss)) if given is None]
     if found.needs_loss and missing:
         free = ", ".join(c.name for c in weight_criteria().values() if not c.needs_loss)
