@@ -83,7 +83,7 @@ def compare(
     """All rows.
 
     Args:
-        samples: Of the networks' data; at most 500 for the Hessian in the gates.
+        samples: Of the networks' data; at most 2,000 for the Hessian in the gates.
         runs: Of each side, of which the median is taken.
         dtype: Of weights and data.
         folder: With MNIST's files; None for random pixels.
@@ -95,7 +95,7 @@ def compare(
     """
     if has_backpack(zoo):
         yield from of_weights(samples, runs, dtype, folder, progress)
-    yield from of_gates(min(500, samples), runs, dtype, folder, progress)
+    yield from of_gates(min(2_000, samples), runs, dtype, folder, progress)
     yield from of_passes(samples, runs, dtype, progress)
 
 

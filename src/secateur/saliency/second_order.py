@@ -66,16 +66,18 @@ def matrix(gated: Gated, g: Tensor) -> Tensor:
 
 def _block(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
     """Σ_n o_nj o_nk w_jᵀ H_n w_k [M, M]."""
-    o, rows = _behind(stack, batch, values, g, units)
-    return sum(
-        (((o * w).T @ (o * row)).double() for some in rows for w, row in zip(*some, strict=True)), torch.zeros(())
-    )
+    o, w, rows = _behind(stack, batch, values, g, units)
+    total = torch.zeros(len(units), len(units), dtype=torch.float64, device=o.device)
+    for some, row in rows:
+        for mine, of_output in zip(w[some], row, strict=True):
+            total += (o * mine).T @ (o * (of_output @ w))
+    return total
 
 
 def _of_stack(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
     if stack.layer is not None:
-        o, rows = _behind(stack, batch, values, g, units)
-        forms = sum((w[:, None] * row).sum(0) for w, row in rows)
+        o, w, rows = _behind(stack, batch, values, g, units)
+        forms = sum(row.transpose(0, 1).flatten(1) @ (w[some, None] * w).flatten(0, 1) for some, row in rows)
         return (o.square() * forms).double().sum(0)
     found = []
     for some in torch.split(units, max(1, stack.at_once(batch) // HELD)):
@@ -87,8 +89,8 @@ def _of_stack(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: T
 
 def _behind(
     stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor
-) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor]]]:
-    """What M units deliver, o [N, M], and some rows at a time of w [O, M] and of H_n w, [O, N, M].
+) -> tuple[Tensor, Tensor, Iterator[tuple[Tensor, Tensor]]]:
+    """What M units deliver, o [N, M], their weights w [O, M], and some rows at a time of H_n, [O, N, O].
 
     Unit k adds o_nk w_k to the sums z [N, O] of the one layer behind it, and H_n is the Hessian in sample n's sums: O
     products for all units together.
@@ -104,9 +106,9 @@ def _behind(
         at_once = max(1, stack.at_once(batch) // HELD)
         for some in torch.split(torch.arange(len(w), device=z.device), at_once):
             directions = torch.eye(len(w), dtype=z.dtype, device=z.device)[some, None].expand(-1, *z.shape)
-            yield w[some], products(loss, z, directions) @ w
+            yield some, products(loss, z, directions)
 
-    return o, rows()
+    return o, w, rows()
 
 
 def _columns(gated: Gated, g: Tensor, units: Tensor) -> list[tuple[Tensor, Tensor]]:
