@@ -98,7 +98,7 @@ def find_criterion(name: str, gated: Gated) -> Criterion:
 GRANULARITIES = {"unit": "unit", "weight": "weight"}
 THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean,
-    "median": lambda values: values.quantile(0.5),  # of an even number the mean of the middle two
+    "median": lambda values: values.sort().values[[(len(values) - 1) // 2, len(values) // 2]].mean(),
 }
 
 
