@@ -15,9 +15,8 @@ import typer
 from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.bench import commands
-from secateur.bench.commands import Json, Picture, print_json
+from secateur.bench.commands import Json, Picture, experiment, print_json
 from secateur.errors import ArgumentError, SecateurError
-from secateur.papers import data as datasets
 from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
@@ -78,7 +77,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The main job on real digits: train, prune by every criterion, cut, save, load, compare."""
-    data, epochs = (datasets.digits(), 300) if mnist is None else (datasets.mnist(mnist), 15)
+    data, epochs = experiment(mnist)
     reports = run_demo(data, [[100], [50, 50]], out, epochs)
     if as_json:
         print_json({"networks": [report.to_json() for report in reports]})

@@ -107,7 +107,7 @@ def quadratic(
     as_json: Json = False,
 ) -> None:
     """The quadratic ranking beside the iterative oracle: accuracy, share removed within one point, time."""
-    data, epochs = _experiment(mnist)
+    data, epochs = experiment(mnist)
     rows = quadratics.compare(data, epochs, range(seeds))
     title = (
         f"quadratic: test accuracy on {data.name} with that share of the hidden units removed, {seeds} networks each"
@@ -118,7 +118,7 @@ def quadratic(
 @bench.command()
 def weights(mnist: Mnist = None, as_json: Json = False) -> None:
     """Optimal Brain Damage beside magnitude on single weights, without and with retraining, and the bytes written."""
-    data, epochs = _experiment(mnist)
+    data, epochs = experiment(mnist)
     rows = single_weights.compare(data, epochs)
     title = (
         f"weights: test accuracy on {data.name} with that share of the weights removed, {single_weights.ROUNDS} rounds"
@@ -138,7 +138,8 @@ def optimisers(out: Picture = None, as_json: Json = False) -> None:
         typer.echo(training.summary(runs))
 
 
-def _experiment(mnist: Path | None) -> tuple[datasets.Dataset, int]:
+def experiment(mnist: Path | None) -> tuple[datasets.Dataset, int]:
+    """The data and the epochs of the papers' networks: MNIST from its folder, or the digits."""
     return (datasets.digits(), 300) if mnist is None else (datasets.mnist(mnist), 15)
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from secateur.artifacts.safetensors import whole_file
-from secateur.reporting.plots import STYLES
+from secateur.reporting.plots import STYLES, write
 
 
 def training(
@@ -23,7 +22,7 @@ def training(
     Args:
         curves: Optimiser → lists `step`, `loss`, `accuracy`.
         title: Above the picture.
-        path: Where to write it; the extension says as what.
+        path: Where to write it, .png.
         error: What the loss is, with its unit.
 
     Raises:
@@ -47,5 +46,4 @@ def training(
     figure.suptitle(title, fontweight="bold")
     lines, names = panels[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format=os.path.splitext(path)[1][1:], dpi=130, metadata={"Software": None})
+    write(figure, path)

@@ -66,7 +66,7 @@ def degradation(
     figure.suptitle(title, fontweight="bold")
     lines, names = grid[0][0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False)
-    _write(figure, path)
+    write(figure, path)
 
 
 def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str]) -> None:
@@ -92,7 +92,7 @@ def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False)
-    _write(figure, path)
+    write(figure, path)
 
 
 def heat_map(correlations: Tensor, sets: Mapping[str, int], title: str, path: str | os.PathLike[str]) -> None:
@@ -119,7 +119,7 @@ def heat_map(correlations: Tensor, sets: Mapping[str, int], title: str, path: st
     panel.set_yticks(middles, list(sets))
     panel.set(title=title, xlabel="units by set", ylabel="units by set")
     figure.colorbar(image, label="correlation in the loss, $H_{jk} / \\sqrt{|H_{jj} H_{kk}|}$")
-    _write(figure, path)
+    write(figure, path)
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -140,7 +140,12 @@ def check_picture(path: str | os.PathLike[str]) -> None:
         raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
+def write(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """As PNG, whole or not at all.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
 

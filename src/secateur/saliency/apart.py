@@ -8,19 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.saliency.factors import Factor
+from secateur.saliency.factors import Factor, backward, float_outputs, only
 from secateur.saliency.per_sample import Uses, layouts
-from secateur.saliency.weight_runs import (
-    Together,
-    backward,
-    evaluate,
-    float_outputs,
-    leaves_of,
-    only,
-    run_from,
-    samples_of,
-    values_of,
-)  # fmt: skip
+from secateur.saliency.weight_runs import Together, evaluate, leaves_of, run_from, samples_of, values_of
 from secateur.structure.capture import Captured
 from secateur.structure.inputs import Call, batch_size
 from secateur.structure.run import tolerance

@@ -7,7 +7,7 @@ Jᵀ L J = Σ_v λ_v (Jᵀu_v)(Jᵀu_v)ᵀ.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -96,6 +96,28 @@ def sampled_factors(
 
 def _factor(outputs: Any, vector: Tensor) -> Factor:
     return Factor(vector.new_ones(len(vector)), [logits_of(outputs)], [vector])
+
+
+def float_outputs(returned: Any) -> list[Tensor]:
+    """The tensors among the outputs that can have a derivative."""
+    return [o for o in tree_leaves(returned) if isinstance(o, Tensor) and o.is_floating_point()]
+
+
+def backward(tensors: Sequence[Tensor], vectors: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+    """Σ uᵀ ∂o/∂x for each x; zero where nothing depends on it."""
+    pairs = [(t, u.to(t.dtype)) for t, u in zip(tensors, vectors, strict=True) if t.requires_grad]
+    if not pairs or not wanted:
+        return [torch.zeros_like(x) for x in wanted]
+    ends, starts = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(ends, wanted, starts, retain_graph=True, allow_unused=True, materialize_grads=True))
+
+
+def only(vectors: Sequence[Tensor], i: int) -> list[Tensor]:
+    """Zero but for sample i."""
+    kept = [torch.zeros_like(u) for u in vectors]
+    for whole, u in zip(kept, vectors, strict=True):
+        whole[i] = u[i]
+    return kept
 
 
 # ------------------------------------------------------------ one column at a time of a root of L_n

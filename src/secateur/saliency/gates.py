@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.errors import DataError, ModelError
 from secateur.saliency.data import CHUNK, Batch, batches
 from secateur.saliency.gated_graph import GatedGraph
-from secateur.saliency.losses import LossFunction, correct, differentiable, evaluate, find_loss
+from secateur.saliency.losses import LossFunction, differentiable, find_loss, given, measure
 from secateur.saliency.memory import bytes_held, bytes_of, memory_cap
 from secateur.structure.capture import check_finite
 from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
@@ -163,9 +163,7 @@ class Gated:
         Raises:
             DataError: No loss was given.
         """
-        if self._loss is None:
-            raise DataError("this needs a loss: a function(outputs, targets) or its name; None was given")
-        return self._loss
+        return given(self._loss)
 
     def losses(self, g: Tensor) -> Iterator[Tensor]:
         """E(g) in pieces that add up, one per batch; differentiable in g.
@@ -187,14 +185,9 @@ class Gated:
 
     def evaluate(self, g: Tensor) -> tuple[float, float | None]:
         """E(g) and the accuracy, None where there are no classes."""
-        total, right, predictions = 0.0, 0, 0
         with torch.no_grad():
-            for batch, out in self.narrowed(g)._outputs(g):
-                total += batch.share * evaluate(self.loss_function, out, batch.targets).double().item()
-                hits = correct(self.loss_function, out, batch.targets)
-                if hits is not None:
-                    right, predictions = right + int(hits.sum()), predictions + hits.numel()
-        return total, right / predictions if predictions else None
+            runs = self.narrowed(g)._outputs(g)
+            return measure(self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs))
 
     def _outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
         """What the network returns for each batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,6 +112,28 @@ LOSSES: dict[str, LossFunction] = {
 def find_loss(loss: str | LossFunction) -> LossFunction:
     """A loss by name, or the function given."""
     return loss if callable(loss) else choose("loss", loss, LOSSES)
+
+
+def given(loss: LossFunction | None) -> LossFunction:
+    """The same.
+
+    Raises:
+        DataError: There is none.
+    """
+    if loss is None:
+        raise DataError("this needs a loss: a function(outputs, targets) or its name; None was given")
+    return loss
+
+
+def measure(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None]:
+    """The mean loss and the accuracy, None where there are no classes, from batches' shares, outputs and targets."""
+    total, right, predictions = 0.0, 0, 0
+    for share, outputs, targets in runs:
+        total += share * evaluate(loss, outputs, targets).double().item()
+        hits = correct(loss, outputs, targets)
+        if hits is not None:
+            right, predictions = right + int(hits.sum()), predictions + hits.numel()
+    return total, right / predictions if predictions else None
 
 
 def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:

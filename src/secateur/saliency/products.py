@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Scalar = Callable[[Tensor], Tensor]
+HELD = 8  # values that two derivatives hold at a time, for each that is computed
 
 
 def products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
@@ -26,8 +28,7 @@ def products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
         [m, *x.shape], in x's dtype. Memory is that of m passes with their derivatives.
 
     Raises:
-        RuntimeError: An operation has no second derivative; of `scaled_dot_product_attention` only
-            ``sdpa_kernel(SDPBackend.MATH)`` has one.
+        RuntimeError: An operation has no second derivative.
 
     >>> products(lambda x: x[0] ** 2 * x[1], torch.tensor([1.0, 2.0]), torch.eye(2))
     tensor([[4., 2.],
@@ -35,7 +36,8 @@ def products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
     """
     if not len(directions):
         return torch.empty_like(directions)
-    with warnings.catch_warnings(), torch.enable_grad():
+    twice = sdpa_kernel(SDPBackend.MATH)  # the only attention that PyTorch differentiates twice
+    with warnings.catch_warnings(), torch.enable_grad(), twice:
         warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's, of slower operations
         for way in (_forward_over_reverse, _reverse_over_reverse):
             try:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from secateur.saliency.factors import backward, float_outputs, only
 from secateur.saliency.gated_graph import NotStackableError
 from secateur.saliency.gates import Cached, Gated
 from secateur.structure.run import difference, tolerance
@@ -34,13 +34,13 @@ def pullback(gated: Gated, batch: Cached, g: Tensor) -> tuple[Any, Pull]:
 
 def float_tensors(outputs: Any) -> list[Tensor]:
     """Those among the outputs that have a derivative."""
-    return [o for o in tree_leaves(outputs) if isinstance(o, Tensor) and o.requires_grad]
+    return [o for o in float_outputs(outputs) if o.requires_grad]
 
 
 def _together(gated: Gated, frontier: tuple[Any, ...], n: int, g: Tensor) -> tuple[Any, Pull]:
     gates = g.detach().repeat(n, 1).requires_grad_()
     out = gated.graph.run_each(frontier, gates)
-    return out, lambda tensors, vectors: _backward(tensors, vectors, gates)
+    return out, lambda tensors, vectors: backward(tensors, vectors, [gates])[0]
 
 
 def _one_by_one(gated: Gated, frontier: tuple[Any, ...], n: int, g: Tensor) -> tuple[Any, Pull]:
@@ -48,26 +48,9 @@ def _one_by_one(gated: Gated, frontier: tuple[Any, ...], n: int, g: Tensor) -> t
     out = gated.graph.run(frontier, gates)
 
     def pull(tensors: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
-        alone = ([_only(vector, i) for vector in vectors] for i in range(n))
-        return torch.stack([_backward(tensors, some, gates) for some in alone])
+        return torch.stack([backward(tensors, only(vectors, i), [gates])[0] for i in range(n)])
 
     return out, pull
-
-
-def _only(vector: Tensor, i: int) -> Tensor:
-    here = torch.zeros_like(vector)
-    here[i] = vector[i]
-    return here
-
-
-def _backward(tensors: Sequence[Tensor], vectors: Sequence[Tensor], gates: Tensor) -> Tensor:
-    pairs = [(t, v.to(t.dtype)) for t, v in zip(tensors, vectors, strict=True) if t.requires_grad]
-    if not pairs:
-        return torch.zeros_like(gates)
-    (found,) = torch.autograd.grad(
-        [t for t, _ in pairs], gates, [v for _, v in pairs], retain_graph=True, allow_unused=True
-    )
-    return torch.zeros_like(gates) if found is None else found
 
 
 def _samples_apart(gated: Gated, g: Tensor) -> bool:
@@ -80,10 +63,9 @@ def _samples_apart(gated: Gated, g: Tensor) -> bool:
         out, pull = _together(gated, frontier, n, g)
         tensors = float_tensors(out)
         vectors = [torch.linspace(1, 2, o.numel(), dtype=o.dtype, device=o.device).reshape(o.shape) for o in tensors]
-        each = [pull(tensors, [_only(v, i) for v in vectors]) for i in range(n)]
+        each = [pull(tensors, only(vectors, i)) for i in range(n)]
     except (NotStackableError, RuntimeError, IndexError):
         return False
-    alone = _one_by_one(gated, frontier, n, g)[1]
     shared_out, alone = _one_by_one(gated, frontier, n, g)
     expected = alone(float_tensors(shared_out), vectors)
     others = [row for i, rows in enumerate(each) for k, row in enumerate(rows) if k != i]

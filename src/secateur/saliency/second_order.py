@@ -13,9 +13,7 @@ from secateur.saliency.candidates import Candidates, stacks_of
 from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Cached, Gated, derivative
 from secateur.saliency.memory import bytes_of
-from secateur.saliency.products import products
-
-HELD = 8  # values of the suffix that two derivatives hold at a time, for each that it computes
+from secateur.saliency.products import HELD, products
 
 
 @criterion("hessian")
@@ -127,6 +125,5 @@ def _products(gated: Gated, g: Tensor, units: Tensor) -> Tensor:
         def loss(gates: Tensor, batch: Cached = batch) -> Tensor:
             return batch.share * gated.loss_function(gated.graph.run(batch.frontier, gates), batch.targets)
 
-        with sdpa_kernel(SDPBackend.MATH):
-            total += products(loss, g, directions).double()
+        total += products(loss, g, directions).double()
     return total

@@ -16,10 +16,8 @@ from secateur.saliency.losses import LossFunction
 from secateur.saliency.losses import evaluate as checked
 from secateur.saliency.memory import bytes_of
 from secateur.saliency.per_sample import Uses, summed_squares
-from secateur.saliency.products import products
+from secateur.saliency.products import HELD, products
 from secateur.saliency.weight_runs import evaluate, recompute
-
-HELD = 8  # values that two derivatives hold at a time, for each that is computed
 
 
 def second_derivatives(

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
-from secateur.saliency.factors import Factor
+from secateur.saliency.factors import Factor, backward, float_outputs, only
 from secateur.saliency.memory import bytes_held
 from secateur.saliency.per_sample import Uses, call, derivative_of, through
 from secateur.structure.capture import Captured
@@ -78,20 +77,6 @@ def run_from(captured: Captured, model: nn.Module, call: Call, leaves: Mapping[s
 def samples_of(call: Call, rows: slice) -> Call:
     """Some samples of a call."""
     return map_tensors(call, lambda tensor: tensor[rows] if tensor.ndim else tensor)
-
-
-def float_outputs(returned: Any) -> list[Tensor]:
-    """The tensors among the outputs that can have a derivative."""
-    return [o for o in tree_leaves(returned) if isinstance(o, Tensor) and o.is_floating_point()]
-
-
-def backward(tensors: Sequence[Tensor], vectors: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
-    """Σ uᵀ ∂o/∂x for each x; zero where nothing depends on it."""
-    pairs = [(t, u.to(t.dtype)) for t, u in zip(tensors, vectors, strict=True) if t.requires_grad]
-    if not pairs or not wanted:
-        return [torch.zeros_like(x) for x in wanted]
-    ends, starts = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(ends, wanted, starts, retain_graph=True, allow_unused=True, materialize_grads=True))
 
 
 class Together:
@@ -183,14 +168,6 @@ class Alone:
         outs = self._returned[0 if together else i]
         some = only(factor.vectors, i) if together else [u[i : i + 1] for u in factor.vectors]
         return backward([outs[self._places[id(t)]] for t in factor.tensors], some, [self._leaves[k] for k in names])
-
-
-def only(vectors: Sequence[Tensor], i: int) -> list[Tensor]:
-    """Zero but for sample i."""
-    kept = [torch.zeros_like(u) for u in vectors]
-    for whole, u in zip(kept, vectors, strict=True):
-        whole[i] = u[i]
-    return kept
 
 
 def recompute(captured: Captured, known: Mapping[fx.Node, Any], changed: Mapping[fx.Node, Any]) -> Any:

@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.errors import DataError, ModelError, choose
 from secateur.saliency.apart import Apart, find_apart
 from secateur.saliency.data import CHUNK, Batch, batches
-from secateur.saliency.factors import Factor, exact_factors, sampled_factors
-from secateur.saliency.losses import LossFunction, correct, differentiable, evaluate, find_loss
+from secateur.saliency.factors import Factor, backward, exact_factors, sampled_factors
+from secateur.saliency.losses import LossFunction, differentiable, find_loss, given, measure
 from secateur.saliency.memory import bytes_of, memory_cap
 from secateur.saliency.per_sample import Uses, summed_squares
 from secateur.saliency.weight_hessian import second_derivatives
-from secateur.saliency.weight_runs import Alone, Together, backward, leaves_of, run_from, samples_of, values_of
+from secateur.saliency.weight_runs import Alone, Together, leaves_of, run_from, samples_of, values_of
 from secateur.structure.capture import Captured, check_finite
 from secateur.structure.inputs import sample_weight
 from secateur.structure.rules.registry import name_of
@@ -93,9 +92,7 @@ class Weights:
         Raises:
             DataError: No loss was given.
         """
-        if self._loss is None:
-            raise DataError("this needs a loss: a function(outputs, targets) or its name; None was given")
-        return self._loss
+        return given(self._loss)
 
     def present(self) -> Values:
         """The removable weights as they are now."""
@@ -126,16 +123,13 @@ class Weights:
         """E and the accuracy; None where there is no data or no loss, or there are no classes."""
         if self._loss is None or not self._batches:
             return None, None
-        total, right, predictions = 0.0, 0, 0
         run = compile_graph(self.captured.graph)
+
+        def out(batch: Batch) -> Any:
+            return outputs(self.captured, run(*values_of(self.captured, self.model, batch.call)))
+
         with torch.no_grad():
-            for share, batch in self.shares():
-                out = outputs(self.captured, run(*values_of(self.captured, self.model, batch.call)))
-                total += share * evaluate(self.loss, out, batch.targets).double().item()
-                hits = correct(self.loss, out, batch.targets)
-                if hits is not None:
-                    right, predictions = right + int(hits.sum()), predictions + hits.numel()
-        return total, right / predictions if predictions else None
+            return measure(self.loss, ((share, out(batch), batch.targets) for share, batch in self.shares()))
 
     def gradient(self) -> Values:
         """∂E/∂w, by one backward pass."""
@@ -202,7 +196,7 @@ class Weights:
             DataError: The loss has no derivative.
         """
         total = self._zeros()
-        with self._differentiating(), sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
+        with self._differentiating():
             for share, batch in self.shares():
                 values = values_of(self.captured, self.model, batch.call)
                 for name, one in second_derivatives(
