@@ -90,7 +90,7 @@ def run(tmp_path, monkeypatch, capfd):
 def test_shrink_writes_a_network_within_the_budget_and_prints_the_trade_off(run, tmp_path):
     code, out, err = run(*SHRINK, "--remove-fraction", "0.5")
     assert (code, err) == (0, "")
-    assert "3 of 6 units removed, oracle / iterative" in out
+    assert "3 of 6 units removed, obs / iterative, measured after" in out
     small = load(tmp_path / "small.safetensors", logistic_network([4, 6, 3]).double())
     assert small[0].out_features == 3
 
@@ -145,7 +145,13 @@ def test_score_lists_the_lowest_first(run):
         (("score", "my_models:network"), 2, "Missing option '--data'"),
         (("demo", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped IDX file"),
         (("prune",), 2, "No such command 'prune'"),
-        ((*SHRINK, "--remove-units", "2", "--refresh", "3"), 2, "refresh: is for ranking='quadratic'"),
+        (
+            (*SHRINK, "--remove-units", "2", "--refresh", "3", "--no-compensate"), 2,
+            "refresh: is for ranking='quadratic' or compensate=True",
+        ),
+        ((*SHRINK, "--remove-units", "2", "--ridge", "0"), 2, "ridge: expected a number above 0"),
+        ((*SHRINK, "--remove-units", "2", "--ridge", "1", "--no-compensate"), 2, "ridge: is for compensate=True"),
+        ((*SHRINK, "--remove-units", "2", "--weighting", "all"), 2, "unknown weighting 'all'; one of: ggn, none"),
         ((*SHRINK, "--remove-units", "2", "--ranking", "quadratic", "--refresh", "0"), 2, "refresh: expected a number"),
         ((*SHRINK, "--max-loss-increase", "1", "--ranking", "quadratic", "--swaps"), 2, "swaps: improve what a budget"),
         ((*SHRINK, "--remove-units", "2", "--ranking", "quadratic", "--criterion", "oracle"), 2, "takes a criterion"),
@@ -255,7 +261,22 @@ def test_help_names_every_command(run):
 @pytest.mark.parametrize(
     ("words", "options"),
     [
-        (("shrink",), ("--refresh", "--swaps", "--granularity", "--retrain", "--rounds")),
+        (
+            ("shrink",),
+            (
+                "--refresh",
+                "--swaps",
+                "--granularity",
+                "--retrain",
+                "--rounds",
+                "--no-compensate",
+                "--no-compensate",
+                "--ridge",
+                "--weighting",
+                "--recalibrate",
+                "--add-bias",
+            ),
+        ),
         (("score",), ("--granularity",)),
         (("interactions",), ("--curvature", "--out", "--most", "--json")),
         (("bench", "quadratic"), ("--seeds", "--mnist", "--json")),

@@ -14,9 +14,9 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert (tmp_path / "small.safetensors").stat().st_size <= 15_000
-    assert "units removed, oracle / iterative" in capsys.readouterr().out
+    assert "units removed, obs / iterative, measured after" in capsys.readouterr().out
 
 
 def test_every_picture_and_file_the_readme_points_to_is_there():

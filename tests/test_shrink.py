@@ -21,7 +21,7 @@ REMOVABLE = [name for name in CASES if name != "one_unit"]
 
 
 def shrink(case: Case, budget: Any, **options: Any) -> Result:
-    given = {"data": (case.x, case.y), "loss": "cross_entropy", "progress": False} | options
+    given = {"data": (case.x, case.y), "loss": "cross_entropy", "progress": False, "compensate": False} | options
     return sc.shrink(case.model, budget=budget, **given)
 
 
@@ -140,7 +140,7 @@ def test_what_is_protected_is_whole_in_the_result() -> None:
 # ---------------------------------------------------------------- the result
 
 
-def test_the_defaults_are_the_oracle_ranked_again_after_each_removal() -> None:
+def test_without_compensation_the_defaults_are_the_oracle_ranked_again_after_each_removal() -> None:
     case = CASES["branches"]()
     result = shrink(case, sc.Budget(remove_units=4))
     assert (result.plan.criterion, result.plan.ranking) == ("oracle", "iterative")
@@ -255,7 +255,9 @@ def test_keyword_inputs_and_a_dict_with_logits_are_taken(
         "hugging face": [inputs | {"labels": y}],
     }.get(form, (inputs, y))
     example = {"example": inputs, "example in another order": dict(reversed(inputs.items()))}.get(form)
-    result = sc.shrink(model, data, "cross_entropy", sc.Budget(remove_units=3), example_inputs=example, progress=False)
+    result = sc.shrink(
+        model, data, "cross_entropy", sc.Budget(remove_units=3), example, progress=False, compensate=False
+    )
     with torch.no_grad():
         logits = result.model(**inputs)["logits"]
         kept = torch.tensor(result.plan.kept["a"])
@@ -452,7 +454,7 @@ ERRORS: dict[str, tuple[dict[str, Any], type[SecateurError], str]] = {
         DataError,
         "loss: expected the mean over the batch, one number, got (6,)",
     ),
-    "no loss": ({"loss": None}, DataError, "criterion 'oracle' needs a loss; without them: magnitude, random"),
+    "no loss": ({"loss": None}, DataError, "criterion 'obs' needs a loss; without them: magnitude, random"),
     "file too small": (
         {"budget": sc.Budget(bytes="0.1 kB")},
         BudgetError,
@@ -493,8 +495,8 @@ ERRORS: dict[str, tuple[dict[str, Any], type[SecateurError], str]] = {
     "criterion": (
         {"criterion": "best"},
         ArgumentError,
-        "unknown criterion 'best'; one of: activation, fisher, ggn, hessian, magnitude, oracle, random, taylor1, "
-        "taylor2",
+        "unknown criterion 'best'; one of: activation, fisher, ggn, hessian, magnitude, obs, oracle, random, "
+        "taylor1, taylor2",
     ),
     "ranking": ({"ranking": "best"}, ArgumentError, "unknown ranking 'best'; one of: single, iterative, quadratic"),
     "threshold": ({"threshold": "max"}, ArgumentError, "unknown threshold 'max'; one of: mean, median"),

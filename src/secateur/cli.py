@@ -60,7 +60,9 @@ MaxMemory = Annotated[
 ]
 Criterion = Annotated[
     str | None,
-    typer.Option(help="oracle if left out; of a quadratic ranking ggn, with refresh hessian; of weights obd"),
+    typer.Option(
+        help="obs if left out, to score oracle; of a quadratic ranking ggn, with refresh hessian; of weights obd"
+    ),
 ]
 Granularity = Annotated[
     Literal["unit", "weight"], typer.Option(help="unit: neurons, channels, heads; weight: single weights, set to zero")
@@ -112,10 +114,13 @@ def shrink(
     validation: Annotated[str | None, typer.Option(metavar="DATA", help="where loss and accuracy are measured")] = None,
     shortlist: Annotated[
         int | None,
-        typer.Option(help="with the iterative oracle: units evaluated exactly at each step, chosen by taylor1"),
+        typer.Option(
+            help="iterative: units evaluated exactly at each step, after compensation; of the oracle by taylor1"
+        ),
     ] = None,
     refresh: Annotated[
-        int | None, typer.Option(help="with the quadratic ranking: removals after which it begins again")
+        int | None,
+        typer.Option(help="removals after which a quadratic ranking begins again, or all weights are fitted again"),
     ] = None,
     swaps: Annotated[
         bool, typer.Option("--swaps", help="with the quadratic ranking: exchange units as long as that helps")
@@ -126,6 +131,19 @@ def shrink(
         typer.Option(metavar="package.module:function", help="with weights: trains the network it is given"),
     ] = None,
     rounds: Annotated[int, typer.Option(help="with weights: how often to score, remove and retrain")] = 1,
+    no_compensate: Annotated[
+        bool, typer.Option("--no-compensate", help="leave all other weights as they are, bit by bit")
+    ] = False,
+    ridge: Annotated[
+        float | None, typer.Option(help="how much the weights are held back in that; chosen on the data if left out")
+    ] = None,
+    weighting: Annotated[
+        str, typer.Option(help="ggn, or none: whether the loss's curvature weighs samples in that")
+    ] = "ggn",
+    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="estimate BatchNorm's statistics again")] = False,
+    add_bias: Annotated[
+        bool, typer.Option("--add-bias", help="give layers without a bias one, to make up with")
+    ] = False,
     max_memory: MaxMemory = None,
     seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
     as_json: Json = False,
@@ -144,6 +162,7 @@ def shrink(
         network, batches, loss, budget, units=find_units(network, first_inputs(batches), include), criterion=criterion,
         ranking=ranking, threshold=threshold, validation=measured, seed=seed, shortlist=shortlist, refresh=refresh,
         swaps=swaps, granularity=granularity, retrain=train, rounds=rounds, max_memory=max_memory,
+        compensate=not no_compensate, ridge=ridge, weighting=weighting, recalibrate=recalibrate, add_bias=add_bias,
     )  # fmt: skip
     written = result.save(out)
     if as_json:

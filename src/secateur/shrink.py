@@ -8,21 +8,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.artifacts import safetensors
 from secateur.artifacts.measure import Sizes, measure_units
 from secateur.artifacts.safetensors import weights_to_bytes
+from secateur.cutting.biases import with_biases, without_bias
 from secateur.cutting.captured_forward import captured_parts
+from secateur.cutting.compensated import fitted_plan
 from secateur.cutting.cut import cut_units
+from secateur.cutting.trial import holding
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.planning import ranking as orders
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.progress import progress_bar
+from secateur.saliency.compensation import Settings
 from secateur.saliency.criterion import criteria
 from secateur.saliency.data import first_inputs
+from secateur.saliency.gates import Gated
 from secateur.shrink_weights import shrink_weights
 from secateur.structure.inputs import as_call, like_model
 from secateur.structure.units import Units, find_units, require_units, units_of
@@ -44,7 +49,8 @@ class Result:
 
     Attributes:
         model: The smaller network; without single weights one of the same sizes, these zero and frozen.
-        plan: What was removed; `secateur.cut(original, plan)` makes the same network again. Of weights their masks.
+        plan: What was removed; `secateur.cut(original, plan)` makes the same network again, with
+            ``compensate=data, loss=loss`` where weights made up for it. Of weights their masks.
         curve: One row per step of the plan.
         before: Sizes, loss and accuracy of the original.
         after: The same of the smaller network; `after.bytes` is the written file's size.
@@ -104,6 +110,10 @@ def rank(
     refresh: int | None = None,
     swaps: bool = False,
     max_memory: int | str | None = None,
+    compensate: bool = False,
+    ridge: float | None = None,
+    weighting: str = "ggn",
+    recalibrate: bool = False,
 ) -> Plan:
     """The order in which units go, with the loss, the accuracy and the sizes after each.
 
@@ -113,14 +123,19 @@ def rank(
     of least −∇_k + ½ H_kk; ∇ −= H[:, k] then tells the others. Of tied units the one that frees more bytes goes first,
     then the first in order. Cost: one scoring pass, or one per removal, or one matrix H.
 
+    With `compensate` the weights left make up for each removal before the next is chosen: all are fitted to what the
+    layers gave in the original, as `cut` does, and between two fits updated in closed form (Optimal Brain Surgeon).
+    Losses and accuracies of the plan are those after compensation.
+
     Args:
         model: Evaluated as in eval mode, left as it was.
         data: A pair (inputs, targets) of tensors, or an iterable of such batches that can be read again; None
             for criteria that look at weights only.
         loss: ``loss(outputs, targets)``, the mean over the batch, or a name; None with ``data=None``.
         units: From `find_units`; None to find them with the first batch.
-        criterion: As for `score`; None for ``oracle``. A quadratic ranking takes ``ggn``, ``fisher`` or ``hessian``;
-            None for ``ggn``, which extrapolates best, and with `refresh` for ``hessian``, which is exact nearby.
+        criterion: As for `score`; None for ``oracle``, with `compensate` for ``obs``. A quadratic ranking takes
+            ``ggn``, ``fisher`` or ``hessian``; None for ``ggn``, which extrapolates best, and with `refresh` for
+            ``hessian``, which is exact nearby.
         ranking: "single", "iterative" or "quadratic".
         budget: Where to stop, what to protect; None to leave one unit in each set.
         threshold: "mean" or "median": estimates above it are replaced by it, and so tied.
@@ -128,11 +143,17 @@ def rank(
         seed: For criteria that draw random numbers.
         progress: Show a bar on stderr.
         shortlist: With the iterative oracle, evaluate only so many units exactly at each step: those that ``taylor1``
-            finds least; None for all.
-        refresh: With the quadratic ranking, make ∇ and H again after so many removals; None for never.
+            finds least; with ``obs`` and `compensate`, evaluate so many that it finds least, after compensation; None
+            for all, and none.
+        refresh: With the quadratic ranking, make ∇ and H again after so many removals, None for never; with
+            `compensate`, fit all weights again after so many, None for a hundredth of the units that can go.
         swaps: With the quadratic ranking and a budget of size, exchange one removed unit for another as long as that
             lowers the predicted loss and the budget still holds; ``plan.swaps`` says by how much.
         max_memory: As for `score`.
+        compensate: Whether the weights left make up for what goes; fitted on `data`.
+        ridge: As for `cut`.
+        weighting: As for `cut`.
+        recalibrate: As for `cut`; also without `compensate`.
 
     Raises:
         ArgumentError: An unknown name, a memory that is none, an argument for another ranking or criterion.
@@ -147,16 +168,35 @@ def rank(
     >>> len(plan.steps), plan.steps[-1].params, plan.at(Budget(remove_units=2)).steps == plan.steps[:2]
     (3, 8, True)
     """
-    choose("ranking", ranking, orders.RANKINGS)
-    criterion = orders.own_criterion(ranking, refresh) if criterion is None else criterion
-    choose("criterion", criterion, criteria())
+    settings = _settings(compensate, ridge, weighting, recalibrate)
     units = require_units(find_units(model, first_inputs(data)) if units is None else units)
-    size = partial(safetensors.file_size, model, units)
+    return _rank(
+        model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress, shortlist, refresh,
+        swaps, max_memory, settings, (),
+    )  # fmt: skip
+
+
+def _rank(
+    model: nn.Module, data: Any, loss: Any, units: Units, criterion: str | None, ranking: str, budget: Budget | None,
+    threshold: str | None, validation: Any, seed: int, progress: bool, shortlist: int | None, refresh: int | None,
+    swaps: bool, max_memory: int | str | None, settings: Settings | None, biases: tuple[str, ...],
+) -> Plan:  # fmt: skip
+    fitted = settings is not None and settings.weights
+    criterion = orders.own_criterion(ranking, refresh, fitted) if criterion is None else criterion
+    choose("criterion", criterion, criteria())
+    size = partial(safetensors.file_size, model, units, biases=biases)
     with progress_bar(f"ranking by {criterion}", progress) as bar:
-        return orders.rank(
+        plan = orders.rank(
             model, data, loss, units, size, criterion, ranking, budget, threshold, validation, seed, shortlist,
-            refresh, swaps, max_memory, on_step=bar,
+            refresh, swaps, max_memory, settings, on_step=bar,
         )  # fmt: skip
+    return dataclasses.replace(plan, biases=biases)
+
+
+def _settings(compensate: bool, ridge: float | None, weighting: str, recalibrate: bool) -> Settings | None:
+    if not compensate and (ridge is not None or weighting != "ggn"):
+        raise ArgumentError(f"{'weighting' if ridge is None else 'ridge'}: is for compensate=True")
+    return Settings(ridge, weighting, recalibrate, bool(compensate)) if compensate or recalibrate else None
 
 
 def shrink(
@@ -179,11 +219,17 @@ def shrink(
     retrain: Callable[[nn.Module], object] | None = None,
     rounds: int = 1,
     max_memory: int | str | None = None,
+    compensate: bool = True,
+    ridge: float | None = None,
+    weighting: str = "ggn",
+    recalibrate: bool = False,
+    add_bias: bool = False,
 ) -> Result:
-    """A smaller network within the budget, proven to compute what the original does without the units removed.
+    """A smaller network within the budget, proven to compute what the gated original does.
 
     Finds the units, ranks them, takes the prefix of the order that the budget asks for, cuts, and verifies on
-    the first batch or the example inputs. No weight that stays is changed.
+    the first batch or the example inputs. The weights left make up for what goes, in closed form, as `cut` says; with
+    ``compensate=False`` no weight that stays is changed.
 
     With ``granularity="weight"`` single weights are removed instead, by Optimal Brain Damage's loop (note 004): score
     all that are left, set the least salient ones to zero and freeze them, `retrain`, repeat. A network of the same
@@ -213,6 +259,11 @@ def shrink(
             the optimiser inside).
         rounds: With weights, how often.
         max_memory: As for `score`.
+        compensate: Whether the weights left make up for the units that go; fitted on `data`, where there is any.
+        ridge: As for `cut`.
+        weighting: As for `cut`.
+        recalibrate: As for `cut`; also without `compensate`.
+        add_bias: As for `cut`.
 
     Raises:
         ArgumentError: An unknown name, a budget of quality where it cannot be measured, an argument for another
@@ -236,7 +287,8 @@ def shrink(
         "unit": {"retrain": retrain is not None, "rounds": rounds != 1},
         "weight": {
             "ranking": ranking != "iterative", "threshold": threshold is not None, "shortlist": shortlist is not None,
-            "refresh": refresh is not None, "swaps": swaps,
+            "refresh": refresh is not None, "swaps": swaps, "ridge": ridge is not None,
+            "weighting": weighting != "ggn", "recalibrate": recalibrate, "add_bias": add_bias,
         },
     }  # fmt: skip
     for name, given in choose("granularity", granularity, unused).items():
@@ -250,13 +302,24 @@ def shrink(
             progress, retrain, rounds, max_memory,
         )  # fmt: skip
     require_units(units)
-    order = rank(
-        model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress, shortlist,
-        refresh, swaps, max_memory,
+    compensate = compensate and data is not None
+    settings = _settings(compensate, ridge, weighting, recalibrate)
+    biases = without_bias(model, units) if add_bias else ()
+    if biases:
+        model = with_biases(model, biases)
+        units = units_of(model, like_model(model, as_call(example)), units.include)
+    order = _rank(
+        model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress, shortlist, refresh,
+        swaps, max_memory, settings, biases,
     )  # fmt: skip
-    plan = order.at(budget)
-    small, difference = cut_units(model, units, plan, like_model(model, as_call(example)))
-    return _result(model, small, units, plan, difference, budget)
+    plan, weights = order.at(budget), dict[str, Tensor]()
+    if settings is not None:
+        gated = Gated(model, units, data, loss, seed, max_memory)
+        measured = gated if validation is None else Gated(model, units, validation, loss, max_memory=max_memory)
+        plan, weights = fitted_plan(gated, measured, plan, budget, settings)
+    with holding(model, weights):
+        small, difference = cut_units(model, units, plan, like_model(model, as_call(example)))
+        return _result(model, small, units, plan, difference, budget)
 
 
 def _without_weights(

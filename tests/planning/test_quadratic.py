@@ -175,7 +175,7 @@ def test_a_byte_budget_still_holds_after_swaps() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"refresh": 3}, "refresh: is for ranking='quadratic', not 'iterative'"),
+        ({"refresh": 3}, "refresh: is for ranking='quadratic' or compensate=True, not 'iterative' without it"),
         ({"swaps": True, "ranking": "single"}, "swaps: is for ranking='quadratic', not 'single'"),
         (
             {"ranking": "quadratic", "criterion": "oracle"},

@@ -457,8 +457,8 @@ def test_magnitude_is_taken_again_without_what_went_with_removed_units() -> None
         (
             {"criterion": "best"},
             ArgumentError,
-            "unknown criterion 'best'; one of: activation, fisher, ggn, hessian, magnitude, oracle, random, taylor1, "
-            "taylor2",
+            "unknown criterion 'best'; one of: activation, fisher, ggn, hessian, magnitude, obs, oracle, random, "
+            "taylor1, taylor2",
         ),
     ],
 )
@@ -517,9 +517,15 @@ def test_a_shortlist_evaluates_only_the_best_of_the_cheap_criterion(monkeypatch:
     [
         ({"shortlist": 0}, "shortlist: expected a number of units above 0, got 0"),
         ({"shortlist": True}, "shortlist: expected a number of units above 0, got True"),
-        ({"shortlist": 2, "ranking": "single"}, "shortlist: is for criterion='oracle' with ranking='iterative'"),
-        ({"shortlist": 2, "criterion": "taylor1"}, "shortlist: is for criterion='oracle' with ranking='iterative'"),
-        ({"shortlist": 2, "threshold": "mean"}, "ranking='iterative' and no threshold"),
+        (
+            {"shortlist": 2, "ranking": "single"},
+            "shortlist: is for ranking='iterative' without threshold, with criterion='oracle', or with 'obs'",
+        ),
+        (
+            {"shortlist": 2, "criterion": "taylor1"},
+            "shortlist: is for ranking='iterative' without threshold, with criterion='oracle', or with 'obs'",
+        ),
+        ({"shortlist": 2, "threshold": "mean"}, "ranking='iterative' without threshold"),
     ],
 )
 def test_a_shortlist_that_makes_no_sense(options: dict[str, Any], message: str) -> None:

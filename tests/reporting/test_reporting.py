@@ -54,7 +54,7 @@ def test_the_picture_is_labelled_and_no_two_lines_look_alike(figure):
 
 
 def test_no_style_is_used_twice():
-    assert len({style[0] for style in plots.STYLES}) == len({style[2] for style in plots.STYLES}) == 9
+    assert len({style[0] for style in plots.STYLES}) == len({style[2] for style in plots.STYLES}) == 10
     assert sorted(plots.ORDER) == list(criteria())
 
 
@@ -87,8 +87,8 @@ def test_a_criterion_looks_the_same_in_every_panel(monkeypatch, tmp_path):
         {line.get_label(): (line.get_color(), line.get_linestyle(), line.get_marker()) for line in panel.lines}
         for panel in figure.axes
     ]
-    assert [len(panel) for panel in looks] == [9, 9, 3, 3]
-    assert len(set(looks[0].values())) == 9
+    assert [len(panel) for panel in looks] == [10, 10, 3, 3]
+    assert len(set(looks[0].values())) == 10
     assert all(looks[0][name] == look for panel in looks for name, look in panel.items())
 
 

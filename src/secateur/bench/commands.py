@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
@@ -15,13 +16,18 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
+from secateur.artifacts.safetensors import whole_file
+from secateur.bench import compensation as compensations
 from secateur.bench import curvature as curvatures
 from secateur.bench import oracle as oracles
 from secateur.bench import quadratic as quadratics
 from secateur.bench import single_weights
-from secateur.errors import choose
+from secateur.bench.curves import Cache, Curve, rows
+from secateur.bench.experiments import experiments
+from secateur.errors import ArtifactError, choose
 from secateur.papers import data as datasets
 from secateur.papers import optimisers as training
+from secateur.reporting import compensation as pages
 from secateur.reporting import optimisers as pictures
 from secateur.reporting.plots import check_picture, growth
 from secateur.text import table
@@ -43,6 +49,22 @@ def _picture(path: Path | None) -> Path | None:
     return path
 
 
+def _folder(path: Path | None) -> Path | None:
+    """Made if it is not there, and refused before the work where it cannot be written to.
+
+    Raises:
+        ArtifactError: It cannot be made.
+    """
+    if path is not None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be made a folder ({error.strerror})") from error
+        check_picture(path / PICTURE)
+    return path
+
+
+PICTURE = "compensation-accuracy.png"
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else", callback=_alone)]
 Runs = Annotated[int, typer.Option(help="of each side, of which the median is taken", min=1)]
 Kind = Annotated[Literal["float32", "float64"], typer.Option(help="of weights and data")]
@@ -124,6 +146,50 @@ def weights(mnist: Mnist = None, as_json: Json = False) -> None:
         f"weights: test accuracy on {data.name} with that share of the weights removed, {single_weights.ROUNDS} rounds"
     )
     _show(title, rows, as_json)
+
+
+@bench.command()
+def compensation(
+    mnist: Mnist = None,
+    only: Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")] = None,
+    seeds: Annotated[int, typer.Option(help="networks of each kind, of which medians are taken", min=1)] = 3,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="keeps networks and curves; an interrupted run goes on from it")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="for compensation.md and its picture", callback=_folder)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Removal with the weights that are left fitted anew beside removal alone: accuracy, share within one point."""
+    data, epochs = experiment(mnist)
+    known = experiments(data, epochs)
+    chosen = {name: choose("only", name, known) for name in only or known}
+    curves = compensations.compare(data, chosen, range(seeds), Cache(cache))
+    sections = compensations.sections(curves, chosen)
+    if out is not None:
+        pages.picture(sections, out / PICTURE)
+        words = ["--mnist DIR"] if mnist else []
+        words += [f"--only {name}" for name in only or ()] + [f"--seeds {seeds}", "--out DIR"]
+        command = f"secateur bench compensation {' '.join(words)}"
+        page = pages.document(sections, command, _setting(data, seeds, curves), PICTURE)
+        with whole_file(out / "compensation.md") as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    if as_json:
+        shares = {section.name: section.ratio for section in sections}
+        print_json({"rows": [asdict(row) for row in rows(curves)], "ratios": shares})
+        return
+    typer.echo("\n\n".join(map(pages.text, sections)))
+
+
+def _setting(data: datasets.Dataset, seeds: int, curves: compensations.Curves) -> str:
+    each: list[Curve] = [curve for ways in curves.values() for several in ways.values() for curve in several]
+    threads = " or ".join(map(str, sorted({curve.threads for curve in each})))
+    return (
+        f"{os.cpu_count()} cores of an {platform.machine()} machine, orders on {threads} thread(s), torch "
+        f"{torch.__version__}. {data.name}: trained on {len(data.train[0]):,} digits with seeds 0 to {seeds - 1}, "
+        f"calibration on the first of these, accuracy on {len(data.test[0]):,} test digits; medians over the seeds."
+    )
 
 
 @bench.command()

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from typing import Any
 
 from torch import nn
 
 from secateur.cutting.attributes import update_attributes
+from secateur.cutting.biases import with_biases, without_bias
 from secateur.cutting.captured_forward import replace_forward
 from secateur.cutting.repair import repair
-from secateur.cutting.slices import sliced_copy, survivors
+from secateur.cutting.slices import gates, sliced_copy, survivors
+from secateur.cutting.trial import holding
 from secateur.cutting.verify import Truth, exact_truth, has_lower_literals, trial_truth, truth
-from secateur.errors import ModelError, PlanError, VerificationError
+from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
 from secateur.planning.plan import Plan
+from secateur.saliency.compensation import Settings, compensated
+from secateur.saliency.gates import Gated
 from secateur.structure.calls import whole_call
 from secateur.structure.inputs import Call, InputSpec, map_tensors
 from secateur.structure.sliced import slice_graph
 from secateur.structure.units import Units, require_units, units_of
 
 
-def cut(model: nn.Module, plan: Plan) -> nn.Module:
+def cut(
+    model: nn.Module,
+    plan: Plan,
+    compensate: Any = None,
+    loss: Any = None,
+    ridge: float | None = None,
+    weighting: str = "ggn",
+    recalibrate: bool = False,
+    add_bias: bool = False,
+    max_memory: int | str | None = None,
+) -> nn.Module:
     """A new network without the units that the plan removes, proven to compute what the gated one does.
 
     Every parameter and buffer slice that goes with a removed unit is gone; where a removed unit was consumed
@@ -27,11 +43,28 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     Cost: one `torch.export`, one copy of what is left, a few forward passes; where modules need other numbers than
     those of their weights, one more export and some passes through each.
 
+    With data to compensate on, the layers that summed removed units up first get the weights and biases with which
+    they best give what they gave before, W ← (ÃᵀÃ/N + λI)⁻¹ (ÃᵀZ/N + λW), in order of execution: Ã is what the network
+    without the units, fitted so far, delivers, Z what the layer gave in the original. No gradient step, and of labels
+    nothing but the curvature of a loss in the last layer. Cost: two forward passes of the data, the products of the
+    layers' inputs, and a factorisation for each layer. Layers before all removed units keep their weights bit by bit.
+
     Args:
         model: Never touched.
         plan: From `secateur.rank`, `Plan.from_kept` or `Plan.from_json`.
+        compensate: The data to fit the weights left on, as for `secateur.score`, its targets None where there is no
+            loss; None to leave all weights as they are.
+        loss: As for `secateur.score`: samples then count by its curvature in a last layer of few outputs, as they do in
+            `secateur.shrink`.
+        ridge: λ, relative to the mean square of a layer's inputs; None to choose it on every fifth sample.
+        weighting: "ggn" to let the loss's curvature weigh samples, or "none".
+        recalibrate: Whether to estimate BatchNorm's statistics again on the data.
+        add_bias: Whether layers that sum units up and have no bias get one.
+        max_memory: As for `secateur.score`.
 
     Raises:
+        ArgumentError: A setting of the compensation is none, or is given without data.
+        DataError: The data are unusable.
         ModelError: The model cannot be captured or copied.
         PlanError: The plan names unit sets or units that the model does not have.
         VerificationError: The result would not compute what the gated original does.
@@ -44,14 +77,26 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    units = require_units(_units(model, plan.inputs or InputSpec.guess(model)))
+    settings = None if compensate is None else Settings(ridge, weighting, recalibrate)
+    if settings is None and (ridge is not None or weighting != "ggn" or recalibrate or add_bias):
+        raise ArgumentError("ridge, weighting, recalibrate and add_bias: are for compensate=data")
+    spec = plan.inputs or InputSpec.guess(model)
+    if add_bias:
+        plan = dataclasses.replace(plan, biases=without_bias(model, _units(model, spec)))
+    model = with_biases(model, plan.biases)
+    units = require_units(_units(model, spec))
     for unit_set in units:
         planned = plan.sizes.get(unit_set.name, unit_set.size)
         if plan.start is not None and planned != unit_set.size:
             raise PlanError(
                 f"the plan was made for {planned} units of {unit_set.name!r}, the model has {unit_set.size}"
             )
-    return cut_units(model, units, plan, units.captured.spec.sample(model))[0]
+    weights = {}
+    if settings is not None:
+        gated = Gated(model, units, compensate, loss, max_memory=max_memory)
+        weights = compensated(gated, gates(model, units, plan.kept), settings)
+    with holding(model, weights):
+        return cut_units(model, units, plan, units.captured.spec.sample(model))[0]
 
 
 def _units(model: nn.Module, spec: InputSpec) -> Units:

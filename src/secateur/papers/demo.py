@@ -24,6 +24,7 @@ from secateur.planning.ranking import RANKINGS, criteria_for
 from secateur.reporting.plots import degradation
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import at_tenths
+from secateur.saliency.compensation import Compensation
 from secateur.saliency.gates import Gated
 from secateur.shrink import Result, rank, shrink
 from secateur.structure.units import Units, find_units
@@ -134,7 +135,7 @@ def _one(data: Dataset, widths: list[int], out: Path, epochs: int, progress: boo
     criterion, ranking = best.split("/")
     result = shrink(
         model, data.calibration, LOSS, budget, units=units, criterion=criterion, ranking=ranking,
-        validation=data.test, progress=progress,
+        validation=data.test, progress=progress, compensate=plans[best].compensated,
     )  # fmt: skip
     artifact = out / f"{name}.safetensors"
     result.save(artifact)
@@ -148,8 +149,9 @@ def _plans(model: nn.Module, units: Units, data: Dataset, progress: bool) -> dic
         for done, (criterion, ranking) in enumerate(ways):
             bar(done, len(ways))
             plans[f"{criterion}/{ranking}"] = rank(
-                model, data.calibration, LOSS, units, criterion, ranking, validation=data.test, progress=False
-            )
+                model, data.calibration, LOSS, units, criterion, ranking, validation=data.test, progress=False,
+                compensate=criterion == "obs",
+            )  # fmt: skip
     return plans
 
 
@@ -163,8 +165,18 @@ def _curve(plan: Plan) -> dict[str, list[Any]]:
 
 def _best(model: nn.Module, units: Units, data: Dataset, plans: dict[str, Plan], budget: Budget) -> str:
     """The way with the least loss on the calibration data at that budget: the test data have no say."""
-    error = Gated(model, units, data.calibration, LOSS)
-    return min(plans, key=lambda key: error.loss(gates(model, units, plans[key].at(budget).kept)))
+    gated = Gated(model, units, data.calibration, LOSS)
+    compensation = Compensation(gated)
+
+    def error(key: str) -> float:
+        plan = plans[key].at(budget)
+        g = gates(model, units, plan.kept)
+        if not plan.compensated:
+            return gated.loss(g)
+        compensation.fit(g)
+        return compensation.gated.loss(g)
+
+    return min(plans, key=error)
 
 
 def _reload(path: Path, widths: list[int], result: Result, data: Dataset) -> float:

@@ -105,13 +105,13 @@ class Budget:
             ArgumentError: A protected name matches no unit set.
         """
         for pattern in self.protect:
-            if not any(fnmatchcase(name, pattern) for name in sizes):
+            if not any(_matches(name, pattern) for name in sizes):
                 raise ArgumentError(f"Budget: protect={pattern!r} is no unit set; there are: {', '.join(sizes)}")
         limits = {name: self._removable(name, size) for name, size in sizes.items()}
         return {name: min(limits[name], self._quota(size)) for name, size in sizes.items()}
 
     def _removable(self, name: str, size: int) -> int:
-        protected = any(fnmatchcase(name, pattern) for pattern in self.protect)
+        protected = any(_matches(name, pattern) for pattern in self.protect)
         return 0 if protected else max(size - self.min_units, 0)
 
     def _quota(self, size: int) -> int:
@@ -135,7 +135,7 @@ class Budget:
             self._removed_enough(gone, sizes)
             and here.bytes <= _bound(self.bytes)
             and here.params <= _bound(self.params)
-            and self._good_enough(start, here)
+            and self.good_enough(start, here)
         )
 
     def _removed_enough(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
@@ -145,7 +145,8 @@ class Budget:
             enough = sum(gone.values()) >= _share(self.remove_fraction or 0.0, sum(sizes.values()))
         return enough and sum(gone.values()) >= (self.remove_units or 0)
 
-    def _good_enough(self, start: State, here: State) -> bool:
+    def good_enough(self, start: State, here: State) -> bool:
+        """Whether loss and accuracy are within what is allowed since the start."""
         bounds = (("loss", -1, self.max_loss_increase), ("accuracy", 1, self.max_accuracy_drop))
         return all(
             sign * (getattr(start, name) - getattr(here, name)) <= bound + _ROUNDING
@@ -169,7 +170,7 @@ class Budget:
                 good.append(n)
         if good:
             return plan.prefix(good[0] if self.least else good[-1])
-        furthest = [n for n, here in enumerate(plan.states) if self._good_enough(plan.states[0], here)][-1]
+        furthest = [n for n, here in enumerate(plan.states) if self.good_enough(plan.states[0], here)][-1]
         raise self.unmet(furthest, sum(plan.sizes.values()), plan.states[furthest])
 
     def check_measured(self, state: State) -> None:
@@ -204,6 +205,10 @@ class Budget:
 
 
 _ROUNDING = 1e-12  # a drop of exactly one point is allowed by 0.01
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)  # names may hold brackets
 
 
 def _share(fraction: float, size: int) -> int:

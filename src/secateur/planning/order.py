@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.planning.budget import Budget
 from secateur.planning.plan import State, Step
 from secateur.saliency.gates import Gated, ones
+from secateur.saliency.obs import UnitSurgeon
 
 FileSize = Callable[[dict[str, tuple[int, ...]]], int]  # bytes of the written file, by the units kept
 OnStep = Callable[[int, int], None]  # steps made, steps there can be
@@ -23,19 +24,32 @@ class Order:
         gated: With the data on which loss and accuracy are measured.
         file_size: Of the units kept.
         budget: Where to stop.
+        surgeon: Lets the weights make up for each unit that goes; None to leave them as they are.
+        refresh: Removals after which the surgeon fits all weights anew; None for a hundredth of what can go.
     """
 
-    def __init__(self, gated: Gated, file_size: FileSize, budget: Budget | None) -> None:
+    def __init__(
+        self, gated: Gated, file_size: FileSize, budget: Budget | None, surgeon: UnitSurgeon | None = None,
+        refresh: int | None = None,
+    ) -> None:  # fmt: skip
         self.gated, self.units, self.file_size, self.budget = gated, gated.units, file_size, budget
         self.g = ones(gated.model, gated.units)
         self.sizes = {unit_set.name: unit_set.size for unit_set in self.units}
         self.limits = (budget or Budget(remove_units=0)).removable(self.sizes)
         self.gone: Counter[str] = Counter()
         self.steps: list[Step] = []
+        self.surgeon, self.refresh = surgeon, refresh or -(-self.longest // 100)
+        if surgeon is not None:
+            self.gated = gated.holding(surgeon.compensation.weights)
+            surgeon.begin(self.g)
         self.start = State(**self._measure())
         if budget is not None:
             budget.check_measured(self.start)
             self._check_possible(budget)
+
+    def again(self) -> Order:
+        """The same from the start."""
+        return Order(self.gated, self.file_size, self.budget, self.surgeon, self.refresh)
 
     @property
     def longest(self) -> int:
@@ -78,6 +92,10 @@ class Order:
         name, index = self.units.places[k]
         self.g[k] = 0
         self.gone[name] += 1
+        if self.surgeon is not None and (len(self.steps) + 1) % self.refresh == 0:
+            self.surgeon.begin(self.g)
+        elif self.surgeon is not None:
+            self.surgeon.remove(self.g, k)
         self.steps.append(Step(**self._measure(), set=name, index=index, predicted=predicted))
 
     def allows(self, back: int, out: int) -> bool:

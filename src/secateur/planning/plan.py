@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import ArgumentError, PlanError
@@ -71,6 +71,9 @@ class Plan:
         criterion: How saliency was computed.
         ranking: How the order was made.
         swaps: What exchanges made of it; None without them.
+        compensated: Whether losses and accuracies are those after compensation, which `secateur.cut` makes if it is
+            given data.
+        biases: Layers that get a bias, for what it makes up for.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -84,6 +87,8 @@ class Plan:
     criterion: str = "by hand"
     ranking: str = "by hand"
     swaps: Swaps | None = None
+    compensated: bool = False
+    biases: tuple[str, ...] = ()
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -145,7 +150,7 @@ class Plan:
             back[step.set].append(step.index)
         kept = tuple((name, tuple(sorted(indices))) for name, indices in back.items())
         swaps = self.swaps if n == len(self.steps) else None
-        return Plan(kept, self.start, self.steps[:n], self.inputs, self.criterion, self.ranking, swaps)
+        return replace(self, kept_indices=kept, steps=self.steps[:n], swaps=swaps)
 
     def to_json(self) -> str:
         """All of it as JSON; `from_json` reads it."""
@@ -155,6 +160,8 @@ class Plan:
                 "criterion": self.criterion,
                 "ranking": self.ranking,
                 "swaps": self.swaps and asdict(self.swaps),
+                "compensated": self.compensated,
+                "biases": self.biases,
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
                 "start": self.start and asdict(self.start),
@@ -181,6 +188,8 @@ class Plan:
                 data["criterion"],
                 data["ranking"],
                 data["swaps"] and Swaps(**data["swaps"]),
+                bool(data.get("compensated", False)),
+                tuple(map(str, data.get("biases", ()))),
             )
         except PlanError:
             raise
@@ -195,6 +204,7 @@ class Plan:
         shown = [n for n in range(len(self.steps) + 1) if n % every == 0 or n == len(self.steps)]
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
         title = f"{len(self.steps)} of {sum(self.sizes.values())} units removed, {self.criterion} / {self.ranking}"
+        title += ", measured after compensation" if self.compensated else ""
         return table(columns, [self._row(n) for n in shown], title) + (f"\n{self.swaps}" if self.swaps else "")
 
     def _row(self, n: int) -> tuple[object, ...]:

@@ -101,7 +101,7 @@ def _remove(order: Order, model: Quadratic, candidates: list[int]) -> None:
 
 def _again(order: Order, model: Quadratic) -> Order:
     """The units that the parabola has removed, in the order in which it would take them."""
-    fresh, chosen = Order(order.gated, order.file_size, order.budget), (model.g == 0).nonzero()[:, 0].tolist()
+    fresh, chosen = order.again(), (model.g == 0).nonzero()[:, 0].tolist()
     model.move(fresh.g)
     while left := [k for k in chosen if fresh.g[k] != 0]:
         _remove(fresh, model, left)

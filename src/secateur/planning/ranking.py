@@ -12,23 +12,25 @@ from secateur.planning.budget import Budget
 from secateur.planning.order import FileSize, OnStep, Order
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
+from secateur.saliency.compensation import Compensation, Settings
 from secateur.saliency.criterion import THRESHOLDS, Criterion, apply_threshold, criteria, find_criterion, saliency_of
 from secateur.saliency.gates import Gated
 from secateur.saliency.interactions import CURVATURES
+from secateur.saliency.obs import UnitSurgeon
 from secateur.saliency.oracle import rises
 from secateur.structure.units import Units
 
 RANKINGS = {"single": "single", "iterative": "iterative", "quadratic": "quadratic"}
 
 
-def own_criterion(ranking: str, refresh: int | None) -> str:
-    """The criterion that a ranking takes if none is given.
+def own_criterion(ranking: str, refresh: int | None, compensate: bool) -> str:
+    """The criterion that a ranking takes if none is given: what a removal costs once it is made up for, or not.
 
     A parabola that has to last is that of Gauss and Newton, which has no direction downwards; one that is made again
     after a few removals may be exact.
     """
     if choose("ranking", ranking, RANKINGS) != "quadratic":
-        return "oracle"
+        return "obs" if compensate else "oracle"
     return "ggn" if refresh is None else "hessian"
 
 
@@ -56,6 +58,7 @@ def rank(
     refresh: int | None = None,
     swaps: bool = False,
     max_memory: int | str | None = None,
+    settings: Settings | None = None,
     on_step: OnStep = lambda *_: None,
 ) -> Plan:
     """The order of removals; `secateur.rank` is this with the size of the written file filled in.
@@ -76,6 +79,7 @@ def rank(
         refresh: As for `secateur.rank`.
         swaps: As for `secateur.rank`.
         max_memory: As for `secateur.score`.
+        settings: How weights make up for each removal; None to leave them as they are.
         on_step: Called after each step.
 
     Returns:
@@ -84,25 +88,31 @@ def rank(
     Raises:
         ArgumentError: An unknown name, or a budget that is none.
     """
-    criterion = own_criterion(ranking, refresh) if criterion is None else criterion
+    compensate = settings is not None
+    criterion = own_criterion(ranking, refresh, compensate) if criterion is None else criterion
     if threshold is not None:
         choose("threshold", threshold, THRESHOLDS)
     if budget is not None and not isinstance(budget, Budget):
         raise ArgumentError(f"budget: expected secateur.Budget(...), got {budget!r}")
     if shortlist is not None:
-        _check_shortlist(shortlist, criterion, ranking, threshold)
-    _check_quadratic(ranking, criterion, threshold, refresh, swaps, budget)
+        _check_shortlist(shortlist, criterion, ranking, threshold, compensate)
+    _check_refresh(refresh, ranking, compensate)
+    _check_quadratic(ranking, criterion, threshold, swaps, budget)
     gated = Gated(model, units, data, loss, seed, max_memory)
     found = find_criterion(criterion, gated)
     measured = gated if validation is None else Gated(model, units, validation, loss, max_memory=max_memory)
-    order = Order(measured, file_size, budget)
+    surgeon = None if settings is None else UnitSurgeon(Compensation(gated, settings), criterion == "obs")
+    order = Order(measured, file_size, budget, surgeon, None if ranking == "quadratic" else refresh)
+    gated = gated if surgeon is None else surgeon.gated
     exchanged = None
     if ranking == "quadratic":
         order, exchanged = rank_quadratic(gated, order, criterion, refresh, swaps, on_step)
     else:
         _rank_by_saliency(gated, order, found, ranking == "iterative", threshold, shortlist, on_step)
     kept = tuple(order.kept().items())
-    return Plan(kept, order.start, tuple(order.steps), units.captured.spec, criterion, ranking, exchanged)
+    return Plan(
+        kept, order.start, tuple(order.steps), units.captured.spec, criterion, ranking, exchanged, compensate
+    )  # fmt: skip
 
 
 def _rank_by_saliency(
@@ -118,44 +128,61 @@ def _rank_by_saliency(
     saliency: Tensor | None = None
     while (candidates := order.candidates()) and not order.enough():
         if saliency is None or again:
-            saliency = _scores(found, gated, order.g, candidates, threshold, shortlist)
+            saliency = _scores(found, gated, order, candidates, threshold, shortlist)
         best = order.least(saliency, candidates)
         order.remove(best, saliency[best].item() if found.in_loss_units else None)
         on_step(len(order.steps), order.longest)
 
 
-def _check_quadratic(
-    ranking: str, criterion: str, threshold: str | None, refresh: int | None, swaps: bool, budget: Budget | None
-) -> None:
+def _check_refresh(refresh: int | None, ranking: str, compensate: bool) -> None:
+    if refresh is None:
+        return
+    if ranking != "quadratic" and not compensate:
+        raise ArgumentError(f"refresh: is for ranking='quadratic' or compensate=True, not {ranking!r} without it")
+    if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
+        raise ArgumentError(f"refresh: expected a number of removals above 0, got {refresh!r}")
+
+
+def _check_quadratic(ranking: str, criterion: str, threshold: str | None, swaps: bool, budget: Budget | None) -> None:
     if ranking != "quadratic":
-        if refresh is not None or swaps:
-            raise ArgumentError(f"{'swaps' if swaps else 'refresh'}: is for ranking='quadratic', not {ranking!r}")
+        if swaps:
+            raise ArgumentError(f"swaps: is for ranking='quadratic', not {ranking!r}")
         return
     if criterion not in CURVATURES:
         known = ", ".join(CURVATURES)
         raise ArgumentError(f"ranking='quadratic' takes a criterion with interactions: {known}; got {criterion!r}")
     if threshold is not None:
         raise ArgumentError("threshold: is for ranking='single' or 'iterative', where units are estimated apart")
-    if refresh is not None and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
-        raise ArgumentError(f"refresh: expected a number of removals above 0, got {refresh!r}")
     if swaps and not (budget and budget.least):
         raise ArgumentError("swaps: improve what a budget of size removes; give bytes, params, remove_fraction ...")
 
 
-def _check_shortlist(shortlist: int, criterion: str, ranking: str, threshold: str | None) -> None:
+def _check_shortlist(
+    shortlist: int, criterion: str, ranking: str, threshold: str | None, compensate: bool
+) -> None:  # fmt: skip
     if isinstance(shortlist, bool) or not isinstance(shortlist, int) or shortlist < 1:
         raise ArgumentError(f"shortlist: expected a number of units above 0, got {shortlist!r}")
-    if criterion != "oracle" or ranking != "iterative" or threshold is not None:
-        raise ArgumentError("shortlist: is for criterion='oracle' with ranking='iterative' and no threshold")
+    exact = criterion == "oracle" or (criterion == "obs" and compensate)
+    if not exact or ranking != "iterative" or threshold is not None:
+        raise ArgumentError(
+            "shortlist: is for ranking='iterative' without threshold, with criterion='oracle', or with 'obs' and "
+            "compensate=True"
+        )
 
 
 def _scores(
-    found: Criterion, gated: Gated, g: Tensor, candidates: list[int], threshold: str | None, shortlist: int | None
+    found: Criterion, gated: Gated, order: Order, candidates: list[int], threshold: str | None, shortlist: int | None
 ) -> Tensor:
-    if shortlist is not None and shortlist < len(candidates):
-        cheap = saliency_of(find_criterion(CHEAP, gated), gated, g)[candidates]
-        best = torch.tensor(candidates, device=g.device)[cheap.argsort(stable=True)[:shortlist]]
-        return rises(gated, g, best).cpu()
-    values = saliency_of(found, gated, g)
+    """The saliencies of the candidates; infinite for those that are not on the shortlist."""
+    g, surgeon = order.g, order.surgeon if found.name == "obs" else None
+    short = shortlist is not None and shortlist < len(candidates)
+    if short or surgeon is not None:
+        cheap = saliency_of(find_criterion(CHEAP, gated), gated, g) if surgeon is None else surgeon.saliency(g)
+        if short:
+            best = torch.tensor(candidates, device=g.device)[cheap[candidates].argsort(stable=True)[:shortlist]]
+            return (rises(gated, g, best) if surgeon is None else surgeon.exact(g, best)).cpu()
+        values = cheap
+    else:
+        values = saliency_of(found, gated, g)
     values[candidates] = apply_threshold(values[candidates], threshold)
     return values.cpu()

@@ -26,10 +26,11 @@ STYLES = (
     ("#E69F00", "--", "v"),
     ("#CC79A7", "--", "P"),
     ("#56B4E9", ":", "X"),
-    ("#882255", "-.", "<"),  # and two more that differ from them in brightness
+    ("#882255", "-.", "<"),  # and three more that differ from them in brightness
     ("#999999", ":", "*"),
+    ("#332288", "-", "p"),
 )
-ORDER = ("oracle", "hessian", "taylor2", "taylor1", "activation", "magnitude", "random", "ggn", "fisher")
+ORDER = ("oracle", "hessian", "taylor2", "taylor1", "activation", "magnitude", "random", "ggn", "fisher", "obs")
 
 
 def degradation(

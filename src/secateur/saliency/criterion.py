@@ -129,9 +129,9 @@ def score(
     ``oracle``: E(1 − e_k) − E(1); ``taylor1``: −∂E/∂g_k (003 eq. 3); ``taylor2``: −∂E/∂g_k + ½ Σ o² ∂²E/∂o²
     (003 eq. 4) by second-derivative back-propagation; ``hessian``: −∂E/∂g_k + ½ ∂²E/∂g_k²; ``ggn``: the same with
     the Gauss-Newton matrix's 1/N Σ_n J_nkᵀ L_n J_nk; ``fisher``: with 1/N Σ_n (∂ℓ_n/∂g_k)² for targets drawn from the
-    model's own distribution; in other units ``magnitude``, ``activation`` and ``random``. For units of sliced sets the
-    oracle measures the network without them; the derivatives are approximate there, since no norm's statistics see a
-    gate.
+    model's own distribution; ``obs``: what is left of the rise if the weights of the other units make up for it; in
+    other units ``magnitude``, ``activation`` and ``random``. For units of sliced sets the oracle, and ``obs`` with it,
+    measures the network without them; the derivatives are approximate there, since no norm's statistics see a gate.
 
     Of single weights u_i, with ``granularity="weight"``: ``obd``: ½ u_i² ∂²E/∂u_i² (note 004 eq. 5), exactly;
     ``obd_ggn``, ``obd_fisher``, ``obd_recursion``: with the second derivative by Gauss and Newton, by drawn targets, by

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +59,11 @@ class GatedGraph:
         calls = [n for n in graph.nodes if n in behind]
         self.suffix, copies = subgraph([*frontier, *gates], calls, next(iter(reversed(graph.nodes))).args[0])
         self.edges = [edge._replace(node=copies[edge.node], gate=copies[edge.gate]) for edge in edges]
-        self.origin = {copies[copy]: node for node, copy in copied.items() if copy in copies}
+        self.copies = {node: copies[copy] for node, copy in copied.items() if copy in copies}
+        self.origin = {copy: node for node, copy in self.copies.items()}
+        originals = {copy: node for node, copy in copied.items()}
+        given_weights = {n for n in given if n in originals and originals[n].name in units.captured.weights}
+        self._weights = [(i, originals[n]) for i, n in enumerate(frontier) if n in given_weights]
         self._prefix, self._suffix = compile_graph(prefix), compile_graph(self.suffix)
         self._last = _last_used(self.suffix)
 
@@ -137,22 +141,51 @@ class GatedGraph:
         """The model's outputs with the gates g [units.total]."""
         return outputs(self.units.captured, self._suffix(*frontier, *self.vectors(g)))
 
+    def holding(self, frontier: tuple[Any, ...], weights: Mapping[str, Tensor]) -> tuple[Any, ...]:
+        """A frontier with other values of parameters and buffers that are used behind the gates."""
+        values = list(frontier)
+        for i, node in self._weights:
+            name = self.units.captured.weights[node.name]
+            if name in weights:
+                values[i] = slice_tensor(weights[name], self.units.net.axes(node), self.left)
+        return tuple(values)
+
     def trace(
         self, frontier: tuple[Any, ...], g: Tensor, keep: Collection[fx.Node] | None = None
     ) -> dict[fx.Node, Any]:
-        """Every value of the suffix, or those of `keep`, and what it returns."""
+        """Every value of the suffix, or those of `keep`, and what it returns; differentiable in gates if asked."""
+        with torch.set_grad_enabled(g.requires_grad):
+            *_, (_, values) = self.walk(frontier, g, (), keep)
+        return values
+
+    def walk(
+        self, frontier: tuple[Any, ...], g: Tensor, stops: Collection[fx.Node],
+        keep: Collection[fx.Node] | None = None,
+    ) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:  # fmt: skip
+        """The values of the suffix so far, before each of some calls is made and at the end.
+
+        Args:
+            frontier: The values that no gate changes.
+            g: The gates.
+            stops: The calls before which there is a halt; what they take may be changed then.
+            keep: Values that are not deleted when nothing needs them any more; None for all.
+
+        Yields:
+            The call, or the output node, and the values.
+        """
         given = (*frontier, *self.vectors(g))
         values: dict[fx.Node, Any] = dict(zip(self.suffix.find_nodes(op="placeholder"), given, strict=True))
-        with torch.no_grad():
-            for node in self.suffix.nodes:
-                if node.op == "call_function":
-                    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-                    values[node] = node.target(*args, **kwargs)
-                    for done in () if keep is None else self._last[node].difference(keep):
-                        del values[done]
-                elif node.op == "output":
-                    values[node] = fx.map_arg(node.args[0], values.__getitem__)
-        return values
+        for node in self.suffix.nodes:
+            if node.op == "call_function":
+                if node in stops:
+                    yield node, values
+                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+                for done in () if keep is None else self._last[node].difference(keep):
+                    del values[done]
+            elif node.op == "output":
+                values[node] = fx.map_arg(node.args[0], values.__getitem__)
+                yield node, values
 
 
 def _insert_gates(units: Units, left: Left) -> tuple[fx.Graph, list[Edge], dict[fx.Node, fx.Node]]:

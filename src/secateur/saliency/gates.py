@@ -8,7 +8,7 @@ runs again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +87,7 @@ class Gated:
         self.generator = torch.Generator().manual_seed(seed)
         self._loss: LossFunction | None = None if loss is None else find_loss(loss)
         self.memory = memory_cap(max_memory, sample_weight(model).device)
+        self.weights: Mapping[str, Tensor] = {}
         self._narrowed: Gated | None = None
         self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
         self.apart: bool | None = None  # whether each sample can have gates of its own; None until tried
@@ -100,12 +101,20 @@ class Gated:
             return self
         for known in (self._narrowed, self):
             if known is not None and known.graph.holds(g) and there.sum() > NARROW * known.graph.count:
-                return known
+                return known.holding(self.weights)
         masks = {s.axis: piece.cpu() for s, piece in zip(self.units, self.units.split(there).values(), strict=True)}
         self._narrowed = copy.copy(self)
         self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, Left(masks)), {}
         self._narrowed._frontiers = self._narrowed._hold()
         return self._narrowed
+
+    def holding(self, weights: Mapping[str, Tensor]) -> Gated:
+        """The same with other values of parameters and buffers that are used behind the gates alone."""
+        if weights is self.weights:
+            return self
+        other = copy.copy(self)
+        other.weights = weights
+        return other
 
     def _samples(self) -> int:
         """How many samples of a dataset given whole are run at a time."""
@@ -149,12 +158,14 @@ class Gated:
         n = sum(batch.size for batch in self._batches)
         for i, batch in enumerate(self._batches):
             frontier = self._frontier(batch) if self._frontiers is None else self._frontiers[i]
-            yield Cached(batch.size, batch.size / n, batch.call, frontier, batch.targets)
+            held = self.graph.holding(frontier, self.weights)
+            yield Cached(batch.size, batch.size / n, batch.call, held, batch.targets)
 
     def few(self) -> tuple[Any, ...]:
         """The frontier of the first samples, at most three."""
         call = map_tensors((self._batches or [])[0].call, lambda t: t[:3] if t.ndim else t)
-        return self.graph.frontier(bind(self.units.captured, self.model, call))
+        frontier = self.graph.frontier(bind(self.units.captured, self.model, call))
+        return self.graph.holding(frontier, self.weights)
 
     @property
     def loss_function(self) -> LossFunction:
@@ -180,16 +191,16 @@ class Gated:
         with torch.no_grad():
             return sum(
                 batch.share * differentiable(self.loss_function, out, batch.targets).double().item()
-                for batch, out in self._outputs(g)
+                for batch, out in self.outputs(g)
             )
 
     def evaluate(self, g: Tensor) -> tuple[float, float | None]:
         """E(g) and the accuracy, None where there are no classes."""
         with torch.no_grad():
-            runs = self.narrowed(g)._outputs(g)
+            runs = self.narrowed(g).outputs(g)
             return measure(self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs))
 
-    def _outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
+    def outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
         """What the network returns for each batch."""
         if self.graph.holds(g):
             yield from ((batch, self.graph.run(batch.frontier, g)) for batch in self.cached)
@@ -197,8 +208,8 @@ class Gated:
         left = {s.axis: (piece != 0).cpu() for s, piece in zip(self.units, self.units.split(g).values(), strict=True)}
         graph = GatedGraph(self.units, Left({s.axis: left[s.axis] for s in self.units if s.removal == "sliced"}))
         for batch in self.cached:
-            values = bind(self.units.captured, self.model, batch.call)
-            yield batch, graph.run(graph.frontier(values), g)
+            frontier = graph.frontier(bind(self.units.captured, self.model, batch.call))
+            yield batch, graph.run(graph.holding(frontier, self.weights), g)
 
     def gradient(self, g: Tensor) -> Tensor:
         """∂E/∂g [K], float64."""

@@ -22,7 +22,7 @@ def update_of(node: fx.Node, operand: fx.Node) -> Layer | None:
         return None
     if node.target is torch.ops.aten.linear.default:
         return dense
-    if node.target in _CONVOLUTIONS and arguments(node)["groups"] == 1:
+    if node.target in CONVOLUTIONS and arguments(node)["groups"] == 1:
         return convolution
     return None
 
@@ -63,12 +63,12 @@ def convolution(given: dict[str, Any], z: Tensor) -> Update:
 
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}
-_CONVOLUTIONS = {
+CONVOLUTIONS = {
     getattr(getattr(torch.ops.aten, f"conv{n}d"), overload) for n in (1, 2, 3) for overload in ("default", "padding")
 }
 
 # What never returns its input's memory, and what may then overwrite it.
-_FRESH = _CONVOLUTIONS | {getattr(torch.ops.aten, name).default for name in ("linear", "batch_norm", "layer_norm")}
+_FRESH = CONVOLUTIONS | {getattr(torch.ops.aten, name).default for name in ("linear", "batch_norm", "layer_norm")}
 _IN_PLACE = {
     getattr(torch.ops.aten, name).default: getattr(torch.ops.aten, f"{name}_").default
     for name in ("relu", "sigmoid", "tanh", "silu", "hardtanh", "hardswish", "leaky_relu")

@@ -36,6 +36,7 @@ class Units:
     def __init__(self, captured: Captured, net: Net, model: nn.Module, include: Include = "gated") -> None:
         self.captured = captured
         self.net = net
+        self.include = include
         self.axes = {
             captured.weights[node.name]: net.axes(node)
             for node in captured.graph.nodes

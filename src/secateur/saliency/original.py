@@ -1,0 +1,120 @@
+"""What the original network gives at its layers, and how much the loss minds a change of it there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from secateur.errors import DataError
+from secateur.saliency.factors import Factor, backward, exact_factors, float_outputs, sampled_factors
+from secateur.saliency.gated_graph import downstream
+from secateur.saliency.gates import Cached, Gated
+from secateur.saliency.layers import Layer
+from secateur.saliency.losses import LOSSES, evaluate
+from secateur.structure.run import outputs
+
+FEW = 16  # outputs: of a last layer, that each weigh the samples in a way of their own; of a network, all pulled back
+FLOOR = 0.1  # of the mean curvature, added to that of each sample: some have none
+
+
+class NoCurvatureError(Exception):
+    """No sample has a curvature of its own."""
+
+
+def last_layers(layers: Sequence[Layer]) -> list[Layer]:
+    """Those of few outputs with no other layer behind them."""
+    behind = {one: downstream([one.call]) for one in layers}
+    return [one for one in layers if one.outputs.size <= FEW and not any(other.call in behind[one] for other in layers)]
+
+
+def curvature(gated: Gated, layers: Sequence[Layer], g: Tensor) -> dict[Layer, Tensor]:
+    """B = 1/N Σ_n J_nᵀ L_n J_n [O, O] of each layer, J_n the derivative of sample n's outputs in the layer's.
+
+    Summed over positions. L_n is the Hessian of the sample's loss. One forward pass, and a backward pass for each of
+    few outputs; where outputs are many, or layers have positions and so more rows than samples, one backward pass for
+    a target drawn for each sample.
+
+    Args:
+        gated: The network and the data.
+        layers: Whose outputs.
+        g: The gates [K].
+
+    Returns:
+        By layer, float64; empty without a loss, and where samples of the loss have no curvature of their own.
+    """
+    if not gated.has_loss:
+        return {}
+    sizes = {one: gated.graph.left.count(one.outputs) for one in layers}
+    found = {one: torch.zeros(n, n, dtype=torch.float64, device=g.device) for one, n in sizes.items()}
+    for batch in gated.cached:
+        try:
+            for layer, rows in pulled(gated, batch, layers, g):
+                found[layer] += (rows.T @ rows).double() * (batch.share / batch.size)
+        except NoCurvatureError:
+            return {}
+    return found
+
+
+def pulled(gated: Gated, batch: Cached, layers: Sequence[Layer], g: Tensor) -> Iterator[tuple[Layer, Tensor]]:
+    """√λ_n J_nᵀu_n [M, O] at every position of the layers' outputs, for each factor λ u uᵀ of the loss's curvature."""
+    with torch.enable_grad():
+        values = trace(gated, batch, layers, g.clone().requires_grad_())
+        out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
+        given = [values[gated.graph.copies[one.call]] for one in layers]
+        evaluate(gated.loss_function, out, batch.targets)
+        positions = any(one.ndim > 2 for one in given)
+        for factor in _factors(gated, out, batch.targets, positions):
+            root = factor.weight.clamp(min=0).sqrt()
+            vectors = [u * root.to(u).reshape(-1, *[1] * (u.ndim - 1)) for u in factor.vectors]
+            for layer, slope in zip(layers, backward(factor.tensors, vectors, given), strict=True):
+                yield layer, layer.targets(slope)
+
+
+def _factors(gated: Gated, out: Any, targets: Any, positions: bool) -> Iterator[Factor]:
+    """Exact ones, or of a loss with a name one that is drawn, where outputs are many or layers have positions.
+
+    Raises:
+        NoCurvatureError: The loss ties samples, or has no derivatives.
+    """
+    loss, width = gated.loss_function, sum(one[:1].numel() for one in float_outputs(out))
+    if (width > FEW or positions) and loss in LOSSES.values():
+        yield from sampled_factors(loss, out, targets, gated.generator, 1)
+        return
+    try:
+        yield from exact_factors(loss, out, targets)
+    except DataError as error:
+        raise NoCurvatureError from error
+
+
+def trace(gated: Gated, batch: Cached, layers: Sequence[Layer], g: Tensor) -> dict[fx.Node, Any]:
+    """The layers' outputs and the network's."""
+    return gated.graph.trace(batch.frontier, g, {gated.graph.copies[one.call] for one in layers})
+
+
+Targets = dict[Layer, tuple[Tensor, Tensor | None]]  # what a layer gave [M, O], and weights of these numbers
+
+
+def targets(gated: Gated, batch: Cached, layers: Sequence[Layer], g: Tensor, mean: dict[Layer, Tensor]) -> Targets:
+    """What the layers give; in the last ones each number counts by the loss's curvature in it.
+
+    Args:
+        gated: The original network.
+        batch: The samples.
+        layers: Which.
+        g: Gates of 1.
+        mean: The mean curvature by layer, as `curvature` gives it; empty to let all count the same.
+    """
+    values = trace(gated, batch, layers, g)
+    found: Targets = {one: (one.targets(values[gated.graph.copies[one.call]]), None) for one in layers}
+    last = [one for one in last_layers(layers) if one in mean]
+    for layer in last:
+        z = found[layer][0]
+        floor = FLOOR * mean[layer].diagonal() * (batch.size / len(z))
+        found[layer] = z, floor.to(z).expand_as(z)
+    for layer, rows in pulled(gated, batch, last, g) if last else ():
+        z, so_far = found[layer]
+        found[layer] = z, rows.square() if so_far is None else rows.square() + so_far
+    return found
