@@ -90,7 +90,7 @@ def run(tmp_path, monkeypatch, capfd):
 def test_shrink_writes_a_network_within_the_budget_and_prints_the_trade_off(run, tmp_path):
     code, out, err = run(*SHRINK, "--remove-fraction", "0.5")
     assert (code, err) == (0, "")
-    assert "3 of 6 units removed, obs / iterative, measured after" in out
+    assert "3 of 6 units removed, obs / iterative, compensated" in out
     small = load(tmp_path / "small.safetensors", logistic_network([4, 6, 3]).double())
     assert small[0].out_features == 3
 

@@ -16,7 +16,7 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
         exec(block, names)
     assert len(blocks) == 4
     assert (tmp_path / "small.safetensors").stat().st_size <= 15_000
-    assert "units removed, obs / iterative, measured after" in capsys.readouterr().out
+    assert "units removed, obs / iterative, compensated" in capsys.readouterr().out
 
 
 def test_every_picture_and_file_the_readme_points_to_is_there():

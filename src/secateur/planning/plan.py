@@ -204,7 +204,7 @@ class Plan:
         shown = [n for n in range(len(self.steps) + 1) if n % every == 0 or n == len(self.steps)]
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
         title = f"{len(self.steps)} of {sum(self.sizes.values())} units removed, {self.criterion} / {self.ranking}"
-        title += ", measured after compensation" if self.compensated else ""
+        title += ", compensated" if self.compensated else ""
         return table(columns, [self._row(n) for n in shown], title) + (f"\n{self.swaps}" if self.swaps else "")
 
     def _row(self, n: int) -> tuple[object, ...]:

@@ -107,6 +107,8 @@ class Compensation:
     """
 
     def __init__(self, gated: Gated, settings: Settings = Settings()) -> None:
+        gated = copy.copy(gated)
+        gated.generator = torch.Generator().manual_seed(0)  # whatever else is drawn: a function of gates and data
         self.original, self.settings, self.units = gated, settings, gated.units
         self.ones = ones(gated.model, self.units)
         self.weights: dict[str, Tensor] = {}

@@ -125,7 +125,8 @@ class UnitSurgeon:
 
     def _costs(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> Tensor:
         rows = [(survivors[layer], self._rows(unit_set, layer, units)) for layer in self.sets.get(unit_set.name, [])]
-        return torch.stack([one.costs(places)[1] for one, places in rows]).sum(0)
+        nothing = torch.zeros(len(units), dtype=torch.float64, device=units.device)  # where nothing takes the units
+        return sum((one.costs(places)[1] for one, places in rows), nothing)
 
     def remove(self, g: Tensor, k: int) -> None:
         """Take out unit k, whose gate g_k is 0 by now."""

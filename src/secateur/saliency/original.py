@@ -81,7 +81,8 @@ def _factors(gated: Gated, out: Any, targets: Any, positions: bool) -> Iterator[
     """
     loss, width = gated.loss_function, sum(one[:1].numel() for one in float_outputs(out))
     if (width > FEW or positions) and loss in LOSSES.values():
-        yield from sampled_factors(loss, out, targets, gated.generator, 1)
+        generator = torch.Generator().manual_seed(gated.generator.initial_seed())  # each time the same draws
+        yield from sampled_factors(loss, out, targets, generator, 1)
         return
     try:
         yield from exact_factors(loss, out, targets)
