@@ -32,6 +32,20 @@ class First(nn.Module):
         return self.inner(x)[0]
 
 
+class Heads(nn.Module):
+    """Three heads of width two before an output projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(3, 6) for _ in range(3))
+        self.out, self.last = nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (one(x).unflatten(-1, (3, 2)).transpose(1, 2) for one in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.last(torch.tanh(self.out(attended)))
+
+
 Kept = dict[str, tuple[int, ...]]
 
 

@@ -169,6 +169,7 @@ def rank(
     (3, 8, True)
     """
     settings = _settings(compensate, ridge, weighting, recalibrate)
+    criterion = _criterion(criterion, ranking, refresh, settings)  # before the capture: a typo costs none
     units = require_units(find_units(model, first_inputs(data)) if units is None else units)
     return _rank(
         model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress, shortlist, refresh,
@@ -177,13 +178,10 @@ def rank(
 
 
 def _rank(
-    model: nn.Module, data: Any, loss: Any, units: Units, criterion: str | None, ranking: str, budget: Budget | None,
+    model: nn.Module, data: Any, loss: Any, units: Units, criterion: str, ranking: str, budget: Budget | None,
     threshold: str | None, validation: Any, seed: int, progress: bool, shortlist: int | None, refresh: int | None,
     swaps: bool, max_memory: int | str | None, settings: Settings | None, biases: tuple[str, ...],
 ) -> Plan:  # fmt: skip
-    fitted = settings is not None and settings.weights
-    criterion = orders.own_criterion(ranking, refresh, fitted) if criterion is None else criterion
-    choose("criterion", criterion, criteria())
     size = partial(safetensors.file_size, model, units, biases=biases)
     with progress_bar(f"ranking by {criterion}", progress) as bar:
         plan = orders.rank(
@@ -191,6 +189,14 @@ def _rank(
             refresh, swaps, max_memory, settings, on_step=bar,
         )  # fmt: skip
     return dataclasses.replace(plan, biases=biases)
+
+
+def _criterion(criterion: str | None, ranking: str, refresh: int | None, settings: Settings | None) -> str:
+    choose("ranking", ranking, orders.RANKINGS)
+    fitted = settings is not None and settings.weights
+    name = orders.own_criterion(ranking, refresh, fitted) if criterion is None else criterion
+    choose("criterion", name, criteria())
+    return name
 
 
 def _settings(compensate: bool, ridge: float | None, weighting: str, recalibrate: bool) -> Settings | None:
@@ -304,6 +310,7 @@ def shrink(
     require_units(units)
     compensate = compensate and data is not None
     settings = _settings(compensate, ridge, weighting, recalibrate)
+    criterion = _criterion(criterion, ranking, refresh, settings)
     biases = without_bias(model, units) if add_bias else ()
     if biases:
         model = with_biases(model, biases)

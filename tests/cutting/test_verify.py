@@ -96,9 +96,10 @@ def test_units_taken_in_another_order_are_found(monkeypatch: pytest.MonkeyPatch)
 def test_shrink_returns_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["branches"]()
     same = unchanged(case.model)
-    shifting(monkeypatch, 0, lambda mask: mask.roll(1))
+    shifting(monkeypatch, 0, lambda mask: mask.roll(1))  # of the cut: without compensation nothing is indexed before
+    data, budget = (case.x, case.y), sc.Budget(remove_units=1)
     with pytest.raises(VerificationError, match=DIFFERS):
-        sc.shrink(case.model, (case.x, case.y), "cross_entropy", sc.Budget(remove_units=1), progress=False)
+        sc.shrink(case.model, data, "cross_entropy", budget, progress=False, compensate=False)
     assert same()
 
 

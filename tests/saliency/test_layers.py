@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
-from cases import CASES, randomise
+from cases import CASES, Heads, randomise
 from secateur import Units, find_units
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.layers import Layer, compensable, find_layers, layers_of, patches
@@ -116,20 +116,6 @@ class Flattened(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.b(torch.relu(self.a(x))))
         return self.d(torch.tanh(self.c(x.flatten(1))))
-
-
-class Heads(nn.Module):
-    """Three heads of width two before an output projection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(3, 6) for _ in range(3))
-        self.out, self.last = nn.Linear(6, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (one(x).unflatten(-1, (3, 2)).transpose(1, 2) for one in (self.q, self.k, self.v))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.last(torch.tanh(self.out(attended)))
 
 
 class Cat(nn.Module):

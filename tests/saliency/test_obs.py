@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
+from cases import Heads
 from secateur.saliency.compensation import Compensation, Settings
 from secateur.saliency.gates import Gated
 from secateur.saliency.obs import SPAN, UnitSurgeon
@@ -99,20 +100,6 @@ class Hidden:
 
 
 FORMS = pytest.mark.parametrize(("weighting", "convolve"), [("none", False), ("ggn", False), ("none", True)])
-
-
-class Heads(nn.Module):
-    """Three heads of width two before an output projection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(3, 6) for _ in range(3))
-        self.out, self.last = nn.Linear(6, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (one(x).unflatten(-1, (3, 2)).transpose(1, 2) for one in (self.q, self.k, self.v))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.last(torch.tanh(self.out(attended)))
 
 
 def test_heads_and_their_widths_go_to_the_last_one_and_cut_gives_what_was_measured() -> None:

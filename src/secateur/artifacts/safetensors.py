@@ -118,13 +118,13 @@ def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
 def file_size(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]], biases: Sequence[str] = ()) -> int:
     """Bytes of the file that the model will be written to when only these units are left, without making it.
 
+    Eight bytes of length, a JSON header padded to a multiple of eight, the data.
+
     Args:
         model: With the biases that were added.
         units: Its units.
         kept: Those that stay.
         biases: Modules that a bias was added to.
-
-    Eight bytes of length, a JSON header padded to a multiple of eight, the data.
     """
     shapes = units.shapes({name: len(indices) for name, indices in kept.items()})
     tensors = [(name, tensor.dtype, shapes.get(name, tuple(tensor.shape))) for name, tensor in state(model).items()]

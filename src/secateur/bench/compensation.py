@@ -209,11 +209,6 @@ def ratio(ways: Mapping[str, Sequence[Curve]]) -> float | None:
     return within(ways[OBS]) / within(ways[alone])
 
 
-def speed() -> dict[str, float]:
-    """Seconds of the parts of compensation, by name."""
-    return {}
-
-
 def sections(curves: Curves, chosen: Mapping[str, Experiment]) -> list[Section]:
     """What the page says of each network."""
     found = [asdict(row) for row in rows(curves)]

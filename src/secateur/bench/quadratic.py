@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.bench.curves import Curve
 from secateur.bench.oracle import best_batch, iterative
 from secateur.bench.timing import seconds
 from secateur.papers.data import Dataset
@@ -135,7 +136,5 @@ def _accuracies(plan: Plan) -> list[float]:
 
 
 def _within_a_point(plan: Plan) -> float:
-    start, *rest = _accuracies(plan)
-    good = [accuracy >= start - 0.01 - 1e-12 for accuracy in rest]
-    n = good.index(False) if False in good else len(good)
-    return 100 * n / sum(plan.sizes.values())
+    accuracies = _accuracies(plan)
+    return Curve(range(len(accuracies)), accuracies, sum(plan.sizes.values())).within

@@ -134,13 +134,17 @@ def _rank_by_saliency(
         on_step(len(order.steps), order.longest)
 
 
+def _check_count(name: str, what: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"{name}: expected a number of {what} above 0, got {value!r}")
+
+
 def _check_refresh(refresh: int | None, ranking: str, compensate: bool) -> None:
     if refresh is None:
         return
     if ranking != "quadratic" and not compensate:
         raise ArgumentError(f"refresh: is for ranking='quadratic' or compensate=True, not {ranking!r} without it")
-    if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
-        raise ArgumentError(f"refresh: expected a number of removals above 0, got {refresh!r}")
+    _check_count("refresh", "removals", refresh)
 
 
 def _check_quadratic(ranking: str, criterion: str, threshold: str | None, swaps: bool, budget: Budget | None) -> None:
@@ -157,11 +161,8 @@ def _check_quadratic(ranking: str, criterion: str, threshold: str | None, swaps:
         raise ArgumentError("swaps: improve what a budget of size removes; give bytes, params, remove_fraction ...")
 
 
-def _check_shortlist(
-    shortlist: int, criterion: str, ranking: str, threshold: str | None, compensate: bool
-) -> None:  # fmt: skip
-    if isinstance(shortlist, bool) or not isinstance(shortlist, int) or shortlist < 1:
-        raise ArgumentError(f"shortlist: expected a number of units above 0, got {shortlist!r}")
+def _check_shortlist(shortlist: int, criterion: str, ranking: str, threshold: str | None, compensate: bool) -> None:
+    _check_count("shortlist", "units", shortlist)
     exact = criterion == "oracle" or (criterion == "obs" and compensate)
     if not exact or ranking != "iterative" or threshold is not None:
         raise ArgumentError(
@@ -176,13 +177,12 @@ def _scores(
     """The saliencies of the candidates; infinite for those that are not on the shortlist."""
     g, surgeon = order.g, order.surgeon if found.name == "obs" else None
     short = shortlist is not None and shortlist < len(candidates)
-    if short or surgeon is not None:
-        cheap = saliency_of(find_criterion(CHEAP, gated), gated, g) if surgeon is None else surgeon.saliency(g)
-        if short:
-            best = torch.tensor(candidates, device=g.device)[cheap[candidates].argsort(stable=True)[:shortlist]]
-            return (rises(gated, g, best) if surgeon is None else surgeon.exact(g, best)).cpu()
-        values = cheap
+    if surgeon is not None:
+        values = surgeon.saliency(g)
     else:
-        values = saliency_of(found, gated, g)
+        values = saliency_of(find_criterion(CHEAP, gated) if short else found, gated, g)
+    if short:
+        best = torch.tensor(candidates, device=g.device)[values[candidates].argsort(stable=True)[:shortlist]]
+        return (rises(gated, g, best) if surgeon is None else surgeon.exact(g, best)).cpu()
     values[candidates] = apply_threshold(values[candidates], threshold)
     return values.cpu()

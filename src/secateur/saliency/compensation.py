@@ -21,13 +21,12 @@ from torch import Tensor, fx
 
 from secateur.errors import ArgumentError, choose
 from secateur.saliency.gated_graph import downstream
-from secateur.saliency.gates import Gated, ones
+from secateur.saliency.gates import Gated, masks, ones
 from secateur.saliency.layers import Layer, find_layers, layers_of
 from secateur.saliency.memory import bytes_of
 from secateur.saliency.norms import Norm, Statistics, find_norms
 from secateur.saliency.original import Targets, curvature, last_layers, targets
 from secateur.saliency.regression import Fit, Moments, fit
-from secateur.structure.axis import Axis
 from secateur.structure.inputs import named_tensors
 from secateur.structure.left import Left
 from secateur.structure.sliced import slice_tensor
@@ -115,8 +114,9 @@ class Compensation:
         self.gated = gated.holding(self.weights)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
         found = find_layers(self.units) if settings.weights else []
-        self.layers = [layer for layer in found if self._sums(layer, "gated")]
-        self._others = [layer for layer in found if layer not in self.layers]
+        sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in found}
+        self.layers = [layer for layer in found if any(s.removal == "gated" for s in sets[layer])]
+        self._others = {layer: sets[layer] for layer in found if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, Fitted] = {}
         self._first = {layer for layer in self.layers if self._is_first(layer)}
@@ -125,14 +125,6 @@ class Compensation:
             self._check_memory(layer)
         self.weighted = settings.weighting == "ggn" and gated.has_loss
         self._mean = curvature(gated, last_layers(self.layers), self.ones) if self.weighted else {}
-
-    def _sums(self, layer: Layer, removal: str, g: Tensor | None = None) -> bool:
-        """Whether a layer sums up units of such sets, of which some are gone if gates are given."""
-        pieces = self.units.split(self.ones if g is None else 1 - g)
-        return any(
-            unit_set.removal == removal and layer in layers_of(unit_set, [layer]) and bool(pieces[unit_set.name].any())
-            for unit_set in self.units
-        )
 
     def _is_first(self, layer: Layer) -> bool:
         """Whether no gate is in front of a layer but those on its own inputs."""
@@ -178,7 +170,8 @@ class Compensation:
     def _stops(self, g: Tensor) -> list[Layer | Norm]:
         """What is fitted, in order of execution: of layers behind sliced sets those that have lost inputs."""
         order = {node: i for i, node in enumerate(self.units.captured.graph.nodes)}
-        others = [layer for layer in self._others if self._sums(layer, "sliced", g)]
+        whole = {axis for axis, there in masks(self.units, g).items() if bool(there.all())}
+        others = [layer for layer, sets in self._others.items() if any(s.axis not in whole for s in sets)]
         return sorted([*self.layers, *others, *self.norms], key=lambda stop: order[stop.call])
 
     def _touched(self, g: Tensor) -> set[fx.Node]:
@@ -240,13 +233,14 @@ class Compensation:
     def _places(self, layer: Layer, narrow: Gated) -> tuple[Tensor, Tensor]:
         """The rows and columns of a layer's matrix that are not sliced out."""
         device = self.ones.device
-        return layer.rows_of(_indices(narrow, layer.inputs, device)), _indices(narrow, layer.outputs, device)
+        inputs, outputs = (narrow.graph.left.indices(axis).to(device) for axis in (layer.inputs, layer.outputs))
+        return layer.rows_of(inputs), outputs
 
     def _solve(self, layer: Layer, moments: Moments, narrow: Gated, g: Tensor) -> dict[str, Tensor]:
         ins, outs = self._places(layer, narrow)
         present = layer.matrix(self.named[layer.weight]).double()[ins][:, outs]
         blocks = torch.stack(present.chunk(len(moments.sums[0]), 1))
-        kept = layer.rows_kept(self._left(g)).to(g.device)[ins]
+        kept = layer.rows_kept(Left(masks(self.units, g))).to(g.device)[ins]
         free = layer.bias is not None or any(norm.follows(layer) for norm in self.norms)
         found = fit(moments, blocks, free, self.settings.ridge, kept)
         self.fitted[layer] = Fitted(found, ins[kept], outs)
@@ -270,11 +264,7 @@ class Compensation:
             _, values = next(walk.steps)
             statistics.add(values[norm.operand(call)])
             met.append(values)
-        return norm.tensors(statistics, self.named, _indices(narrow, norm.channels, self.ones.device)), met
-
-    def _left(self, g: Tensor) -> Left:
-        pieces = self.units.split(g.cpu()).values()
-        return Left({unit_set.axis: piece != 0 for unit_set, piece in zip(self.units, pieces, strict=True)})
+        return norm.tensors(statistics, self.named, narrow.graph.left.indices(norm.channels).to(self.ones.device)), met
 
 
 Met = tuple[dict[str, Tensor], list[dict[fx.Node, Any]]]  # what was found, and the values of the walks that wait there
@@ -297,8 +287,3 @@ def _skip(walk: Walk, n: int) -> Walk:
     for _ in itertools.islice(walk.steps, n):
         pass
     return walk
-
-
-def _indices(narrow: Gated, axis: Axis, device: torch.device) -> Tensor:
-    """The positions of an axis that are not sliced out."""
-    return narrow.graph.left.mask(axis).expand(axis.size).nonzero()[:, 0].to(device)

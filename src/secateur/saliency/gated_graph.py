@@ -75,7 +75,7 @@ class GatedGraph:
     def holds(self, g: Tensor) -> bool:
         """Whether it computes with these gates exactly: all that is sliced out is gone, and all gone of sliced sets."""
         for unit_set, piece in zip(self.units, self.units.split(g).values(), strict=True):
-            there, left = (piece != 0).cpu(), self.left.mask(unit_set.axis).expand(unit_set.size)
+            there, left = (piece != 0).cpu(), self.left.mask(unit_set.axis)
             if bool((there > left).any()) or (unit_set.removal == "sliced" and bool((there < left).any())):
                 return False
         return True
@@ -86,7 +86,7 @@ class GatedGraph:
         if not self.left.masks:
             return whole
         others = Left({axis: mask for axis, mask in self.left.masks.items() if axis is not unit_set.axis})
-        there = others.mask(edge.whole).expand(edge.value.shape[edge.dim])[whole]
+        there = others.mask(edge.whole)[whole]
         return (self.left.mask(edge.whole).cumsum(0) - 1)[whole][there].reshape(unit_set.size, -1)
 
     def frontier(self, values: Sequence[Any]) -> tuple[Any, ...]:

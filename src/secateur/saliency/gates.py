@@ -19,6 +19,7 @@ from secateur.saliency.data import CHUNK, Batch, batches
 from secateur.saliency.gated_graph import GatedGraph
 from secateur.saliency.losses import LossFunction, differentiable, find_loss, given, measure
 from secateur.saliency.memory import bytes_held, bytes_of, memory_cap
+from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
 from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
 from secateur.structure.left import Left
@@ -41,6 +42,12 @@ class Cached(NamedTuple):
 def ones(model: nn.Module, units: Units) -> Tensor:
     """The gates of the network as trained [units.total], on its device and in its dtype."""
     return sample_weight(model).new_ones(units.total)
+
+
+def masks(units: Units, g: Tensor) -> dict[Axis, Tensor]:
+    """Which units of each set have a gate that is not zero."""
+    pieces = units.split(g.cpu() != 0).values()
+    return {unit_set.axis: piece for unit_set, piece in zip(units, pieces, strict=True)}
 
 
 def per_position(values: Tensor, dim: int) -> Tensor:
@@ -102,9 +109,8 @@ class Gated:
         for known in (self._narrowed, self):
             if known is not None and known.graph.holds(g) and there.sum() > NARROW * known.graph.count:
                 return known.holding(self.weights)
-        masks = {s.axis: piece.cpu() for s, piece in zip(self.units, self.units.split(there).values(), strict=True)}
         self._narrowed = copy.copy(self)
-        self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, Left(masks)), {}
+        self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, Left(masks(self.units, g))), {}
         self._narrowed._frontiers = self._narrowed._hold()
         return self._narrowed
 
@@ -205,7 +211,7 @@ class Gated:
         if self.graph.holds(g):
             yield from ((batch, self.graph.run(batch.frontier, g)) for batch in self.cached)
             return
-        left = {s.axis: (piece != 0).cpu() for s, piece in zip(self.units, self.units.split(g).values(), strict=True)}
+        left = masks(self.units, g)
         graph = GatedGraph(self.units, Left({s.axis: left[s.axis] for s in self.units if s.removal == "sliced"}))
         for batch in self.cached:
             frontier = graph.frontier(bind(self.units.captured, self.model, batch.call))

@@ -24,7 +24,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One weight matrix W [D, O], the calls that multiply their inputs by it, and the bias that is added.
+    """One weight matrix W [D, O], the call that multiplies its input by it, and the bias that is added.
 
     Attributes:
         call: The node of the captured graph, the only one that uses the weight.
@@ -96,16 +96,18 @@ class Layer:
 
     def rows_kept(self, left: Left) -> Tensor:
         """Which rows of W belong to inputs that are left [D]."""
-        return left.mask(self.inputs).expand(self.inputs.size).repeat_interleave(self.kernel)
+        return left.mask(self.inputs).repeat_interleave(self.kernel)
+
+
+# A view of the input by the call's arguments, and how many of its dimensions are rows.
+Rows = Callable[[dict[str, Any], Tensor], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
 class _Form:
     """How an operation has its input, weight and bias."""
 
-    rows: Callable[
-        [dict[str, Any], Tensor], tuple[Tensor, int]
-    ]  # a view of the input, and how many dimensions are rows
+    rows: Rows
     operand: str
     weight: str
     inputs_first: bool = False

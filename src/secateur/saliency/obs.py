@@ -46,12 +46,14 @@ class UnitSurgeon:
 
     def __init__(self, compensation: Compensation, costs: bool = True) -> None:
         self.compensation, self.units, self.costs = compensation, compensation.units, costs
-        self.sets = {s.name: layers_of(s, compensation.layers) for s in self.units if s.removal == "gated"}
+        gated = {s.name for s in self.units if s.removal == "gated"}
+        self.sets = {s.name: layers_of(s, compensation.layers) if s.name in gated else [] for s in self.units}
+        self.compensable = {s.name for s in self.units if compensable(s, compensation.layers)}
+        self.numbers = self.units.split(torch.arange(self.units.total, device=compensation.ones.device))
         self.survivors: dict[Layer, Survivors] = {}
         self.scales = [1.0] * len(self.units)
         self._places: dict[tuple[str, Layer], Tensor] = {}
         self.scaled_at: int | None = None
-        self.curvature: dict[Layer, Tensor] = {}
         self.measured: Tensor | None = None  # rises of units that are no layer's, at the last fit
 
     @property
@@ -65,25 +67,16 @@ class UnitSurgeon:
         self.measured = None
         gone = int((g == 0).sum())
         again = self.costs and (self.scaled_at is None or gone - self.scaled_at >= TENTH * len(g))
-        if self.costs and self.compensation.weighted:
-            self._measure_curvature(g)
-        self.survivors = {layer: self._survivors(layer) for layer in self.compensation.layers}
+        layers = self.compensation.layers
+        curved = curvature(self.gated.narrowed(g), layers, g) if self.costs and self.compensation.weighted else {}
+        self.survivors = {layer: self._survivors(layer, curved.get(layer)) for layer in layers}
         if again:
             self.scaled_at = gone
             self.scales = [self._scale(unit_set, g) for unit_set in self.units]
 
-    def _measure_curvature(self, g: Tensor) -> None:
-        narrow = self.gated.narrowed(g)
-        self.curvature = {}
-        for layer, curved in curvature(narrow, self.compensation.layers, g).items():
-            outputs = self.compensation.fitted[layer].outputs
-            whole = curved.new_zeros(layer.outputs.size, layer.outputs.size)
-            self.curvature[layer] = whole.index_put((outputs[:, None], outputs), curved)
-
-    def _survivors(self, layer: Layer) -> Survivors:
-        fit, inputs, outputs = self.compensation.fitted[layer]
+    def _survivors(self, layer: Layer, curved: Tensor | None) -> Survivors:
+        fit, inputs, _ = self.compensation.fitted[layer]
         blocks, _, width = fit.weight.shape
-        curved = self.curvature[layer][outputs][:, outputs] if layer in self.curvature else None
         if not self.costs:
             root = fit.weight.new_zeros(blocks, width, 0)
         elif curved is None:
@@ -98,46 +91,45 @@ class UnitSurgeon:
     def saliency(self, g: Tensor) -> Tensor:
         """The rise of the loss that each unit's removal is predicted to cause [K], float64."""
         if self.measured is None:
-            others = [self._left(s, g) for s in self.units if not compensable(s, self.compensation.layers)]
+            others = [self._left(s, g) for s in self.units if s.name not in self.compensable]
             units = torch.cat([*others, g.new_empty(0, dtype=torch.long)])
             self.measured = rises(self.gated, g, units) if len(units) else torch.full_like(g, torch.inf).double()
         found = self.measured.masked_fill(g == 0, torch.inf)
         for unit_set, scale in zip(self.units, self.scales, strict=True):
-            if compensable(unit_set, self.compensation.layers):
+            if unit_set.name in self.compensable:
                 left = self._left(unit_set, g)
                 found[left] = scale * self._costs(unit_set, left, self.survivors)
         return found
 
     def _left(self, unit_set: UnitSet, g: Tensor) -> Tensor:
-        start = self._start(unit_set)
-        return start + (g[start : start + unit_set.size] != 0).nonzero()[:, 0]
+        mine = self.numbers[unit_set.name]
+        return mine[g[mine] != 0]
 
-    def _start(self, unit_set: UnitSet) -> int:
-        return sum(s.size for s in self.units.sets[: self.units.sets.index(unit_set)])
-
-    def _rows(self, unit_set: UnitSet, layer: Layer, units: Tensor) -> Tensor:
+    def _rows(self, unit_set: UnitSet, layer: Layer, units: Tensor, survivors: Survivors) -> Tensor:
         """The rows of each unit [M, p], without those that went with units of another set (widths of a head)."""
         key = unit_set.name, layer
         if key not in self._places:
             self._places[key] = layer.rows_of_units(unit_set).to(units.device)
-        rows = self._places[key][units - self._start(unit_set)]
-        return rows[self.survivors[layer].holds(rows)].reshape(len(units), -1)
+        rows = self._places[key][units - self.numbers[unit_set.name][0]]
+        return rows[survivors.holds(rows)].reshape(len(units), -1)
 
     def _costs(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> Tensor:
-        rows = [(survivors[layer], self._rows(unit_set, layer, units)) for layer in self.sets.get(unit_set.name, [])]
-        nothing = torch.zeros(len(units), dtype=torch.float64, device=units.device)  # where nothing takes the units
-        return sum((one.costs(places)[1] for one, places in rows), nothing)
+        total = torch.zeros(len(units), dtype=torch.float64, device=units.device)
+        for layer in self.sets[unit_set.name]:
+            one = survivors[layer]
+            total += one.costs(self._rows(unit_set, layer, units, one))[1]
+        return total
 
     def remove(self, g: Tensor, k: int) -> None:
         """Take out unit k, whose gate g_k is 0 by now."""
         unit_set = self.units[self.units.places[k][0]]
         self._strike(unit_set, torch.tensor([k], device=g.device), self.survivors)
-        for layer in self.sets.get(unit_set.name, []):
+        for layer in self.sets[unit_set.name]:
             self.compensation.weights.update(self.compensation.tensors(layer, self.survivors[layer].weight()))
 
     def _strike(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> None:
-        for layer in self.sets.get(unit_set.name, []):
-            for rows in self._rows(unit_set, layer, units):
+        for layer in self.sets[unit_set.name]:
+            for rows in self._rows(unit_set, layer, units, survivors[layer]):
                 survivors[layer].remove(rows)
 
     def exact(self, g: Tensor, units: Tensor) -> Tensor:
@@ -151,25 +143,21 @@ class UnitSurgeon:
     def _loss_without(self, g: Tensor, k: int) -> float:
         unit_set = self.units[self.units.places[k][0]]
         unit = torch.tensor([k], device=g.device)
-        weights = {
-            layer: self.survivors[layer].weight(self.survivors[layer].change(self._rows(unit_set, layer, unit)[0]))
-            for layer in self.sets.get(unit_set.name, [])
-        }
-        return self._loss(g.index_fill(0, unit, 0), weights)
+        changed = dict(self.compensation.weights)
+        for layer in self.sets[unit_set.name]:
+            one = self.survivors[layer]
+            weight = one.weight(one.change(self._rows(unit_set, layer, unit, one)[0]))
+            changed |= self.compensation.tensors(layer, weight)
+        without = g.index_fill(0, unit, 0)
+        return self.gated.narrowed(without).holding(changed).loss(without)
 
     def _here(self, g: Tensor) -> float:
         return self.gated.narrowed(g).loss(g)
 
-    def _loss(self, g: Tensor, weights: dict[Layer, Tensor]) -> float:
-        changed = dict(self.compensation.weights)
-        for layer, weight in weights.items():
-            changed |= self.compensation.tensors(layer, weight)
-        return self.gated.narrowed(g).holding(changed).loss(g)
-
     def _scale(self, unit_set: UnitSet, g: Tensor) -> float:
         """The measured rise to the predicted one where a tenth of a set's units go, the cheapest, and all is fitted."""
         left = self._left(unit_set, g)
-        if len(left) < 2 or not compensable(unit_set, self.compensation.layers):
+        if len(left) < 2 or unit_set.name not in self.compensable:
             return 1.0
         survivors = {layer: copy.deepcopy(self.survivors[layer]) for layer in self.sets[unit_set.name]}
         cheapest = left[self._costs(unit_set, left, survivors).argsort(stable=True)]

@@ -109,13 +109,11 @@ def targets(gated: Gated, batch: Cached, layers: Sequence[Layer], g: Tensor, mea
         mean: The mean curvature by layer, as `curvature` gives it; empty to let all count the same.
     """
     values = trace(gated, batch, layers, g)
-    found: Targets = {one: (one.targets(values[gated.graph.copies[one.call]]), None) for one in layers}
-    last = [one for one in last_layers(layers) if one in mean]
-    for layer in last:
-        z = found[layer][0]
-        floor = FLOOR * mean[layer].diagonal() * (batch.size / len(z))
-        found[layer] = z, floor.to(z).expand_as(z)
-    for layer, rows in pulled(gated, batch, last, g) if last else ():
-        z, so_far = found[layer]
-        found[layer] = z, rows.square() if so_far is None else rows.square() + so_far
-    return found
+    z = {one: one.targets(values[gated.graph.copies[one.call]]) for one in layers}
+    weights = {}
+    for layer in (one for one in last_layers(layers) if one in mean):
+        floor = FLOOR * mean[layer].diagonal() * (batch.size / len(z[layer]))
+        weights[layer] = floor.to(z[layer]).expand_as(z[layer])
+    for layer, rows in pulled(gated, batch, list(weights), g) if weights else ():
+        weights[layer] = weights[layer] + rows.square()
+    return {one: (z[one], weights.get(one)) for one in layers}

@@ -49,7 +49,7 @@ class Left:
 
     def mask(self, axis: Axis) -> Tensor:
         """Which positions are left."""
-        return expand(axis, self.masks, torch.ones(1, dtype=torch.bool))
+        return expand(axis, self.masks, torch.ones(1, dtype=torch.bool)).expand(axis.size)
 
     def indices(self, axis: Axis) -> Tensor:
         """The positions left."""
