@@ -231,9 +231,10 @@ def test_rows_times_the_matrix_plus_bias_are_what_the_call_gives(name: str) -> N
     if not name.startswith("addmm with"):
         whole = made.model(made.x)
         assert_close(expected, by_hand(whole, channels_first))  # the last layer: the network's own outputs
-    back = layer.tensor(matrix, made.named[weight])
-    assert torch.equal(back, made.named[weight])
-    assert layer.tensor(matrix, made.named[weight].float()).dtype == torch.float32
+    whole = [torch.arange(size) for size in matrix.shape]
+    assert torch.equal(layer.tensor(torch.zeros_like(made.named[weight]), *whole, matrix), made.named[weight])
+    assert layer.tensor(made.named[weight].float(), *whole, matrix).dtype == torch.float32
+    assert layer.count(value) == len(rows)
 
 
 @settings(max_examples=150, deadline=None)
@@ -260,16 +261,27 @@ def test_patches_times_any_kernel_are_the_convolution(data: st.DataObject, n: in
 
 
 @pytest.mark.parametrize("name", ["linear", "addmm", "conv2d {}"])
-def test_any_matrix_has_its_place_in_the_parameter(name: str) -> None:
+@pytest.mark.parametrize("outputs", [[0, 1], [1]])
+@pytest.mark.parametrize("last", [False, True])
+def test_some_numbers_of_the_matrix_change_in_the_parameter(name: str, outputs: list[int], last: bool) -> None:
     build, shape, weight, _, _ = NETWORKS[name]
     made = Made(build(), shape)
-    layer = made.layer(weight)
-    numbers = torch.arange(made.named[weight].numel()).double().reshape(layer.matrix(made.named[weight]).shape)
-    tensor = layer.tensor(numbers, made.named[weight])
-    assert torch.equal(layer.matrix(tensor), numbers)
-    o, d = 1, 5 if layer.kernel > 1 else 2
+    layer, old = made.layer(weight), made.named[weight]
+    if last and old.ndim == 4:
+        old = old.contiguous(memory_format=torch.channels_last)
+    before, expected = old.clone(), layer.matrix(old).clone()
+    inputs = torch.arange(1, len(expected), 2)
+    numbers = torch.randn(len(inputs), len(outputs)).double()
+    for i, d in enumerate(inputs):
+        for j, o in enumerate(outputs):
+            expected[d, o] = numbers[i, j]
+    tensor = layer.tensor(old, inputs, torch.tensor(outputs), numbers)
+    assert torch.equal(layer.matrix(tensor), expected)
+    assert torch.equal(old, before)
+    assert tensor.shape == old.shape
+    o, d = outputs[0], 5 if layer.kernel > 1 else 1
     index = (d, o) if name == "addmm" else (o, d) if layer.kernel == 1 else (o, d // 6, d % 6 // 2, d % 2)
-    assert tensor[index] == numbers[d, o]
+    assert tensor[index] == numbers[d // 2, 0]
 
 
 def test_places_are_the_nodes_of_weight_and_bias() -> None:

@@ -17,7 +17,7 @@ from secateur.saliency.compensation import Compensation
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.layers import Layer, find_layers
 from secateur.saliency.losses import LOSSES, find_loss
-from secateur.saliency.original import FEW, FLOOR, curvature, last_layers, targets
+from secateur.saliency.original import FEW, curvature, last_layers, trace, weights
 
 Loss = Any
 
@@ -357,7 +357,7 @@ def test_a_linear_loss_has_none_anywhere() -> None:
     assert all(not found.any() for found in made.curvature().values())
 
 
-# ---------------------------------------------------------------- targets
+# ---------------------------------------------------------------- what each number counts
 
 
 class Two(nn.Module):
@@ -383,10 +383,16 @@ def test_last_layers_have_few_outputs_and_no_layer_behind_them() -> None:
 
 
 def weights_of_rows(made: Made, curved: Tensor) -> Tensor:
-    """The diagonals of each sample's and position's B, with the floor; of the last layer."""
+    """The diagonals of each sample's and position's B, of the last layer."""
     j = made.jacobians(made.layers[-1])
-    diagonals = torch.einsum("nkpo,nkl,nlpo->npo", j, curved, j)
-    return (diagonals + FLOOR * diagonals.mean((0, 1))).flatten(0, 1)
+    return torch.einsum("nkpo,nkl,nlpo->npo", j, curved, j).flatten(0, 1)
+
+
+def found_weights(made: Made, layers: list[Layer]) -> dict[Layer, Tensor]:
+    """Of all batches."""
+    traced = [(batch, trace(made.gated, batch, (), made.ones, layers)) for batch in made.gated.cached]
+    found = [weights(made.gated, batch, layers, values) for batch, values in traced]
+    return {layer: torch.cat([one[layer] for one in found]) for layer in found[0]}
 
 
 DRAWN = [("outputs at positions", loss) for loss in LOSSES]  # the last layer has positions
@@ -395,29 +401,21 @@ DRAWN = [("outputs at positions", loss) for loss in LOSSES]  # the last layer ha
 @pytest.mark.parametrize(
     ("name", "loss"), [(name, loss) for name in NETWORKS for loss in [*LOSSES, own, bent] if (name, loss) not in DRAWN]
 )
-def test_targets_are_what_layers_give_and_in_the_last_weigh_by_the_losss_curvature(name: str, loss: Loss) -> None:
+def test_numbers_of_the_last_layer_count_by_the_losss_curvature(name: str, loss: Loss) -> None:
     made = network(name, loss, cuts=[2])
     last = last_layers(made.layers)
     assert last == made.layers[-1:]
-    mean = curvature(made.gated, last, made.ones)
-    found = [targets(made.gated, batch, made.layers, made.ones, mean) for batch in made.gated.cached]
-    for layer in made.layers:
-        torch.testing.assert_close(torch.cat([one[layer][0] for one in found]), made.rows(layer), rtol=1e-12, atol=0)
-        if layer is not last[0]:
-            assert [one[layer][1] for one in found] == [None, None]
-    got = torch.cat([one[last[0]][1] for one in found])
+    found = found_weights(made, last)
+    assert [*found] == last
     expected = weights_of_rows(made, hessians(loss, made.out, made.t))
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(found[last[0]], expected, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize(("name", "loss"), DRAWN)
-def test_weights_of_targets_are_right_in_the_mean_where_they_are_drawn(name: str, loss: str) -> None:
+def test_weights_are_right_in_the_mean_where_targets_are_drawn(name: str, loss: str) -> None:
     made = network(name, loss, cuts=[2])
     curved, (layer,) = hessians(loss, made.out, made.t), made.layers
-    mean, draws = {layer: dense(made.jacobians(layer), curved)}, []
-    for seed in range(4000):  # some classes are rare
-        found = [targets(made.drawn(seed).gated, batch, made.layers, made.ones, mean) for batch in made.gated.cached]
-        draws.append(torch.cat([one[layer][1] for one in found]))
+    draws = [found_weights(made.drawn(seed), [layer])[layer] for seed in range(4000)]  # some classes are rare
     assert_mean(draws, weights_of_rows(made, curved))
 
 
@@ -427,23 +425,25 @@ def test_the_same_seed_draws_the_same_each_time() -> None:
     assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_without_curvature_all_rows_count_the_same() -> None:
-    made = network("convolutions", "cross_entropy")
-    (batch,) = made.gated.cached
-    found = targets(made.gated, batch, made.layers, made.ones, {})
-    assert [*found] == made.layers
-    for layer, (z, weight) in found.items():
-        torch.testing.assert_close(z, made.rows(layer), rtol=1e-12, atol=0)
-        assert weight is None
-        assert not z.requires_grad
+@pytest.mark.parametrize("loss", [tied, without_derivative])
+def test_without_curvature_of_each_sample_no_number_counts_more(loss: Loss) -> None:
+    made = network("convolutions", loss)
+    assert found_weights(made, last_layers(made.layers)) == {}
 
 
-def test_targets_are_of_the_layers_asked_for() -> None:
+def test_a_trace_holds_what_is_asked_for_and_can_be_differentiated_in_the_layers() -> None:
     made = Made(Two(), (3,), "squared_error")
     (batch,) = made.gated.cached
-    mean = curvature(made.gated, made.layers, made.ones)
-    first, *_, last = made.layers
-    assert [*targets(made.gated, batch, [first], made.ones, mean)] == [first]
-    found = targets(made.gated, batch, made.layers, made.ones, mean)
-    assert [one.weight for one, (_, weight) in found.items() if weight is not None] == ["c.weight"]
-    assert found[last][0].shape == (5, FEW + 1)
+    copies, last = made.gated.graph.copies, last_layers(made.layers)
+    values = trace(made.gated, batch, [one.call for one in made.layers], made.ones, last)
+    assert {*values} >= {copies[one.call] for one in made.layers}
+    assert not any(node.name.startswith("tanh") for node in values)
+    for layer in made.layers:
+        value = values[copies[layer.call]]
+        torch.testing.assert_close(layer.targets(value.detach()), made.rows(layer), rtol=1e-12, atol=0)
+        assert value.requires_grad == (layer in last)
+    out = values[made.gated.graph.suffix.output_node()]
+    slopes = torch.autograd.grad(torch.cat([*out]).sum(), values[copies[last[0].call]])
+    assert torch.equal(slopes[0], torch.ones_like(slopes[0]))
+    plain = trace(made.gated, batch, [last[0].call], made.ones, [])
+    assert not plain[copies[last[0].call]].requires_grad

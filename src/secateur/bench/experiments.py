@@ -66,7 +66,9 @@ def experiments(data: Dataset, epochs: int) -> dict[str, Experiment]:
     if data.features != 784:
         return found
     others = {
-        "conv": Experiment("20 and 50 channels, 200 neurons", networks.convolutional_network, 5),
+        "conv": Experiment(
+            "20 and 50 channels, 200 neurons", networks.convolutional_network, 5, spared={"shortlist": 25}
+        ),
         "residual": Experiment(
             "48 channels inside each of 3 blocks; the residual stream keeps its 24", networks.residual_network, 5,
             counts=lambda unit_set: unit_set.name != "1", spared={"shortlist": 25},

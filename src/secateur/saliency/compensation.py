@@ -20,22 +20,20 @@ import torch
 from torch import Tensor, fx
 
 from secateur.errors import ArgumentError, choose
+from secateur.saliency.collecting import Place, collect, in_original, places
 from secateur.saliency.gated_graph import downstream
 from secateur.saliency.gates import Gated, masks, ones
 from secateur.saliency.layers import Layer, find_layers, layers_of
 from secateur.saliency.memory import bytes_of
 from secateur.saliency.norms import Norm, Statistics, find_norms
-from secateur.saliency.original import Targets, curvature, last_layers, targets
+from secateur.saliency.original import last_layers, trace, weights
 from secateur.saliency.regression import Fit, Moments, fit
 from secateur.structure.inputs import named_tensors
 from secateur.structure.left import Left
 from secateur.structure.sliced import slice_tensor
 from secateur.text import format_bytes
 
-MATRICES = 4  # of the moments' size that are held at a time
-ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
-EACH = 50  # or so many for each row and column of its matrix
-HELD = 5  # every fifth sample is held out to choose the ridge
+MATRICES = 8  # of the moments' size that are held at a time
 
 
 class Walk(NamedTuple):
@@ -43,15 +41,13 @@ class Walk(NamedTuple):
 
     Attributes:
         steps: Halts before each layer, with the values so far.
-        targets: What the layers gave in the original.
-        first: The number of its first sample.
-        size: Its samples.
+        targets: What the layers gave in the original [M, O], and how much each number counts.
+        place: Of the batch.
     """
 
     steps: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
-    targets: Targets
-    first: int
-    size: int
+    targets: dict[Layer, tuple[Tensor, Tensor | None]]
+    place: Place
 
 
 class Fitted(NamedTuple):
@@ -119,12 +115,12 @@ class Compensation:
         self._others = {layer: sets[layer] for layer in found if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, Fitted] = {}
-        self._first = {layer for layer in self.layers if self._is_first(layer)}
-        self._known: dict[Layer, Moments] = {}  # of first layers, whose inputs never change
+        self._batches = places(gated)
+        self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
         for layer in found:
             self._check_memory(layer)
-        self.weighted = settings.weighting == "ggn" and gated.has_loss
-        self._mean = curvature(gated, last_layers(self.layers), self.ones) if self.weighted else {}
+        weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
+        self._weighted = [one for one in weighted if one.outputs.size * self._needed(one) <= gated.memory]
 
     def _is_first(self, layer: Layer) -> bool:
         """Whether no gate is in front of a layer but those on its own inputs."""
@@ -134,31 +130,48 @@ class Compensation:
             operand = operand.all_input_nodes[0]
         return operand.op == "placeholder"
 
+    def _needed(self, layer: Layer) -> int:
+        return MATRICES * 8 * layer.width**2
+
     def _check_memory(self, layer: Layer) -> None:
-        needed = MATRICES * 8 * layer.width**2
-        if needed > self.original.memory:
+        if self._needed(layer) > self.original.memory:
             raise ArgumentError(
                 f"compensation: second moments of the {layer.inputs.size * layer.kernel:,} inputs of {layer.weight} "
-                f"take {format_bytes(needed)}, max_memory is {format_bytes(self.original.memory)}; use compensate=False"
+                f"take {format_bytes(self._needed(layer))}, max_memory is {format_bytes(self.original.memory)}; "
+                "use compensate=False"
             )
 
-    def fit(self, g: Tensor) -> None:
+    def fit(self, g: Tensor, all_layers: bool = False) -> None:
         """Weights for the gates g [K]: in one pass where what all batches hold before a layer fits into memory.
 
         Layers that nothing in front of them has lost a unit keep their weights as they are, bit by bit.
+
+        Args:
+            g: The gates.
+            all_layers: Whether `fitted` shall hold those layers too.
         """
         self.weights.clear()
         self.fitted.clear()
-        narrow, stops, touched = self.gated.narrowed(g), self._stops(g), self._touched(g)
+        narrow, touched = self.gated.narrowed(g), self._touched(g)
+        stops = [stop for stop in self._stops(g) if stop.call in touched]
+        first = [layer for layer in self.layers if layer in stops and self._is_first(layer)]
+        rest = [layer for layer in self.layers if layer not in stops and all_layers]
         with torch.no_grad():
-            for layer, moments in self._known.items():
-                found = self._solve(layer, moments.only(*self._places(layer, narrow)), narrow, g)
-                self.weights.update(found if layer.call in touched else {})
-            stops = [stop for stop in stops if stop not in self._known]
+            self._learn([*first, *rest])
+            for layer in (*first, *rest):
+                ins = torch.arange(layer.inputs.size * layer.kernel, device=g.device)
+                outs = self._places(layer, narrow)[1]
+                fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
+                self.weights.update(self.tensors(layer, fitted.weight) if layer in first else {})
+            stops = [stop for stop in stops if stop not in first]
             held = list(self._walks(narrow, g, stops)) if stops and self._fits_memory(stops) else None
             for i, stop in enumerate(stops):
                 walks = held if held is not None else (_skip(walk, i) for walk in self._walks(narrow, g, stops))
-                self._stop(stop, walks, narrow, g, stop.call in touched)
+                self._stop(stop, walks, narrow, g)
+
+    def _learn(self, layers: Iterable[Layer]) -> None:
+        new = [layer for layer in layers if layer not in self._known]
+        self._known.update(in_original(self.original, self.ones, new, [one for one in self._weighted if one in new]))
 
     def other(self) -> Compensation:
         """One for fits of its own."""
@@ -181,28 +194,29 @@ class Compensation:
         return {graph.origin[node] for node in downstream(gone) if node in graph.origin}
 
     def _walks(self, narrow: Gated, g: Tensor, stops: list[Layer | Norm]) -> Iterator[Walk]:
-        first, layers = 0, [stop for stop in stops if isinstance(stop, Layer)]
+        layers = [stop for stop in stops if isinstance(stop, Layer)]
+        weighted, calls = [one for one in self._weighted if one in layers], [one.call for one in layers]
         halts = {narrow.graph.copies[stop.call] for stop in stops}
-        for batch, shrunk in zip(self.original.cached, narrow.cached, strict=True):
+        for batch, shrunk, place in zip(self.original.cached, narrow.cached, self._batches, strict=True):
+            values = trace(self.original, batch, calls, self.ones, weighted)
+            weight = weights(self.original, batch, weighted, values)
+            given = {one: one.targets(values[self.original.graph.copies[one.call]].detach()) for one in layers}
             steps = narrow.graph.walk(shrunk.frontier, g, halts, ())
-            yield Walk(steps, targets(self.original, batch, layers, self.ones, self._mean), first, batch.size)
-            first += batch.size
+            yield Walk(steps, {one: (z, weight.get(one)) for one, z in given.items()}, place)
 
     def _fits_memory(self, stops: list[Layer | Norm]) -> bool:
         """Whether all batches can halt before a layer at the same time."""
         nodes = [node for node in self.units.captured.graph.nodes if node.op == "call_function"]
         each = bytes_of(stop.call for stop in stops) + 4 * max(bytes_of([node]) for node in nodes)
-        return each * sum(batch.size for batch in self.original.cached) <= self.original.memory // 3
+        return each * self._batches[0].samples <= self.original.memory // 3
 
-    def _stop(self, stop: Layer | Norm, walks: Iterable[Walk], narrow: Gated, g: Tensor, touched: bool) -> None:
+    def _stop(self, stop: Layer | Norm, walks: Iterable[Walk], narrow: Gated, g: Tensor) -> None:
         """Fit one layer, or estimate one norm's statistics, and let the walks go on with it."""
         call = narrow.graph.copies[stop.call]
         if isinstance(stop, Norm):
             found, met = self._statistics(stop, call, walks, narrow)
         else:
             found, met = self._layer(stop, call, walks, narrow, g)
-        if not touched:
-            return
         self.weights.update(found)
         for values, (name, node) in itertools.product(met, stop.places(call).items()):
             if name in found:
@@ -210,25 +224,14 @@ class Compensation:
 
     def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], narrow: Gated, g: Tensor) -> Met:
         ins, outs = self._places(layer, narrow)
-        moments, met = Moments(len(outs) if layer in self._mean else 1, len(ins), len(outs), g.device), []
+        moments, met = Moments(len(ins), len(outs), self.ones.device), []
         for walk in walks:
             _, values = next(walk.steps)
             z, weight = walk.targets.pop(layer)
-            chosen, held = self._chosen(walk, len(z), max(ROWS, EACH * layer.width))
-            a = layer.rows(values[layer.operand(call)], chosen)
-            moments.add(a, z[chosen][:, outs], held, None if weight is None else weight[chosen][:, outs])
+            weight = None if weight is None else weight[:, outs]
+            collect(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
             met.append(values)
-        if layer in self._first and bool((g == 1).all()):
-            self._known[layer] = moments
-        return self._solve(layer, moments, narrow, g), met
-
-    def _chosen(self, walk: Walk, rows: int, most: int) -> tuple[Tensor, Tensor]:
-        """Which of a batch's rows are taken, evenly, so that all batches give so many at most; which are held out."""
-        each = max(1, rows // walk.size)
-        total = each * sum(batch.size for batch in self.original.cached)
-        numbers = walk.first * each + torch.arange(rows, device=self.ones.device)
-        taken = numbers if total <= most else numbers[(numbers + 1) * most // total > numbers * most // total]
-        return taken - walk.first * each, taken // each % HELD == HELD - 1
+        return self.tensors(layer, self._solve(layer, moments, ins, outs, g).weight), met
 
     def _places(self, layer: Layer, narrow: Gated) -> tuple[Tensor, Tensor]:
         """The rows and columns of a layer's matrix that are not sliced out."""
@@ -236,23 +239,28 @@ class Compensation:
         inputs, outputs = (narrow.graph.left.indices(axis).to(device) for axis in (layer.inputs, layer.outputs))
         return layer.rows_of(inputs), outputs
 
-    def _solve(self, layer: Layer, moments: Moments, narrow: Gated, g: Tensor) -> dict[str, Tensor]:
-        ins, outs = self._places(layer, narrow)
-        present = layer.matrix(self.named[layer.weight]).double()[ins][:, outs]
-        blocks = torch.stack(present.chunk(len(moments.sums[0]), 1))
+    def _present(self, layer: Layer, blocks: int, ins: Tensor, outs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The original's weights [C, D, o] and bias [C, o]: zero if a norm behind takes the mean up, None without."""
+        weight = layer.matrix(self.named[layer.weight]).double()[ins][:, outs]
+        if layer.bias is not None:
+            bias = self.named[layer.bias].double()[outs]
+        elif any(norm.follows(layer) for norm in self.norms):
+            bias = torch.zeros_like(weight[0])
+        else:
+            bias = None
+        return torch.stack(weight.chunk(blocks, 1)), None if bias is None else bias.reshape(blocks, -1)
+
+    def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> Fit:
         kept = layer.rows_kept(Left(masks(self.units, g))).to(g.device)[ins]
-        free = layer.bias is not None or any(norm.follows(layer) for norm in self.norms)
-        found = fit(moments, blocks, free, self.settings.ridge, kept)
+        found = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
         self.fitted[layer] = Fitted(found, ins[kept], outs)
-        return self.tensors(layer, found.weight)
+        return found
 
     def tensors(self, layer: Layer, weight: Tensor) -> dict[str, Tensor]:
         """The parameters of a fitted layer with these weights [C, D', o] of the inputs that it was fitted with."""
-        found = self.fitted[layer]
-        old = self.named[layer.weight]
-        places = found.inputs[:, None], found.outputs
-        matrix = layer.matrix(old).double().index_put(places, torch.cat([*weight], 1))
-        tensors, bias = {layer.weight: layer.tensor(matrix, old)}, found.fit.bias_for(weight)
+        found, old = self.fitted[layer], self.named[layer.weight]
+        tensors = {layer.weight: layer.tensor(old, found.inputs, found.outputs, torch.cat([*weight], 1))}
+        bias = found.fit.bias_for(weight)
         if layer.bias is not None and bias is not None:
             old = self.named[layer.bias]
             tensors[layer.bias] = old.index_put((found.outputs,), bias.flatten().to(old))

@@ -151,16 +151,20 @@ class GatedGraph:
         return tuple(values)
 
     def trace(
-        self, frontier: tuple[Any, ...], g: Tensor, keep: Collection[fx.Node] | None = None
-    ) -> dict[fx.Node, Any]:
-        """Every value of the suffix, or those of `keep`, and what it returns; differentiable in gates if asked."""
-        with torch.set_grad_enabled(g.requires_grad):
-            *_, (_, values) = self.walk(frontier, g, (), keep)
+        self, frontier: tuple[Any, ...], g: Tensor, keep: Collection[fx.Node] | None = None,
+        variables: Collection[fx.Node] = (),
+    ) -> dict[fx.Node, Any]:  # fmt: skip
+        """Every value of the suffix, or those of `keep`, and what it returns.
+
+        Differentiable in the gates if they are, and in the values of `variables`.
+        """
+        with torch.set_grad_enabled(g.requires_grad or bool(variables)):
+            *_, (_, values) = self.walk(frontier, g, (), keep, variables)
         return values
 
     def walk(
         self, frontier: tuple[Any, ...], g: Tensor, stops: Collection[fx.Node],
-        keep: Collection[fx.Node] | None = None,
+        keep: Collection[fx.Node] | None = None, variables: Collection[fx.Node] = (),
     ) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:  # fmt: skip
         """The values of the suffix so far, before each of some calls is made and at the end.
 
@@ -169,6 +173,7 @@ class GatedGraph:
             g: The gates.
             stops: The calls before which there is a halt; what they take may be changed then.
             keep: Values that are not deleted when nothing needs them any more; None for all.
+            variables: Values in which what comes after them can be differentiated.
 
         Yields:
             The call, or the output node, and the values.
@@ -181,6 +186,8 @@ class GatedGraph:
                     yield node, values
                 args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
                 values[node] = node.target(*args, **kwargs)
+                if node in variables:
+                    values[node].requires_grad_()
                 for done in () if keep is None else self._last[node].difference(keep):
                     del values[done]
             elif node.op == "output":

@@ -73,6 +73,11 @@ class Layer:
             return view.flatten(leading).flatten(0, leading - 1)
         return view[torch.unravel_index(chosen, view.shape[:leading])].flatten(1)
 
+    def count(self, value: Tensor) -> int:
+        """How many rows there are."""
+        view, leading = self._form.rows(arguments(self.call), value)
+        return view.shape[:leading].numel()
+
     def targets(self, value: Tensor) -> Tensor:
         """The call's output [M, O], in the same order."""
         return (value.movedim(1, -1) if self._form.channels_first else value).flatten(0, -2)
@@ -81,9 +86,16 @@ class Layer:
         """W [D, O] as it multiplies rows."""
         return weight if self._form.inputs_first else weight.flatten(1).t()
 
-    def tensor(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """The reverse, in the parameter's shape and dtype."""
-        return (matrix if self._form.inputs_first else matrix.t()).reshape(like.shape).to(like)
+    def tensor(self, old: Tensor, inputs: Tensor, outputs: Tensor, matrix: Tensor) -> Tensor:
+        """The parameter with other numbers [n, o] in some rows and columns of W."""
+        new = old.clone(memory_format=torch.contiguous_format)
+        flat, given = new.flatten(1), matrix.to(new)  # a view
+        rows, columns, given = (inputs, outputs, given) if self._form.inputs_first else (outputs, inputs, given.t())
+        if len(rows) == len(flat):  # faster
+            flat.index_copy_(1, columns, given.contiguous())
+        else:
+            flat[rows] = flat[rows].index_copy(1, columns, given.contiguous())
+        return new
 
     def rows_of(self, indices: Tensor) -> Tensor:
         """The rows of W that belong to some inputs [..., n], [..., n · kernel]."""

@@ -50,6 +50,7 @@ class UnitSurgeon:
         self.sets = {s.name: layers_of(s, compensation.layers) if s.name in gated else [] for s in self.units}
         self.compensable = {s.name for s in self.units if compensable(s, compensation.layers)}
         self.numbers = self.units.split(torch.arange(self.units.total, device=compensation.ones.device))
+        self.weighted = compensation.settings.weighting == "ggn"
         self.survivors: dict[Layer, Survivors] = {}
         self.scales = [1.0] * len(self.units)
         self._places: dict[tuple[str, Layer], Tensor] = {}
@@ -63,12 +64,12 @@ class UnitSurgeon:
 
     def begin(self, g: Tensor) -> None:
         """Fit all weights for the gates g [K], and be ready to remove more."""
-        self.compensation.fit(g)
+        self.compensation.fit(g, all_layers=True)
         self.measured = None
         gone = int((g == 0).sum())
         again = self.costs and (self.scaled_at is None or gone - self.scaled_at >= TENTH * len(g))
         layers = self.compensation.layers
-        curved = curvature(self.gated.narrowed(g), layers, g) if self.costs and self.compensation.weighted else {}
+        curved = curvature(self.gated.narrowed(g), layers, g) if self.costs and self.weighted else {}
         self.survivors = {layer: self._survivors(layer, curved.get(layer)) for layer in layers}
         if again:
             self.scaled_at = gone

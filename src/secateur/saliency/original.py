@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from secateur.saliency.losses import LOSSES, evaluate
 from secateur.structure.run import outputs
 
 FEW = 16  # outputs: of a last layer, that each weigh the samples in a way of their own; of a network, all pulled back
-FLOOR = 0.1  # of the mean curvature, added to that of each sample: some have none
 
 
 class NoCurvatureError(Exception):
@@ -51,17 +50,26 @@ def curvature(gated: Gated, layers: Sequence[Layer], g: Tensor) -> dict[Layer, T
     found = {one: torch.zeros(n, n, dtype=torch.float64, device=g.device) for one, n in sizes.items()}
     for batch in gated.cached:
         try:
-            for layer, rows in pulled(gated, batch, layers, g):
+            for layer, rows in pulled(gated, batch, layers, trace(gated, batch, (), g, layers)):
                 found[layer] += (rows.T @ rows).double() * (batch.share / batch.size)
         except NoCurvatureError:
             return {}
     return found
 
 
-def pulled(gated: Gated, batch: Cached, layers: Sequence[Layer], g: Tensor) -> Iterator[tuple[Layer, Tensor]]:
+def trace(
+    gated: Gated, batch: Cached, nodes: Collection[fx.Node], g: Tensor, layers: Sequence[Layer]
+) -> dict[fx.Node, Any]:
+    """Values of some nodes of the captured graph, the network's output, and differentiably what some layers give."""
+    copies, calls = gated.graph.copies, {gated.graph.copies[one.call] for one in layers}
+    return gated.graph.trace(batch.frontier, g, calls.union(copies[node] for node in nodes), calls)
+
+
+def pulled(
+    gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any]
+) -> Iterator[tuple[Layer, Tensor]]:
     """√λ_n J_nᵀu_n [M, O] at every position of the layers' outputs, for each factor λ u uᵀ of the loss's curvature."""
     with torch.enable_grad():
-        values = trace(gated, batch, layers, g.clone().requires_grad_())
         out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
         given = [values[gated.graph.copies[one.call]] for one in layers]
         evaluate(gated.loss_function, out, batch.targets)
@@ -90,30 +98,22 @@ def _factors(gated: Gated, out: Any, targets: Any, positions: bool) -> Iterator[
         raise NoCurvatureError from error
 
 
-def trace(gated: Gated, batch: Cached, layers: Sequence[Layer], g: Tensor) -> dict[fx.Node, Any]:
-    """The layers' outputs and the network's."""
-    return gated.graph.trace(batch.frontier, g, {gated.graph.copies[one.call] for one in layers})
-
-
-Targets = dict[Layer, tuple[Tensor, Tensor | None]]  # what a layer gave [M, O], and weights of these numbers
-
-
-def targets(gated: Gated, batch: Cached, layers: Sequence[Layer], g: Tensor, mean: dict[Layer, Tensor]) -> Targets:
-    """What the layers give; in the last ones each number counts by the loss's curvature in it.
+def weights(gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any]) -> dict[Layer, Tensor]:
+    """How much the loss minds each number that some layers give: the diagonals of J_nᵀ L_n J_n [M, O].
 
     Args:
         gated: The original network.
         batch: The samples.
         layers: Which.
-        g: Gates of 1.
-        mean: The mean curvature by layer, as `curvature` gives it; empty to let all count the same.
+        values: As `trace` gives them for these layers.
+
+    Returns:
+        By layer; empty where samples of the loss have no curvature of their own.
     """
-    values = trace(gated, batch, layers, g)
-    z = {one: one.targets(values[gated.graph.copies[one.call]]) for one in layers}
-    weights = {}
-    for layer in (one for one in last_layers(layers) if one in mean):
-        floor = FLOOR * mean[layer].diagonal() * (batch.size / len(z[layer]))
-        weights[layer] = floor.to(z[layer]).expand_as(z[layer])
-    for layer, rows in pulled(gated, batch, list(weights), g) if weights else ():
-        weights[layer] = weights[layer] + rows.square()
-    return {one: (z[one], weights.get(one)) for one in layers}
+    found: dict[Layer, Tensor] = {}
+    try:
+        for layer, rows in pulled(gated, batch, layers, values) if layers else ():
+            found[layer] = rows.square() + found.get(layer, 0)
+    except NoCurvatureError:
+        return {}
+    return found

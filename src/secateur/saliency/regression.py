@@ -17,86 +17,142 @@ from torch import Tensor
 from secateur.errors import DataError
 
 ROWS = 2**14  # that are multiplied at a time
+COLUMNS = 512  # of a symmetric product that are made at a time, without what is left of them
+FLOOR = 0.1  # of the mean weight of all rows, added to each: some have none
 GRID = tuple(10.0**power for power in range(-7, 1))  # ridges that are tried
 RIDGE = 1e-4  # where nothing is held out to try them on
 TINY = 1e-30  # of a mean square, where all inputs are constant
+NOT_FINITE = "compensation: the activations' second moments are not finite or not positive on this data"
 ROUNDING = 1e-6  # of the targets' squares: errors below it are none
 
 
-class Moments:
-    """Σ ω x xᵀ over the rows x = (a − a₀, z − z₀, 1), of inputs a and targets z; float64 [2, C, X, X], X = D + o + 1.
+class Sums(NamedTuple):
+    """Σ ω x xᵀ [C, X, X], Σ ω x zᵀ [C, X, o] and Σ ω z² [C, o] over rows x = (a, 1) and targets z, X = D + 1; float64.
 
-    Two sums: of all rows, and of those held out. The products are made in the rows' own dtype; a₀ and z₀, the
-    means of the first rows, keep digits there.
+    Of the first what is left of the diagonal may be missing.
+    """
+
+    xx: Tensor
+    xz: Tensor
+    zz: Tensor
+
+    @classmethod
+    def none(cls, blocks: int, inputs: int, outputs: int, device: torch.device) -> Sums:
+        """Of no rows."""
+        shapes = (blocks, inputs + 1, inputs + 1), (blocks, inputs + 1, outputs), (blocks, outputs)
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, x: Tensor, z: Tensor, weight: Tensor | None) -> None:
+        """Take in rows [M, X], targets [M, O], weights [M, C] or 1."""
+        if weight is None:
+            for i in range(0, x.shape[1], COLUMNS):
+                self.xx[0, i : i + COLUMNS, i:] += x[:, i : i + COLUMNS].T @ x[:, i:]
+            self.xz[0] += x.T @ z
+            self.zz[0] += z.square().sum(0)
+            return
+        z = z.reshape(len(z), *self.zz.shape)
+        each, given = weight[:, :, None] * x[:, None], weight[:, :, None] * z
+        self.xx.add_((x.T @ each.flatten(1)).reshape(-1, *each.shape[1:]).movedim(1, 0))
+        self.xz.add_((x.T @ given.flatten(1)).reshape(x.shape[1], *z.shape[1:]).movedim(1, 0))
+        self.zz.add_((given * z).sum(0))
+
+    def whole(self) -> Sums:
+        """With what is left of the diagonal."""
+        return self._replace(xx=self.xx.triu() + self.xx.triu(1).mT)
+
+    def plus(self, other: Sums) -> Sums:
+        """Of the rows of both."""
+        return Sums(*(one + more for one, more in zip(self, other, strict=True)))
+
+    def with_floor(self, plain: Sums, floor: Tensor) -> Sums:
+        """As if each row weighed so much more [C]; by the sums of one block for rows that weigh 1."""
+        c, o = len(floor), self.zz.shape[1]
+        xz, zz = plain.xz[0].reshape(plain.xz.shape[1], c, o).movedim(1, 0), plain.zz[0].reshape(c, o)
+        more = floor[:, None, None]
+        return self.plus(Sums(more * plain.xx, more * xz, floor[:, None] * zz))
+
+
+class Moments:
+    """The sums over a layer's rows, those to fit and those held out, of inputs a − a₀ and targets z − z₀.
+
+    Products are made in the rows' own dtype; a₀ and z₀, the means of the first rows, keep digits there. Where outputs
+    weigh rows in ways of their own, each row counts by its weight and a tenth of the mean weight.
 
     Args:
-        blocks: C.
         inputs: D.
-        outputs: O, of all blocks.
+        outputs: O; 0 for no targets.
         device: Of the sums.
     """
 
-    def __init__(self, blocks: int, inputs: int, outputs: int, device: torch.device) -> None:
-        self.inputs, width = inputs, inputs + outputs // blocks + 1
-        self.sums = torch.zeros(2, blocks, width, width, dtype=torch.float64, device=device)
-        self.origin: Tensor | None = None
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+        self.inputs, self.outputs, self.device = inputs, outputs, device
+        self.plain = [Sums.none(1, inputs, outputs, device) for _ in range(2)]
+        self.weighted: list[Sums] = []
+        self.origin: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def blocks(self) -> int:
+        """C."""
+        return len(self.weighted[0].zz) if self.weighted else 1
 
     def add(self, a: Tensor, z: Tensor, held: Tensor, weight: Tensor | None = None) -> None:
         """Take in rows [M, D], targets [M, O], which of them are held out [M], and the rows' weights [M, C] or 1."""
-        for start in range(0, len(a), ROWS):
-            here = slice(start, start + ROWS)
-            self._add(a[here], z[here], held[here], None if weight is None else weight[here])
+        if self.origin is None and len(a):
+            self.origin = a.double().mean(0), z.double().mean(0)
+        if weight is not None and not self.weighted:
+            blocks = weight.shape[1]
+            self.weighted = [Sums.none(blocks, self.inputs, self.outputs // blocks, self.device) for _ in range(2)]
+        for part, rows in enumerate((~held, held)):
+            for some in torch.split(rows.nonzero()[:, 0], ROWS // self.blocks) if rows.any() else ():
+                self._add(part, a[some], z[some], None if weight is None else weight[some])
 
-    def _add(self, a: Tensor, z: Tensor, held: Tensor, weight: Tensor | None) -> None:
-        if self.origin is None:
-            self.origin = torch.cat([a, z], 1).double().mean(0)
+    def _add(self, part: int, a: Tensor, z: Tensor, weight: Tensor | None) -> None:
+        a0, z0 = self._origin
         if a.element_size() < 4:
             a, z = a.float(), z.float()
-        a, z = a - self.origin[: self.inputs].to(a), z - self.origin[self.inputs :].to(a)
-        for c, targets in enumerate(z.chunk(len(self.sums[0]), 1)):
-            x = torch.cat([a, targets, torch.ones_like(a[:, :1])], 1)
-            if weight is not None:
-                x *= weight[:, c : c + 1].to(x).sqrt()
-            self.sums[0, c] += x.T @ x
-            some = x[held]
-            self.sums[1, c] += some.T @ some
+        x, z = a.new_ones(len(a), self.inputs + 1), z - z0.to(z)
+        torch.sub(a, a0.to(a), out=x[:, :-1])
+        self.plain[part].add(x, z, None)
+        if weight is not None:
+            self.weighted[part].add(x, z, weight.to(x))
 
     @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums over the rows to fit, those held out, and all."""
-        whole, held = self.sums
-        return whole - held, held, whole
-
-    def only(self, inputs: Tensor, outputs: Tensor) -> Moments:
-        """Those of some inputs and targets, by their numbers."""
-        d, last = self.inputs, self.sums.shape[-1] - 1
-        several = len(self.sums[0]) > 1
-        targets = [d] if several else (d + outputs).tolist()
-        places = torch.tensor([*inputs.tolist(), *targets, last], device=self.sums.device)
-        found = copy.copy(self)
-        found.inputs, found.sums = len(inputs), self.sums[:, :, places][:, :, :, places]
-        if several:
-            found.sums = found.sums[:, outputs]
+    def _origin(self) -> tuple[Tensor, Tensor]:
         if self.origin is not None:
-            found.origin = self.origin[torch.cat([inputs, d + outputs])]
+            return self.origin
+        zeros = torch.zeros(self.inputs + self.outputs, dtype=torch.float64, device=self.device)
+        return zeros[: self.inputs], zeros[self.inputs :]
+
+    def parts(self) -> list[Sums]:
+        """The sums over the rows to fit and over those held out."""
+        if not self.weighted:
+            return [one.whole() for one in self.plain]
+        count, weight = (sum(one.xx[:, -1, -1] for one in both) for both in (self.plain, self.weighted))
+        floor = FLOOR * weight / torch.as_tensor(count).clamp(min=1)
+        return [one.with_floor(rows, floor).whole() for one, rows in zip(self.weighted, self.plain, strict=True)]
+
+    def only(self, outputs: Tensor) -> Moments:
+        """Those for some outputs; of moments without targets."""
+        found = copy.copy(self)
+        found.weighted = [Sums(*(one[outputs] for one in sums)) for sums in self.weighted]
         return found
 
-    def normal(self, sums: Tensor, centred: bool) -> Normal:
-        """The normal equations of some of the sums [C, X, X]; about the means where there is a bias to take these."""
-        d, blocks = self.inputs, len(sums)
-        origin = torch.zeros_like(sums[0, 0, :-1]) if self.origin is None else self.origin
-        starts = torch.cat([origin[:d].expand(blocks, d), origin[d:].reshape(blocks, -1)], 1)
-        total = sums[:, -1:, -1:].clamp(min=TINY)
-        mean = sums[:, -1, :-1] / total[:, 0]
-        second = sums[:, :-1, :-1] / total - mean[:, :, None] * mean[:, None, :]
-        mean = mean + starts
-        if not centred:
-            second = second + mean[:, :, None] * mean[:, None, :]
-        return Normal(second[:, :d, :d], second[:, :d, d:], second[:, d:, d:], mean[:, :d], mean[:, d:])
+    def normal(self, sums: Sums, centred: bool) -> Normal:
+        """The normal equations of some of the sums; about the means where there is a bias to take these."""
+        total = sums.xx[:, -1:, -1:].clamp(min=TINY)
+        a, z = sums.xx[:, -1, :-1] / total[:, 0], sums.xz[:, -1] / total[:, 0]
+        about = Normal(
+            sums.xx[:, :-1, :-1] / total - a[:, :, None] * a[:, None, :],
+            sums.xz[:, :-1] / total - a[:, :, None] * z[:, None, :],
+            sums.zz / total[:, 0] - z.square(),
+            a + self._origin[0],
+            z + self._origin[1].reshape(-1, z.shape[1]) if self.outputs else z,
+        )
+        return about if centred else about.about(torch.zeros_like(about.a), torch.zeros_like(about.z))
 
 
 class Normal(NamedTuple):
-    """Second moments of inputs [C, D, D], with targets [C, D, o], of targets [C, o, o]; the means of both."""
+    """Second moments of inputs [C, D, D], with targets [C, D, o], of targets [C, o]; the means of both."""
 
     aa: Tensor
     az: Tensor
@@ -111,7 +167,17 @@ class Normal(NamedTuple):
     def about(self, a: Tensor, z: Tensor) -> Normal:
         """The same from moments about the means, about other points."""
         a, z = (self.a - a)[:, :, None], (self.z - z)[:, :, None]
-        return self._replace(aa=self.aa + a @ a.mT, az=self.az + a @ z.mT, zz=self.zz + z @ z.mT)
+        return self._replace(aa=self.aa + a @ a.mT, az=self.az + a @ z.mT, zz=self.zz + z[:, :, 0].square())
+
+    def given(self, weight: Tensor, bias: Tensor) -> Normal:
+        """With the targets that weights [C, D, o] and a bias [C, o] make of the inputs."""
+        az = self.aa @ weight
+        return self._replace(az=az, zz=(weight * az).sum(1), z=(self.a[:, None] @ weight)[:, 0] + bias)
+
+    def only(self, kept: Tensor) -> Normal:
+        """Without some of the inputs."""
+        places = kept.nonzero()[:, 0]
+        return self._replace(aa=self.aa[:, places][:, :, places], az=self.az[:, places], a=self.a[:, places])
 
     def solve(self, weight: Tensor, ridge: float) -> Tensor:
         """(AᵀA + λI)⁻¹ (AᵀZ + λW): closest to the targets, and to the weights [C, D, o] so far.
@@ -122,13 +188,12 @@ class Normal(NamedTuple):
         λ = ridge * self.strength()
         factor, failed = torch.linalg.cholesky_ex(self.aa + λ * torch.eye(self.aa.shape[1]).to(self.aa))
         if bool(failed.any()) or not bool(factor.isfinite().all() & self.az.isfinite().all()):
-            raise DataError("compensation: the activations' second moments are not finite or not positive on this data")
+            raise DataError(NOT_FINITE)
         return torch.cholesky_solve(self.az + λ * weight, factor)
 
     def error(self, weight: Tensor) -> Tensor:
         """The mean square of what is missing, summed over outputs, per block [C]."""
-        missing = self.zz - 2 * weight.mT @ self.az + weight.mT @ self.aa @ weight
-        return missing.diagonal(dim1=1, dim2=2).sum(1)
+        return (self.zz + (weight * (self.aa @ weight - 2 * self.az)).sum(1)).sum(1)
 
 
 class Fit(NamedTuple):
@@ -153,38 +218,44 @@ class Fit(NamedTuple):
         return None if self.bias is None else self.bias + (self.mean[:, None] @ (self.weight - weight))[:, 0]
 
 
-def fit(moments: Moments, weight: Tensor, bias: bool, ridge: float | None, kept: Tensor) -> Fit:
+def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | None, kept: Tensor) -> Fit:
     """The ridge solution about the present weights without some of the inputs.
 
     Args:
-        moments: Of what the layer takes now, and what it should make of it.
+        moments: Of what the layer takes now, and what it should make of it; without targets, what it makes of all.
         weight: Present weights [C, D, o].
-        bias: Whether there is one; it is not held back by the ridge.
+        bias: The present bias [C, o], None without one; it is not held back by the ridge.
         ridge: λ relative to the mean square of an input; None for the one of `GRID` that does best on what is held out.
         kept: The inputs that are left [D].
 
     Raises:
         DataError: There is no solution: activations are not finite.
     """
-    places = kept.nonzero()[:, 0]
-    part, held, whole = (_only(moments.normal(sums, bias), places) for sums in moments.parts)
-    here = weight[:, places]
-    if ridge is None:
-        there = all(bool((sums[:, -1, -1] > 0).all()) for sums in moments.parts)
-        ridge = _best(part, held.about(part.a, part.z) if bias else held, here) if there else RIDGE
-    solved = whole.solve(here, ridge)
-    shift = whole.z - (whole.a[:, None] @ solved)[:, 0] if bias else None
+
+    def normal(sums: Sums) -> Normal:
+        found = moments.normal(sums, centred=bias is not None)
+        if not moments.outputs:
+            found = found.given(weight, torch.zeros_like(weight[:, 0]) if bias is None else bias)
+        return found.only(kept)
+
+    fitted, held = moments.parts()
+    whole, here = normal(fitted.plus(held)), weight[:, kept]
+    if not bool(whole.aa.isfinite().all()):
+        raise DataError(NOT_FINITE)
+    same = not moments.outputs and bool(kept.all())
+    if ridge is None and not same and all(bool((part.xx[:, -1, -1] > 0).all()) for part in (fitted, held)):
+        part, other = normal(fitted), normal(held)
+        ridge = _best(part, other if bias is None else other.about(part.a, part.z), here)
+    ridge = RIDGE if ridge is None else ridge
+    solved = here if same else whole.solve(here, ridge)
+    shift = None if bias is None else whole.z - (whole.a[:, None] @ solved)[:, 0]
     return Fit(solved, shift, ridge * whole.strength(), whole.aa, whole.a)
-
-
-def _only(normal: Normal, places: Tensor) -> Normal:
-    return normal._replace(aa=normal.aa[:, places][:, :, places], az=normal.az[:, places], a=normal.a[:, places])
 
 
 def _best(part: Normal, held: Normal, weight: Tensor) -> float:
     """Of the ridges that do within one percent of the best on what is held out, the nearest to the usual one."""
     errors = [held.error(_tried(part, weight, ridge)).sum().nan_to_num(torch.inf).item() for ridge in GRID]
-    rounding = ROUNDING * held.zz.diagonal(dim1=1, dim2=2).sum().item()
+    rounding = ROUNDING * held.zz.sum().item()
     good = [ridge for ridge, error in zip(GRID, errors, strict=True) if error <= max(1.01 * min(errors), rounding)]
     return min(good, key=lambda ridge: abs(math.log(ridge / RIDGE)), default=RIDGE)
 
