@@ -16,6 +16,7 @@ import secateur as sc
 from secateur.bench import commands, compensation, experiments
 from secateur.bench.compensation import OBS, SCRATCH, WAYS
 from secateur.bench.curves import Cache, Curve, best, middle, rows, units_of, within
+from secateur.bench.fitting import Cost
 from secateur.cli import main
 from secateur.errors import ArtifactError
 from secateur.papers.data import digits
@@ -216,6 +217,7 @@ def quick(monkeypatch):
     """The command on few digits, small networks and few ways."""
     monkeypatch.setattr(commands, "experiment", lambda _: (FEW, 30))
     monkeypatch.setattr(commands, "experiments", lambda *_: SMALL)
+    monkeypatch.setattr(commands, "costs", lambda data: [Cost(f"pass over {data.name}", 0.25, 0.125, 2.0)])
     monkeypatch.setattr(compensation, "compare", partial(compensation.compare, ways=ALONE, progress=False))
 
 
@@ -255,12 +257,22 @@ def test_the_command_writes_page_and_picture(run, quick, tmp_path):
     data = json.loads(out)
     assert code == 0
     assert [(row["network"], row["way"]) for row in data["rows"]] == [("64-8-10", way) for way in [*ALONE, SCRATCH]]
-    assert data["ratios"] == {"64-8-10": None}
+    assert (data["ratios"], data["costs"]) == ({"64-8-10": None}, [])
     page = (tmp_path / "new/compensation.md").read_text()
     assert "$ secateur bench compensation --only 64-8-10 --seeds 1 --out DIR\n" in page
     assert str(tmp_path) not in page
     assert "few: trained on 300 digits with seeds 0 to 0" in page
     assert (tmp_path / "new/compensation-accuracy.png").stat().st_size > 10_000
+
+
+def test_what_it_costs_is_timed_with_all_networks(run, quick, tmp_path):
+    words = ("--seeds", "1", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path))
+    out = run(*words)[1]
+    section = out[out.index("## What it costs") :].strip()
+    assert section.splitlines()[-2].split() == ["pass", "over", "few", "0.250", "0.125", "2.0"]
+    assert section in (tmp_path / "compensation.md").read_text()
+    expected = [{"task": "pass over few", "seconds": 0.25, "forward": 0.125, "ratio": 2.0}]
+    assert json.loads(run(*words, "--json")[1])["costs"] == expected
 
 
 def test_the_command_prints_its_tables(run, quick, tmp_path):

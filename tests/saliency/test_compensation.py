@@ -270,6 +270,39 @@ def test_another_one_leaves_the_first_as_it_was() -> None:
     assert other.gated.weights is other.weights
 
 
+@pytest.mark.parametrize("weighting", ["none", "ggn"])
+def test_layers_that_keep_their_weights_are_known_too_if_asked(weighting: str) -> None:
+    made = Made(deep(), 5, cuts=(13,))
+    compensation = Compensation(made.gated, Settings(RIDGE, weighting))
+    g = made.gates({"2": (0, 3)})
+    compensation.fit(g)
+    assert [one.weight for one in compensation.fitted] == ["4.weight", "6.weight"]
+    before = dict(compensation.weights)
+    compensation.fit(g, all_layers=True)
+    first, *_ = compensation.layers
+    assert [one.weight for one in compensation.fitted] == ["2.weight", "4.weight", "6.weight"]
+    assert compensation.weights.keys() == before.keys()
+    assert all(torch.equal(compensation.weights[name], tensor) for name, tensor in before.items())
+    fit, inputs, outputs = compensation.fitted[first]
+    a = made.model[0](made.x).sigmoid().detach()
+    assert torch.equal(fit.weight[0], made.model[2].weight.T)
+    assert (inputs.tolist(), outputs.tolist()) == ([*range(9)], [*range(7)])
+    close(fit.mean[0], a.mean(0), 1e-12)
+    close(fit.second[0], (a - a.mean(0)).T @ (a - a.mean(0)) / len(a), 1e-12)
+
+
+def test_samples_count_the_same_where_memory_holds_no_moments_for_each_output() -> None:
+    made = Made(nn.Sequential(nn.Linear(5, 9), nn.Sigmoid(), nn.Linear(9, 3)), 5)
+    needed, g = 3 * 8 * 8 * (9 + 3) ** 2, made.gates({"0": (1, 4)})
+
+    def weight(memory: int, weighting: str = "ggn") -> Tensor:
+        gated = Gated(made.model, made.units, (made.x, made.t.argmax(1)), "cross_entropy", max_memory=memory)
+        return compensated(gated, g, Settings(RIDGE, weighting))["2.weight"]
+
+    close(weight(needed - 1), weight(needed, "none"))
+    assert (weight(needed) - weight(needed - 1)).abs().max() > 1e-4
+
+
 # ---------------------------------------------------------------- units that never change
 
 

@@ -195,7 +195,6 @@ NETWORKS: dict[str, tuple[Build, tuple[int, ...], str, str | None, bool]] = {
     "mm": (Mm, (3,), "weight", None, False),
     "addmm": (Addmm, (3,), "weight", "bias", False),
     "addmm at positions": (Addmm, (5, 3), "weight", "bias", False),
-    "addmm with a bias that is computed": (ComputedBias, (3,), "weight", None, False),
 } | {
     f"conv{n}d {options}": (
         lambda n=n, options=options: convolutional(n, **options), (2, *(6, 5, 5)[:n]), "2.weight",
@@ -222,8 +221,6 @@ def test_rows_times_the_matrix_plus_bias_are_what_the_call_gives(name: str) -> N
     value, out = made.values(layer)
     rows, matrix = layer.rows(value), layer.matrix(made.named[weight])
     expected = by_hand(out, channels_first)
-    if name == "addmm with a bias that is computed":
-        expected = expected - 2 * made.named["bias"]
     assert rows.shape == (len(expected), layer.inputs.size * layer.kernel)
     assert matrix.shape == (rows.shape[1], layer.outputs.size)
     assert_close(rows @ matrix + (0 if bias is None else made.named[bias]), expected)
@@ -291,7 +288,6 @@ def test_places_are_the_nodes_of_weight_and_bias() -> None:
     assert {name: node.name for name, node in layer.places(copy).items()} == {
         "weight": copy.args[2].name, "bias": copy.args[0].name,
     }  # fmt: skip
-    assert [*Made(ComputedBias(), (3,)).layer("weight").places(copy)] == ["weight"]
 
 
 # ---------------------------------------------------------------- the rows of units
@@ -365,6 +361,10 @@ def test_rows_of_inputs_and_rows_kept() -> None:
 # ---------------------------------------------------------------- which layers
 
 
+def test_a_layer_whose_bias_is_computed_is_left_out() -> None:
+    assert names(Made(ComputedBias(), (3,)).layers) == []
+
+
 def share_weight(chain: Chain) -> None:
     chain.c.weight = chain.b.weight
 
@@ -402,20 +402,19 @@ def parametrize(chain: Chain) -> None:
         (None, ["b.weight", "c.weight", "d.weight"]),
         (share_weight, ["d.weight"]),
         (share_module, ["d.weight"]),
-        (share_bias, ["b.weight", "c.weight", "d.weight"]),
+        (share_bias, ["d.weight"]),
         (normalise, ["c.weight", "d.weight"]),
         (normalise_as_of_old, ["c.weight", "d.weight"]),
         (parametrize, ["c.weight", "d.weight"]),
     ],
 )
-def test_weights_that_are_shared_or_computed_are_left_out(
+def test_weights_and_biases_that_are_shared_or_computed_are_left_out(
     change: Callable[[Chain], None] | None, found: list[str]
 ) -> None:
     made = Made(Chain(change), (3,))
     assert names(made.layers) == found
-    shared = change is share_bias
     assert [one.bias for one in made.layers if one.weight != "d.weight"] == [
-        None if shared else name.replace("weight", "bias") for name in found[:-1]
+        name.replace("weight", "bias") for name in found[:-1]
     ]
     for unit_set in made.units:
         consumers = {f"{name}.weight" for name in unit_set.consumed_by}

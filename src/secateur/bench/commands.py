@@ -24,6 +24,7 @@ from secateur.bench import quadratic as quadratics
 from secateur.bench import single_weights
 from secateur.bench.curves import Cache, Curve, rows
 from secateur.bench.experiments import experiments
+from secateur.bench.fitting import costs
 from secateur.errors import ArtifactError, choose
 from secateur.papers import data as datasets
 from secateur.papers import optimisers as training
@@ -167,19 +168,20 @@ def compensation(
     chosen = {name: choose("only", name, known) for name in only or known}
     curves = compensations.compare(data, chosen, range(seeds), Cache(cache))
     sections = compensations.sections(curves, chosen)
+    spent = [asdict(cost) for cost in (costs(data) if only is None else ())]
     if out is not None:
         pages.picture(sections, out / PICTURE)
         words = ["--mnist DIR"] if mnist else []
         words += [f"--only {name}" for name in only or ()] + [f"--seeds {seeds}", "--out DIR"]
         command = f"secateur bench compensation {' '.join(words)}"
-        page = pages.document(sections, command, _setting(data, seeds, curves), PICTURE)
+        page = pages.document(sections, command, _setting(data, seeds, curves), PICTURE, spent)
         with whole_file(out / "compensation.md") as temporary:
             temporary.write_text(page, encoding="utf-8")
     if as_json:
         shares = {section.name: section.ratio for section in sections}
-        print_json({"rows": [asdict(row) for row in rows(curves)], "ratios": shares})
+        print_json({"rows": [asdict(row) for row in rows(curves)], "ratios": shares, "costs": spent})
         return
-    typer.echo("\n\n".join(map(pages.text, sections)))
+    typer.echo("\n\n".join([*map(pages.text, sections), *([pages.costs(spent)] if spent else [])]))
 
 
 def _setting(data: datasets.Dataset, seeds: int, curves: compensations.Curves) -> str:

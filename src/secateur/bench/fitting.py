@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.bench.timing import seconds
-from secateur.papers.data import Dataset
+from secateur.papers.data import Dataset, Pair
 from secateur.papers.networks import convolutional_network
 from secateur.papers.training import logistic_network
 from secateur.saliency.compensation import Compensation, Settings
@@ -19,8 +19,8 @@ from secateur.saliency.obs import UnitSurgeon
 from secateur.structure.units import find_units
 
 RUNS = 5
-WIDTH, INNER = 768, 3072  # of a feed-forward layer
-TOKENS = 8192
+WIDTH, INNER, ROWS = 768, 3072, 8192  # of a feed-forward layer, and of its data
+RIDGE = Settings(ridge=1e-4)
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Cost:
 
     Attributes:
         task: What was done.
-        seconds: Of it, the median of the runs.
-        forward: Seconds of a forward pass over the same data, without gradients.
+        seconds: Of it; of a pass the median of the runs.
+        forward: Seconds of the network's forward pass over the same data, without gradients.
         ratio: Of the two.
     """
 
@@ -40,67 +40,66 @@ class Cost:
     ratio: float
 
 
-def costs(data: Dataset, runs: int = RUNS) -> Iterator[Cost]:
-    """The pass over the calibration data beside a forward pass, then half of a feed-forward layer's units removed.
+def costs(data: Dataset, wide: tuple[int, int, int] = (WIDTH, INNER, ROWS), runs: int = RUNS) -> Iterator[Cost]:
+    """The pass over the calibration data beside a forward pass; then half of a feed-forward layer's units removed.
 
     Args:
         data: Rows for the networks; the convolutional one takes those of 784 pixels alone.
-        runs: Of the passes, of which the median is taken; the feed-forward layer has one.
-
-    Yields:
-        One for each network, and two for the feed-forward layer.
+        wide: Width, inner units and rows of the feed-forward layer, whose weights and data are random.
+        runs: Of the passes, of which the median is taken.
     """
-    nets: list[tuple[str, nn.Module]] = [("squared_error", logistic_network([data.features, 100, data.classes]))]
-    nets += [("cross_entropy", convolutional_network())] if data.features == 784 else []
-    for loss, model in nets:
-        x, y = data.calibration
-        name = "-".join(str(p.shape[0]) for p in model.parameters() if p.ndim > 1)
-        yield _pass(f"pass over {len(x):,} samples, {name}", model.eval(), (x, y), loss, runs)
-    model, pair = feed_forward()
-    yield _pass(f"pass over {TOKENS:,} rows, {WIDTH}-{INNER}-{WIDTH}", model, pair, "squared_error", runs)
-    yield _surgery(model, pair)
+    logistic = logistic_network([data.features, 100, data.classes])
+    for part in (data.train, data.calibration):
+        yield _pass(f"{data.features}-100-{data.classes}, {len(part[0]):,} samples", logistic, part, runs)
+    if data.features == 784:
+        samples = len(data.calibration[0])
+        yield _pass(f"conv, {samples:,} samples", convolutional_network().eval(), data.calibration, runs)
+    width, inner, rows = wide
+    model, pair = feed_forward(*wide)
+    yield _pass(f"{width}-{inner}-{width}, {rows:,} rows", model, pair, runs)
+    yield _surgery(f"{inner // 2:,} of its {inner:,} units selected and removed", model, pair)
 
 
-def feed_forward() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+def feed_forward(width: int, inner: int, rows: int) -> tuple[nn.Module, Pair]:
     """A feed-forward layer of random weights, random rows and what it makes of them."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = nn.Sequential(nn.Linear(WIDTH, INNER), nn.GELU(), nn.Linear(INNER, WIDTH)).eval()
-        x = torch.randn(TOKENS, WIDTH)
+        model = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width)).eval()
+        x = torch.randn(rows, width)
     with torch.no_grad():
         return model, (x, model(x))
 
 
-def _pass(task: str, model: nn.Module, data: tuple[Tensor, Tensor], loss: str, runs: int) -> Cost:
-    gated = Gated(model, find_units(model, data[0][:2]), data, loss)
+def _pass(task: str, model: nn.Module, data: Pair, runs: int) -> Cost:
+    """From the network and the data to the second moments of all layers, beside a forward pass."""
+    loss = "squared_error" if data[1].is_floating_point() else "cross_entropy"
+    units = find_units(model, data[0][:2])
 
     def collect() -> None:
-        compensation = Compensation(gated, Settings(ridge=1e-4))
-        compensation.fit(compensation.ones)
+        Compensation(Gated(model, units, data, loss), RIDGE).learn()
 
-    def run() -> None:
-        with torch.no_grad():
-            model(data[0])
-
-    ours, forward = (median(seconds(task)[0] for _ in range(runs)) for task in (collect, run))
+    pairs = [(seconds(collect)[0], _forward(model, data)) for _ in range(runs + 1)][1:]
+    ours, forward = (median(side) for side in zip(*pairs, strict=True))
     return Cost(task, ours, forward, ours / forward)
 
 
-def _surgery(model: nn.Module, data: tuple[Tensor, Tensor]) -> Cost:
-    """From the moments to the last of half of the units: each chosen among all that are left, and made up for."""
-    units = find_units(model, data[0][:2])
-    compensation = Compensation(Gated(model, units, data, "squared_error"), Settings(ridge=1e-4))
-    compensation.fit(compensation.ones)
+def _forward(model: nn.Module, data: Pair) -> float:
+    with torch.no_grad():
+        return seconds(lambda: model(data[0]))[0]
+
+
+def _surgery(task: str, model: nn.Module, data: Pair) -> Cost:
+    """Each unit chosen among all that are left, and made up for; the second moments are there."""
+    compensation = Compensation(Gated(model, find_units(model, data[0][:2]), data, "squared_error"), RIDGE)
+    compensation.learn()
 
     def operate() -> None:
         surgeon, g = UnitSurgeon(compensation), compensation.ones.clone()
         surgeon.begin(g)
-        for _ in range(INNER // 2):
+        for _ in range(len(g) // 2):
             k = int(surgeon.saliency(g).argmin())
             g[k] = 0
             surgeon.remove(g, k)
 
-    with torch.no_grad():
-        forward = median(seconds(lambda: model(data[0]))[0] for _ in range(RUNS))
-    spent = seconds(operate)[0]
-    return Cost(f"select and remove {INNER // 2:,} of {INNER:,} units of it", spent, forward, spent / forward)
+    spent, forward = seconds(operate)[0], _forward(model, data)
+    return Cost(task, spent, forward, spent / forward)

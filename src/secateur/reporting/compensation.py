@@ -27,6 +27,12 @@ NOTES = (
     "`order s`: seconds for the whole order, without measuring accuracy.",
     "`trained from scratch`: networks with that share of each layer's neurons left out, trained as the whole one was.",
 )
+COSTS = (
+    "A pass: from the network and the data to the second moments of what its layers take, beside the network's own "
+    "forward pass over the same data, in turns; medians. Then units of the last network, with its moments at hand: "
+    "each is the one that costs least among all that are left, and the weights are fitted anew after each; the loss is "
+    "not measured in between. The weights and the data of that network are random."
+)
 DROP = 0.17  # below the start: the lowest accuracy that a picture shows
 
 
@@ -78,7 +84,27 @@ def text(section: Section) -> str:
     return "\n\n".join(parts)
 
 
-def document(sections: Sequence[Section], command: str, setting: str, picture: str) -> str:
+def costs(spent: Sequence[Mapping[str, Any]]) -> str:
+    """What was timed, as a section.
+
+    >>> print(costs([{"task": "net", "seconds": 0.5, "forward": 0.25, "ratio": 2.0}]))
+    ## What it costs
+    <BLANKLINE>
+    ```
+    task  seconds  forward pass  ratio
+    net     0.500         0.250    2.0
+    ```
+    """
+    headings = ["task", "seconds", "forward pass", "ratio"]
+    cells = [
+        [one["task"], f"{one['seconds']:.3f}", f"{one['forward']:.3f}", f"{one['ratio']:,.1f}"] for one in spent
+    ]  # fmt: skip
+    return f"## What it costs\n\n```\n{table(headings, cells)}\n```"
+
+
+def document(
+    sections: Sequence[Section], command: str, setting: str, picture: str, spent: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """The whole page, in Markdown.
 
     Args:
@@ -86,6 +112,7 @@ def document(sections: Sequence[Section], command: str, setting: str, picture: s
         command: That wrote it.
         setting: Machine, data, seeds, in a sentence or two.
         picture: The name of its file.
+        spent: What was timed, if anything: `task`, `seconds`, `forward`, `ratio`.
     """
     notes = "\n".join(f"- {note}" for note in NOTES)
     parts = [
@@ -95,6 +122,7 @@ def document(sections: Sequence[Section], command: str, setting: str, picture: s
         METHOD,
         f"![Test accuracy against the share of units removed]({picture})",
         *map(text, sections),
+        *([f"{costs(spent)}\n\n{COSTS}"] if spent else []),
         f"## Notes\n\n{notes}",
     ]
     return "\n\n".join(parts) + "\n"

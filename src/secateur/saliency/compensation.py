@@ -3,8 +3,8 @@
     W ← (ÃᵀÃ/N + λI)⁻¹ (ÃᵀZ/N + λW)
 
 Layers are taken in order of execution. Ã is what the shrunk network before a layer, already fitted, delivers; Z is what
-the layer gave in the original. A bias takes up the means. No label is used but for the curvature by which the last
-layer's samples count, and nothing is kept for each sample but second moments.
+the layer gave in the original. A bias takes up the means. Labels are used for the curvature by which the last layer's
+samples count alone. Nothing is kept for each sample but second moments.
 """
 
 from __future__ import annotations
@@ -135,10 +135,10 @@ class Compensation:
 
     def _check_memory(self, layer: Layer) -> None:
         if self._needed(layer) > self.original.memory:
+            needed, most = format_bytes(self._needed(layer)), format_bytes(self.original.memory)
             raise ArgumentError(
                 f"compensation: second moments of the {layer.inputs.size * layer.kernel:,} inputs of {layer.weight} "
-                f"take {format_bytes(self._needed(layer))}, max_memory is {format_bytes(self.original.memory)}; "
-                "use compensate=False"
+                f"take {needed}, max_memory is {most}; use compensate=False"
             )
 
     def fit(self, g: Tensor, all_layers: bool = False) -> None:
@@ -157,10 +157,9 @@ class Compensation:
         first = [layer for layer in self.layers if layer in stops and self._is_first(layer)]
         rest = [layer for layer in self.layers if layer not in stops and all_layers]
         with torch.no_grad():
-            self._learn([*first, *rest])
+            self._add_known([*first, *rest])
             for layer in (*first, *rest):
-                ins = torch.arange(layer.inputs.size * layer.kernel, device=g.device)
-                outs = self._places(layer, narrow)[1]
+                ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._places(layer, narrow)[1]
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
                 self.weights.update(self.tensors(layer, fitted.weight) if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
@@ -169,7 +168,12 @@ class Compensation:
                 walks = held if held is not None else (_skip(walk, i) for walk in self._walks(narrow, g, stops))
                 self._stop(stop, walks, narrow, g)
 
-    def _learn(self, layers: Iterable[Layer]) -> None:
+    def learn(self) -> None:
+        """The second moments of what layers take in the original: one pass over the data, once."""
+        with torch.no_grad():
+            self._add_known(self.layers)
+
+    def _add_known(self, layers: Iterable[Layer]) -> None:
         new = [layer for layer in layers if layer not in self._known]
         self._known.update(in_original(self.original, self.ones, new, [one for one in self._weighted if one in new]))
 

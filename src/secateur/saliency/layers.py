@@ -29,7 +29,7 @@ class Layer:
     Attributes:
         call: The node of the captured graph, the only one that uses the weight.
         weight: The parameter.
-        bias: The parameter, None where there is none that is this layer's alone.
+        bias: The parameter, None where there is none.
         inputs: The axis of its inputs; of a convolution each has `kernel` rows of W.
         outputs: The axis of its outputs.
         kernel: Positions of the kernel.
@@ -59,7 +59,7 @@ class Layer:
     def places(self, call: fx.Node) -> dict[str, fx.Node]:
         """Where the call, or a copy of it, has weight and bias."""
         found, bias = {self.weight: arguments(call)[self._form.weight]}, _bias(call)
-        return found | ({} if self.bias is None or bias is None else {self.bias: bias})
+        return found if self.bias is None or bias is None else found | {self.bias: bias}
 
     def rows(self, value: Tensor, chosen: Tensor | None = None) -> Tensor:
         """What the matrix is multiplied with [M, D], a row for each sample and position, from the call's input.
@@ -162,7 +162,7 @@ _FORMS: dict[Any, _Form] = {
 
 
 def find_layers(units: Units) -> list[Layer]:
-    """The layers that sum units up, whose weight is a parameter that nothing else uses, in order of execution."""
+    """The layers that sum units up, with parameters of their own as weight and bias, in order of execution."""
     consumed = {consumer.node for unit_set in units for consumer in unit_set.consumers}
     names = Counter(units.captured.weights.values())
     found = []
@@ -185,6 +185,8 @@ def _fits(units: Units, node: fx.Node, form: _Form, names: Counter[str]) -> bool
     operand, weight = given[form.operand], given[form.weight]
     plain = given.get("groups", 1) == 1 and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
     own = _own(units, weight, node, names) is not None and operand is not weight
+    bias = _bias(node)
+    own = own and (bias is None or (_own(units, bias, node, names) is not None and bias.meta["val"].ndim == 1))
     return plain and own and (not form.inputs_first or weight.meta["val"].ndim == 2)
 
 
@@ -193,7 +195,7 @@ def _layer(units: Units, node: fx.Node, form: _Form, names: Counter[str]) -> Lay
     axes = units.net.axes(weight)
     inputs, outputs = (axes[0], axes[1]) if form.inputs_first else (axes[1], axes[0])
     kernel = 1 if form.inputs_first else weight.meta["val"].shape[2:].numel()
-    added = _own(units, bias, node, names) if bias is not None and bias.meta["val"].ndim == 1 else None
+    added = None if bias is None else units.captured.weights[bias.name]
     return Layer(node, units.captured.weights[weight.name], added, inputs, outputs, kernel)
 
 
