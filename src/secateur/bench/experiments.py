@@ -67,7 +67,8 @@ def experiments(data: Dataset, epochs: int) -> dict[str, Experiment]:
         return found
     others = {
         "conv": Experiment(
-            "20 and 50 channels, 200 neurons", networks.convolutional_network, 5, spared={"shortlist": 25}
+            "20 and 50 channels, 200 neurons", networks.convolutional_network, 5, samples=2 * FEWER,
+            spared={"samples": FEWER, "shortlist": 25},
         ),
         "residual": Experiment(
             "48 channels inside each of 3 blocks; the residual stream keeps its 24", networks.residual_network, 5,
