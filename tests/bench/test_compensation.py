@@ -69,11 +69,11 @@ def test_rows_are_medians_and_a_curve_given_up_counts_as_the_lowest():
     ]
     (row,) = rows({"net": {"way": curves}})
     assert (row.network, row.way, row.start, row.seconds) == ("net", "way", 0.92, 2.0)
-    assert (row.at_30, row.at_50, row.at_70) == (0.90, 0.5, None)
+    assert row.accuracy == (0.90, 0.90, 0.90, 0.5, 0.5, None, None, None, None)
     assert row.within_1pt == within(curves) == 30
     assert middle(curves) == [(0, 0.92), (30, 0.90), (50, 0.5)]
     (row,) = rows({"net": {SCRATCH: [Curve([0], [0.9], 10)]}})
-    assert (row.seconds, row.at_30) == (None, None)
+    assert (row.seconds, row.accuracy) == (None, (None,) * 9)
 
 
 def test_the_ratio_is_to_the_best_way_without_compensation():
@@ -240,8 +240,8 @@ def section_of(sections, row):
 
 
 def test_the_ratio_is_on_the_page():
-    section = pages.Section("net", "About.", [{"way": "a", "start": 1.0, "within_1pt": 1, "seconds": None}], 1.234, {})
-    assert "removes 1.23 times the share" in pages.text(section)
+    row = {"way": "a", "start": 1.0, "accuracy": [0.5], "within_1pt": 1, "seconds": None}
+    assert "removes 1.23 times the share" in pages.text(pages.Section("net", "About.", [row], 1.234, {}))
 
 
 def test_the_picture_has_a_line_for_the_better_ranking_of_each_criterion(compared, tmp_path):

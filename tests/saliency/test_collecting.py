@@ -62,7 +62,7 @@ def test_of_too_many_rows_so_many_are_taken_evenly(most: int, monkeypatch: pytes
 
 
 def test_targets_and_what_they_count_are_those_of_the_rows_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "ROWS", 20)
+    monkeypatch.setattr(collecting, "FEWER", 20)
     monkeypatch.setattr(collecting, "EACH", 0)
     made = Made()
     z, weight = torch.randn(60, 3).double(), torch.rand(60, 3).double()

@@ -16,7 +16,7 @@ from torch import nn
 from secateur.artifacts.safetensors import whole_file
 from secateur.errors import ArtifactError
 
-SHARES = (30, 50, 70, 80, 90)
+TENTHS = range(10, 100, 10)  # percent
 ROUNDING = 1e-12
 
 
@@ -91,11 +91,7 @@ class Row:
         network: Its name.
         way: Criterion and ranking, and whether the weights left were fitted.
         start: Accuracy on the test part before.
-        at_30: With 30 % of the units that count removed; None where the curve was given up before.
-        at_50: With 50 %.
-        at_70: With 70 %.
-        at_80: With 80 %.
-        at_90: With 90 %.
+        accuracy: With each tenth of the units that count removed, 10 to 90 %; None where the curve was given up before.
         within_1pt: The largest share of units removed, in percent, with accuracy never more than one point below.
         seconds: Of the order; None where there is none.
     """
@@ -103,11 +99,7 @@ class Row:
     network: str
     way: str
     start: float
-    at_30: float | None
-    at_50: float | None
-    at_70: float | None
-    at_80: float | None
-    at_90: float | None
+    accuracy: tuple[float | None, ...]
     within_1pt: float
     seconds: float | None
 
@@ -122,11 +114,11 @@ def rows(curves: Mapping[str, Mapping[str, Sequence[Curve]]]) -> list[Row]:
 
 
 def _row(network: str, way: str, curves: Sequence[Curve]) -> Row:
-    medians = {f"at_{share}": median(curve.at(share) for curve in curves) for share in SHARES}
-    at = {name: value if math.isfinite(value) else None for name, value in medians.items()}
+    medians = [median(curve.at(share) for curve in curves) for share in TENTHS]
+    accuracy = tuple(value if math.isfinite(value) else None for value in medians)
     times = [curve.seconds for curve in curves if curve.seconds is not None]
     start, time = median(curve.accuracy[0] for curve in curves), median(times) if times else None
-    return Row(network, way, start, **at, within_1pt=within(curves), seconds=time)
+    return Row(network, way, start, accuracy, within(curves), time)
 
 
 class Cache:

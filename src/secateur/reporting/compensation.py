@@ -24,7 +24,7 @@ NOTES = (
     "`within 1pt`: the largest share of the units removed, in percent, with test accuracy at no point up to there more "
     "than a point below the start; it is measured at every 1 % of the units of logistic networks and at every 2 % of "
     "those of the others, up to 90 %. Left out: not measured, for accuracy had fallen by more than 15 points before.",
-    "`order s`: seconds for the whole order, without measuring accuracy.",
+    "`order s`: seconds for the whole order, on so many threads as said above, without measuring accuracy.",
     "`trained from scratch`: networks with that share of each layer's neurons left out, trained as the whole one was.",
 )
 COSTS = (
@@ -43,7 +43,7 @@ class Section:
     Attributes:
         name: Its heading.
         about: Its units, its training, its data.
-        rows: One for each way: `way`, `start`, `at_30` and others, `within_1pt`, `seconds`.
+        rows: One for each way: `way`, `start`, `accuracy` at each tenth, `within_1pt`, `seconds`.
         ratio: What the best compensated way removes within a point, to the best without; None if unknown.
         lines: Label → pairs of the share removed, in percent, and the test accuracy.
     """
@@ -58,18 +58,17 @@ class Section:
 def accuracies(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table with a line for each way.
 
-    >>> print(accuracies([{"way": "a", "start": 0.9, "at_30": None, "within_1pt": 22.0, "seconds": 1.234}]))
-    way   start  30 %  within 1pt  order s
+    >>> print(accuracies([{"way": "a", "start": 0.9, "accuracy": [None], "within_1pt": 22.0, "seconds": 1.234}]))
+    way   start  10 %  within 1pt  order s
     a    0.9000                22      1.2
     """
-    shares = [name for name in rows[0] if name.startswith("at_")]
-    headings = ["way", "start", *(f"{name[3:]} %" for name in shares), "within 1pt", "order s"]
+    tenths = [f"{10 * n} %" for n in range(1, len(rows[0]["accuracy"]) + 1)]
     cells = [
-        [row["way"], *(_cell(row[name], ".4f") for name in ("start", *shares)), _cell(row["within_1pt"], ".3g"),
-         _cell(row["seconds"], ".1f")]
+        [row["way"], *(_cell(value, ".4f") for value in (row["start"], *row["accuracy"])),
+         _cell(row["within_1pt"], ".3g"), _cell(row["seconds"], ".1f")]
         for row in rows
     ]  # fmt: skip
-    return table(headings, cells)
+    return table(["way", "start", *tenths, "within 1pt", "order s"], cells)
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -14,6 +14,7 @@ from secateur.saliency.original import trace, weights
 from secateur.saliency.regression import Moments
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
+FEWER = 5_000  # where each output weighs them in its own way, and so has moments of its own;
 EACH = 50  # or so many for each row and column of its matrix
 HELD = 5  # every fifth sample is held out to choose the ridge
 
@@ -35,7 +36,7 @@ def places(gated: Gated) -> list[Place]:
 def collect(
     moments: Moments, layer: Layer, value: Tensor, place: Place, z: Tensor | None, weight: Tensor | None
 ) -> None:
-    """Take in a batch of a layer's input: evenly so many rows that all batches give `ROWS` or `EACH` at most.
+    """Take in a batch of a layer's input: evenly so many rows that all batches give no more than is said above.
 
     Args:
         moments: To add to.
@@ -48,7 +49,7 @@ def collect(
     count = layer.count(value)
     each = max(1, count // place.size)  # rows of a sample
     numbers = place.first * each + torch.arange(count, device=value.device)
-    total, most = place.samples * each, max(ROWS, EACH * layer.width)
+    total, most = place.samples * each, max(ROWS if weight is None else FEWER, EACH * layer.width)
     taken = None
     if total > most:
         taken = ((numbers + 1) * most // total > numbers * most // total).nonzero()[:, 0]

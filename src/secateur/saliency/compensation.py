@@ -260,11 +260,18 @@ class Compensation:
         self.fitted[layer] = Fitted(found, ins[kept], outs)
         return found
 
-    def tensors(self, layer: Layer, weight: Tensor) -> dict[str, Tensor]:
-        """The parameters of a fitted layer with these weights [C, D', o] of the inputs that it was fitted with."""
+    def tensors(self, layer: Layer, weight: Tensor, inputs: Tensor | None = None) -> dict[str, Tensor]:
+        """The parameters of a fitted layer with other weights [C, D', o] of some of its inputs; without the others.
+
+        Args:
+            layer: Which.
+            weight: The weights.
+            inputs: Their numbers, None for all that it was fitted with. Of the others the parameter keeps what it has.
+        """
         found, old = self.fitted[layer], self.named[layer.weight]
-        tensors = {layer.weight: layer.tensor(old, found.inputs, found.outputs, torch.cat([*weight], 1))}
-        bias = found.fit.bias_for(weight)
+        inputs = found.inputs if inputs is None else inputs
+        tensors = {layer.weight: layer.tensor(old, inputs, found.outputs, weight.transpose(0, 1).flatten(1))}
+        bias = found.fit.bias_for(weight, torch.searchsorted(found.inputs, inputs))
         if layer.bias is not None and bias is not None:
             old = self.named[layer.bias]
             tensors[layer.bias] = old.index_put((found.outputs,), bias.flatten().to(old))

@@ -126,7 +126,8 @@ class UnitSurgeon:
         unit_set = self.units[self.units.places[k][0]]
         self._strike(unit_set, torch.tensor([k], device=g.device), self.survivors)
         for layer in self.sets[unit_set.name]:
-            self.compensation.weights.update(self.compensation.tensors(layer, self.survivors[layer].weight()))
+            one = self.survivors[layer]
+            self.compensation.weights.update(self.compensation.tensors(layer, one.weight(), one.names))
 
     def _strike(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> None:
         for layer in self.sets[unit_set.name]:
@@ -148,7 +149,7 @@ class UnitSurgeon:
         for layer in self.sets[unit_set.name]:
             one = self.survivors[layer]
             weight = one.weight(one.change(self._rows(unit_set, layer, unit, one)[0]))
-            changed |= self.compensation.tensors(layer, weight)
+            changed |= self.compensation.tensors(layer, weight, one.names)
         without = g.index_fill(0, unit, 0)
         return self.gated.narrowed(without).holding(changed).loss(without)
 

@@ -201,21 +201,27 @@ class Fit(NamedTuple):
 
     Attributes:
         weight: [C, D', o].
-        bias: [C, o]; None without one.
+        target: The means of what it should give [C, o], for a bias to meet; None without one.
         ridge: λ, absolute [C, 1, 1].
         second: The inputs' second moments [C, D', D'], about their means where there is a bias.
         mean: The inputs' means [C, D'].
     """
 
     weight: Tensor
-    bias: Tensor | None
+    target: Tensor | None
     ridge: Tensor
     second: Tensor
     mean: Tensor
 
-    def bias_for(self, weight: Tensor) -> Tensor | None:
-        """The bias that goes with other weights [C, D', o]."""
-        return None if self.bias is None else self.bias + (self.mean[:, None] @ (self.weight - weight))[:, 0]
+    @property
+    def bias(self) -> Tensor | None:
+        """[C, o]; None without one."""
+        return self.bias_for(self.weight)
+
+    def bias_for(self, weight: Tensor, places: Tensor | None = None) -> Tensor | None:
+        """The bias that goes with other weights [C, n, o], of some of the inputs or all."""
+        mean = self.mean if places is None else self.mean[:, places]
+        return None if self.target is None else self.target - (mean[:, None] @ weight)[:, 0]
 
 
 def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | None, kept: Tensor) -> Fit:
@@ -248,8 +254,7 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
         ridge = _best(part, other if bias is None else other.about(part.a, part.z), here)
     ridge = RIDGE if ridge is None else ridge
     solved = here if same else whole.solve(here, ridge)
-    shift = None if bias is None else whole.z - (whole.a[:, None] @ solved)[:, 0]
-    return Fit(solved, shift, ridge * whole.strength(), whole.aa, whole.a)
+    return Fit(solved, None if bias is None else whole.z, ridge * whole.strength(), whole.aa, whole.a)
 
 
 def _best(part: Normal, held: Normal, weight: Tensor) -> float:

@@ -28,7 +28,6 @@ class Survivors:
 
     def __init__(self, second: Tensor, weight: Tensor, ridge: Tensor, root: Tensor, names: Tensor) -> None:
         self.ridge, self.names, self.width = ridge, names, weight.shape[2]
-        self.start = names
         self.weights = torch.cat([weight, weight @ root], 2)  # W, and W R
         self.moved = torch.zeros_like(self.weights[:, :, self.width :])  # G⁻¹ ΔW R
         ridges = ridge * torch.eye(second.shape[1]).to(second)
@@ -85,8 +84,9 @@ class Survivors:
         squared = v.mT @ v
         rows = torch.cat([self.weights[:, places], self.moved[:, places]], 2)
         of_weights, of_moved = (gamma @ rows).split([self.weights.shape[2], self.moved.shape[2]], 2)
-        self.moved.baddbmm_(v, of_moved, alpha=-1)
-        self.moved.baddbmm_(again - v @ (gamma @ squared), of_weights[:, :, self.width :], alpha=-1)
+        second = again - v @ (gamma @ squared)
+        changes = torch.cat([of_moved, of_weights[:, :, self.width :]], 1)
+        self.moved.baddbmm_(torch.cat([v, second], 2), changes, alpha=-1)
         self.weights.baddbmm_(v, of_weights, alpha=-1)
         self.squares += ((solved.mT @ squared) * solved.mT - 2 * again * solved.mT).sum(2)
         self.inverse.baddbmm_(v, solved, alpha=-1)
@@ -104,8 +104,7 @@ class Survivors:
             self.inverse = self.inverse[:, left][:, :, left]
             self.names, self.there = self.names[left], self.there[left]
 
-    def weight(self, change: Tensor | float = 0.0) -> Tensor:
-        """W with a change on top, and zero where inputs are gone [C, D, o]."""
-        found = self.weights.new_zeros(len(self.weights), len(self.start), self.width)
-        found[:, torch.searchsorted(self.start, self.names)] = self.weights[:, :, : self.width] + change
-        return found
+    def weight(self, change: Tensor | None = None) -> Tensor:
+        """W, with a change on top if one is given, for the inputs `names` [C, D, o]; zero where they are gone."""
+        left = self.weights[:, :, : self.width]
+        return left if change is None else left + change
