@@ -105,6 +105,33 @@ def test_shrink_prints_one_json_object_and_nothing_else(run, tmp_path):
     assert data["before"]["params"] == 4 * 6 + 6 + 18 + 3
 
 
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+def test_shrink_writes_a_report_where_asked_to(run, tmp_path, granularity):
+    words = [*SHRINK, "--remove-fraction", "0.5", "--granularity", granularity, "--report", "small.html"]
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert out.endswith("\nwritten to small.safetensors, the report to small.html\n")
+    report = (tmp_path / "small.html").read_text()
+    assert f"{granularity}s removed</h1>" in report
+    code, out, _ = run(*words, "--json")
+    assert (code, json.loads(out)["report"]) == (0, "small.html")
+    assert (tmp_path / "small.html").read_text() == report
+    assert json.loads(run(*SHRINK, "--remove-fraction", "0.5", "--json")[1])["report"] is None
+
+
+@pytest.mark.parametrize(
+    ("report", "code", "text"),
+    [
+        ("a.pdf", 2, "a.pdf: pages are written as .html or .htm, not as '.pdf'"),
+        ("no/a.html", 1, "no/a.html: cannot be written (No such file or directory)"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, report, code, text):
+    words = ["shrink", "my_models:not_looked_for", *SHRINK[2:], "--remove-fraction", "0.5", "--report", report]
+    assert run(*words) == (code, "", f"secateur: {text}\n")
+    assert not (tmp_path / "small.safetensors").exists()
+
+
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_data_come_from_files_with_x_and_y(run, tmp_path, suffix):
     x, y = torch.rand(9, 4), torch.randint(3, (9,))

@@ -17,9 +17,11 @@ from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.bench import commands
 from secateur.bench.commands import Json, Picture, experiment, print_json
 from secateur.errors import ArgumentError, SecateurError
+from secateur.papers.commands import reproduce
 from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
+from secateur.reporting.page import check_page
 from secateur.reporting.plots import heat_map
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
@@ -40,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(commands.bench, name="bench")
+app.command()(reproduce)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory, which returns the trained model")]
 Data = Annotated[
@@ -93,6 +96,9 @@ def shrink(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="FILE", help="where to write the small network, .safetensors")],
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="where to write a page on it with figures and tables, .html")
+    ] = None,
     bytes: Annotated[str | None, typer.Option(help="of the written file: 200kB, 64KiB, 1.5MB")] = None,
     params: Annotated[int | None, typer.Option(help="parameters left")] = None,
     remove_fraction: Annotated[float | None, typer.Option(help="share of all units to remove")] = None,
@@ -155,6 +161,8 @@ def shrink(
         scope=scope, min_units=min_units, protect=tuple(protect or ()),
     )  # fmt: skip
     check_path(out)
+    if report is not None:
+        check_page(report)
     network, batches = find_model(model), find_data(data)
     measured = None if validation is None else find_data(validation)
     train = None if retrain is None else find_function("--retrain", retrain)
@@ -165,6 +173,8 @@ def shrink(
         compensate=not no_compensate, ridge=ridge, weighting=weighting, recalibrate=recalibrate, add_bias=add_bias,
     )  # fmt: skip
     written = result.save(out)
+    if report is not None:
+        result.report(report)
     if as_json:
         print_json(
             {
@@ -177,10 +187,11 @@ def shrink(
                 "max_difference": result.max_difference,
                 "captured": result.captured,
                 "artifact": {"path": str(out), "bytes": written},
+                "report": None if report is None else str(report),
             }
         )
     else:
-        typer.echo(f"{result}\nwritten to {out}")
+        typer.echo(f"{result}\nwritten to {out}" + ("" if report is None else f", the report to {report}"))
 
 
 @app.command()

@@ -80,6 +80,22 @@ class Result:
         safetensors.check_path(path)
         return safetensors.save_bytes(weights_to_bytes(self.model, self.plan.masks, self.plan.inputs), path)
 
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write what happened as one .html file that needs nothing else, whole or not at all.
+
+        Args:
+            path: Where to write it; ends in .html or .htm.
+
+        Raises:
+            ArgumentError: The path ends in something else.
+            ArtifactError: It cannot be written.
+        """
+        from secateur.reporting.page import check_page, write  # matplotlib is slow to import, and only pages need it
+        from secateur.reporting.result_page import result_page
+
+        check_page(path)
+        write(result_page(self.plan, self.before, self.after, self.max_difference, self._form()), path)
+
     def __str__(self) -> str:
         sizes = f"before  {self.before}\nafter   {self.after}"
         two = "cut and gated" if isinstance(self.plan, Plan) else "it and the graph with masked weights"

@@ -50,13 +50,16 @@ def costs(data: Dataset, wide: tuple[int, int, int] = (WIDTH, INNER, ROWS), runs
     """
     logistic = logistic_network([data.features, 100, data.classes])
     for part in (data.train, data.calibration):
-        yield _pass(f"{data.features}-100-{data.classes}, {len(part[0]):,} samples", logistic, part, runs)
+        name = f"{data.features}-100-{data.classes}, {len(part[0]):,} samples"
+        yield _pass(name, logistic, part, "squared_error", runs)
     if data.features == 784:
         samples = len(data.calibration[0])
-        yield _pass(f"conv, {samples:,} samples", convolutional_network().eval(), data.calibration, runs)
+        yield _pass(
+            f"conv, {samples:,} samples", convolutional_network().eval(), data.calibration, "cross_entropy", runs
+        )
     width, inner, rows = wide
     model, pair = feed_forward(*wide)
-    yield _pass(f"{width}-{inner}-{width}, {rows:,} rows", model, pair, runs)
+    yield _pass(f"{width}-{inner}-{width}, {rows:,} rows", model, pair, "squared_error", runs)
     yield _surgery(f"{inner // 2:,} of its {inner:,} units selected and removed", model, pair)
 
 
@@ -70,9 +73,8 @@ def feed_forward(width: int, inner: int, rows: int) -> tuple[nn.Module, Pair]:
         return model, (x, model(x))
 
 
-def _pass(task: str, model: nn.Module, data: Pair, runs: int) -> Cost:
+def _pass(task: str, model: nn.Module, data: Pair, loss: str, runs: int) -> Cost:
     """From the network and the data to the second moments of all layers, beside a forward pass."""
-    loss = "squared_error" if data[1].is_floating_point() else "cross_entropy"
     units = find_units(model, data[0][:2])
 
     def collect() -> None:

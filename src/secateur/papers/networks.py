@@ -25,6 +25,21 @@ def convolutional_network(seed: int = 0) -> nn.Sequential:
         )  # fmt: skip
 
 
+def small_convolutional_network(seed: int = 0) -> nn.Sequential:
+    """For rows of 64 pixels: 8 and 16 channels of 3 × 3, each pooled, 32 neurons; ReLU.
+
+    >>> sum(p.numel() for p in small_convolutional_network().parameters())
+    3658
+    """
+    with seeded(seed):
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)),
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10),
+        )  # fmt: skip
+
+
 def residual_network(seed: int = 0) -> nn.Sequential:
     """A stem of 24 channels, strided and pooled to 7 × 7, and three blocks of 24-48-24 channels there.
 

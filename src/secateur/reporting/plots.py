@@ -130,9 +130,25 @@ def check_picture(path: str | os.PathLike[str]) -> None:
         ArgumentError: It ends in something else than .png.
         ArtifactError: Its folder does not exist or cannot be written to.
     """
+    check_file(path, "pictures", ".png")
+
+
+def check_file(path: str | os.PathLike[str], what: str, *suffixes: str) -> None:
+    """Refuse a path that no such file can be written to, before any work is done for it.
+
+    Args:
+        path: Where to write.
+        what: Such files, in the plural.
+        suffixes: How their names may end, in small letters.
+
+    Raises:
+        ArgumentError: It ends in something else.
+        ArtifactError: Its folder does not exist or cannot be written to.
+    """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ArgumentError(f"{path}: pictures are written as .png, not as {path.suffix or 'no extension'!r}")
+    if path.suffix.lower() not in suffixes:
+        found = path.suffix or "no extension"
+        raise ArgumentError(f"{path}: {what} are written as {' or '.join(suffixes)}, not as {found!r}")
     if path.is_dir():
         raise ArtifactError(f"{path}: cannot be written, it is a folder")
     try:

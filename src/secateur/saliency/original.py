@@ -101,6 +101,8 @@ def _factors(gated: Gated, out: Any, targets: Any, positions: bool) -> Iterator[
 def weights(gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any]) -> dict[Layer, Tensor]:
     """How much the loss minds each number that some layers give: the diagonals of J_nᵀ L_n J_n [M, O].
 
+    Where outputs are many or layers have positions, an estimate by one drawn target, as in `curvature`.
+
     Args:
         gated: The original network.
         batch: The samples.

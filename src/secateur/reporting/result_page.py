@@ -1,0 +1,213 @@
+"""The page of one shrunk network: what went, what is left, what each removal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from secateur.artifacts.measure import Sizes
+from secateur.planning.plan import Plan, State, Step
+from secateur.planning.weight_plan import WeightPlan, WeightStep
+from secateur.reporting.page import Cell, Page, Picture, Section, Table, environment, svg, text_of
+from secateur.reporting.plots import STYLES
+
+BARS = 40  # in one picture
+LABEL = 32  # characters of a name beside its bar
+
+Widths = Mapping[str, tuple[int, int]]
+Points = Sequence[tuple[int, State]]
+
+
+def result_page(plan: Plan | WeightPlan, before: Sizes, after: Sizes, difference: float, form: str) -> Page:
+    """The report on a result of `secateur.shrink`.
+
+    Args:
+        plan: What was removed.
+        before: What the original costs.
+        after: What is left of that.
+        difference: The largest between the outputs of the network and those it was proven against.
+        form: What kind of module the network is, in words.
+    """
+    widths = _widths(plan)
+    total, left = (sum(pair[i] for pair in widths.values()) for i in (0, 1))
+    what = _what(plan)
+    summary = [
+        (f"{what.capitalize()} removed", f"{total - left:,} of {total:,} ({100 * (total - left) / total:.1f} %)"),
+        ("Parameters", _change(before.params, after.params)),
+        ("Bytes on disk", _change(before.bytes, after.bytes)),
+        ("MACs for one sample", _change(before.macs, after.macs)),
+        ("Bytes in memory for one sample", _change(before.ram, after.ram)),
+        ("Loss", _move(before.loss, after.loss)),
+        ("Accuracy", _move(before.accuracy, after.accuracy)),
+        ("Proven difference", f"at most {difference:.1e} between {_two(plan)}"),
+        ("Form", form),
+    ]
+    sections = (_trade_off(plan), _layers(plan, widths), _steps(plan))
+    title = f"{total - left:,} of {total:,} {what} removed"
+    return Page(title, summary, _settings(plan), environment(), sections)
+
+
+def _what(plan: Plan | WeightPlan) -> str:
+    return "units" if isinstance(plan, Plan) else "weights"
+
+
+def _two(plan: Plan | WeightPlan) -> str:
+    return (
+        "its outputs and the gated original's"
+        if isinstance(plan, Plan)
+        else "its outputs and those of the graph with masked weights"
+    )
+
+
+def _change(before: int, after: int) -> str:
+    """Two counts.
+
+    >>> _change(2000, 500), _change(3, 3)
+    ('2,000 → 500 (25.0 % left)', '3, as before')
+    """
+    if before == after:
+        return f"{after:,}, as before"
+    return f"{before:,} → {after:,} ({100 * after / before:.1f} % left)"
+
+
+def _move(before: float | None, after: float | None) -> str:
+    """Two measurements.
+
+    >>> _move(0.5, 0.25), _move(None, None)
+    ('0.5 → 0.25 (−0.25)', 'not measured')
+    """
+    if before is None or after is None:
+        return "not measured"
+    return f"{before:.4g} → {after:.4g} ({after - before:+.2g})".replace("(-", "(−")
+
+
+def _settings(plan: Plan | WeightPlan) -> dict[str, str]:
+    if isinstance(plan, WeightPlan):
+        return {"Granularity": "weight", "Criterion": plan.criterion, "Rounds": str(plan.rounds)}
+    settings = {
+        "Granularity": "unit",
+        "Criterion": plan.criterion,
+        "Ranking": plan.ranking,
+        "Compensated": "yes, the weights left make up for the units that went" if plan.compensated else "no",
+    }
+    if plan.biases:
+        settings["Layers given a bias"] = ", ".join(plan.biases)
+    if plan.swaps:
+        settings["Swaps"] = str(plan.swaps)
+    return settings
+
+
+def _widths(plan: Plan | WeightPlan) -> Widths:
+    """Unit set → its units before and after; parameter → its weights."""
+    if isinstance(plan, WeightPlan):
+        return {name: (mask.numel(), int(mask.sum())) for name, mask in plan.masks.items()}
+    kept = plan.kept
+    return {name: (size, len(kept[name])) for name, size in plan.sizes.items()}
+
+
+def _points(plan: Plan | WeightPlan) -> Points:
+    """How many are removed, and what is left then."""
+    start = [] if plan.start is None else [(0, plan.start)]
+    if isinstance(plan, WeightPlan):
+        return [*start, *((step.removed, step) for step in plan.steps)]
+    return [*start, *enumerate(plan.steps, 1)]
+
+
+def _trade_off(plan: Plan | WeightPlan) -> Section:
+    text = ["What is left after each removal. The dot is the network of this report."]
+    points = _points(plan) if plan.steps else []
+    made = [_curve(points, name, _what(plan)) for name in ("loss", "accuracy", "bytes")]
+    pictures = [picture for picture in made if picture is not None]
+    if not plan.steps:
+        text = ["Nothing was removed."]
+    elif len(pictures) < len(made):
+        text.append("What is not shown was not measured.")
+    return Section("trade-off", "Trade-off", text, pictures)
+
+
+def _curve(points: Points, name: str, what: str) -> Picture | None:
+    """One quantity against what is removed; None where it was not measured."""
+    known = [(n, value) for n, state in points if (value := getattr(state, name)) is not None]
+    if not known:
+        return None
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(*zip(*known, strict=True), "-", color=STYLES[1][0], linewidth=1.8)
+    panel.plot(*known[-1], "o", color=STYLES[2][0], markersize=8, clip_on=False)
+    panel.set(xlabel=f"{what} removed", ylabel=name, xlim=(0, None))
+    if name == "bytes":
+        panel.set_ylim(bottom=0)
+        panel.yaxis.set_major_formatter(EngFormatter("B"))
+    _count(panel.xaxis)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    (n, first), (m, last) = known[0], known[-1]
+    ends = f"{text_of(first)} with {n:,} removed, {text_of(last)} with {m:,}"
+    return Picture(svg(figure), f"Line chart of {name}: {ends}.", f"{name.capitalize()} against {what} removed")
+
+
+def _layers(plan: Plan | WeightPlan, widths: Widths) -> Section:
+    name, each = ("layers", "unit set") if isinstance(plan, Plan) else ("parameters", "parameter")
+    rows = [(label, size, left, round(100 * left / size, 1)) for label, (size, left) in widths.items()]
+    table = Table([each, "before", "after", "% left"], rows, f"{_what(plan).capitalize()} of each {each}")
+    return Section(name, name.capitalize(), pictures=[_bars(widths, _what(plan), each)], tables=[table])
+
+
+def _bars(widths: Widths, what: str, each: str) -> Picture:
+    """Before and after of the largest, in the order of the network."""
+    largest = sorted(widths, key=lambda name: -widths[name][0])[:BARS]
+    shown = [name for name in widths if name in largest]
+    before, after = zip(*(widths[name] for name in shown), strict=True)
+    figure = Figure(figsize=(5.6, 1.2 + 0.26 * len(shown)), layout="constrained")
+    panel = figure.subplots()
+    panel.barh(range(len(shown)), before, height=0.8, color="#d0d0d0", label="before")
+    panel.barh(range(len(shown)), after, height=0.45, color=STYLES[1][0], label="after")
+    panel.set_yticks(range(len(shown)), [_short(name) for name in shown], parse_math=False)
+    panel.set(xlabel=what, ylim=(len(shown) - 0.5, -0.5))
+    _count(panel.xaxis)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    of = f"each {each}" if len(shown) == len(widths) else f"the {BARS} largest of {len(widths):,} {each}s"
+    alt = f"Bar chart of the {what} of {of}, before and after; the table below has the numbers."
+    return Picture(svg(figure), alt, f"{what.capitalize()} of {of}, before and after")
+
+
+def _count(axis: Axis) -> None:
+    """Whole numbers on it."""
+    axis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axis.set_major_formatter(EngFormatter())
+
+
+def _short(name: str) -> str:
+    """The end of a long name.
+
+    >>> _short("model.decoder.layers.11.self_attention.out_projection")
+    '…11.self_attention.out_projection'
+    """
+    return name if len(name) <= LABEL else "…" + name[-LABEL:]
+
+
+def _steps(plan: Plan | WeightPlan) -> Section:
+    """Every removal, or every round of them."""
+    own = ["unit"] if isinstance(plan, Plan) else ["round", "trained"]
+    columns = ["removed", *own, "predicted", "loss", "accuracy", "parameters", "bytes"]
+    rows = [
+        (n, *_own(state, len(own)), state.loss, state.accuracy, state.params, state.bytes) for n, state in _points(plan)
+    ]
+    note = (
+        "Predicted: how much the criterion expects the loss to rise by that step; magnitude, activation and random "
+        "expect nothing."
+    )
+    return Section("steps", "Steps", tables=[Table(columns, rows, "What is left after each step", note)])
+
+
+def _own(state: State, empty: int) -> tuple[Cell, ...]:
+    """What only steps have: the unit or the round, and the prediction."""
+    if isinstance(state, Step):
+        return (f"{state.set}[{state.index}]", state.predicted)
+    if isinstance(state, WeightStep):
+        return (state.round, "yes" if state.trained else "no", state.predicted)
+    return (None,) * (empty + 1)
