@@ -44,9 +44,10 @@ def test_heat_maps_are_from_minus_one_to_one_with_lines_between_sets():
 
 def test_points_with_their_spread_stand_beside_lines():
     band = figures.Band([0.2, 0.4], [1.0, 2.0], [0.5, 1.0], [2.0, 3.0])
-    figure = figures.degradation("title", {"line": [band, band]}, "loss", {"points": [band, band]})
-    assert labels(figure) == ["line", "points"]
+    figure = figures.degradation("title", {"taylor2": [band, band]}, "loss", {"trained from scratch": [band, band]})
+    assert labels(figure) == ["taylor2", "trained from scratch"]
     line, points = figure.axes[0].lines[:2]
+    assert (line.get_color(), points.get_color()) == (figures.STYLES[2][0], figures.STYLES[6][0])
     assert (line.get_linestyle(), points.get_linestyle()) == ("-", "None")
     assert figure.axes[0].get_ylabel() == "loss"
     assert figure._suptitle.get_text() == "title"

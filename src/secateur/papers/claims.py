@@ -67,7 +67,7 @@ def _less(first: tuple[str, str], second: tuple[str, str], *names: str) -> Calla
     def judge(numbers: Numbers) -> Verdict:
         less, more = (_within(numbers, *one) for one in (first, second))
         text = f"within a point: {_shares(dict(zip(names, (less, more), strict=True)))}"
-        return verdict(text, less < more - CLOSE, less < more)
+        return verdict(text, more - less > CLOSE + 1e-9, less < more)
 
     return judge
 
@@ -289,7 +289,7 @@ CLAIMS = (
     Claim(
         "003, 3.1.3", "For some units even four times the output has no effect on the error.",
         ("4",), _boosted,
-        "What such a unit adds is small, or what follows it is saturated.",
+        "It may be where a unit adds little or what follows it is saturated; such units are rare.",
     ),
     Claim(
         "003, 3.1.3", "Units chosen by first order have flat or falling curves.",
@@ -339,7 +339,7 @@ CLAIMS = (
     Claim(
         "003, 3.2.3", "Second order's choices are not overtly poor: the error changes little.",
         ("11",), _little_change("11"),
-        "Where the dropped terms matter the unit chosen is not the cheapest.",
+        "As for brute force; the recursion's errors show in which unit is taken, not in how flat it is.",
     ),
     Claim(
         "003, 3.3", "Beyond the first layer second order is not nearly as good as brute force.",

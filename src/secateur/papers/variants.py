@@ -89,9 +89,9 @@ def _draw_toys(data: dict[str, Dataset], found: dict[str, dict[str, Courses]]) -
         row[0].fill(*polygon.T.tolist(), facecolor="none", edgecolor="black", linewidth=1.5)
         row[0].set(title=f"{name}: test points", aspect="equal", xlabel="x", ylabel="y", xlim=(-1, 1), ylim=(-1, 1))
         for panel, (ranking, each) in zip(row[1:], both.items(), strict=True):
-            for i, (label, several) in enumerate(each.items()):
+            for label, several in each.items():
                 (band,) = figures.bands([[one.loss for one in several]], several[0].total)
-                figures.band(panel, band, label, i)
+                figures.band(panel, band, label)
             figures.shares(panel)
             panel.set(title=f"{name}: {ranking} ranking", ylabel="squared error per test sample")
     return figures.with_legend(figure, grid[0][1], "Toy sets, 2-50-50-2")

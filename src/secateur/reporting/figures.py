@@ -15,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from secateur.reporting.plots import STYLES
 
 RED = "#D55E00"
+WAYS = ("oracle", "taylor1", "taylor2", "hessian", "quadratic", "obs, compensated", "trained from scratch")
 Values = Sequence[float]
 
 
@@ -57,9 +58,9 @@ def degradation(
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
-    for i, (label, pair) in enumerate({**lines, **(points or {})}.items()):
+    for label, pair in {**lines, **(points or {})}.items():
         for panel, one in zip(panels, pair, strict=True):
-            band(panel, one, label, i, joined=label in lines)
+            band(panel, one, label, joined=label in lines)
     panels[0].set(ylabel=error, title="error")
     panels[1].set(ylabel="accuracy", title="accuracy", ylim=(0, 1.02))
     for panel in panels:
@@ -67,8 +68,16 @@ def degradation(
     return with_legend(figure, panels[0], title)
 
 
-def band(panel: Axes, band: Band, label: str, i: int, joined: bool = True) -> None:
-    """Draw one: a line with its spread, or points with theirs."""
+def band(panel: Axes, band: Band, label: str, joined: bool = True) -> None:
+    """Draw a line with its spread, or points with theirs: one way looks the same in all figures.
+
+    Args:
+        panel: Where.
+        band: What.
+        label: One of `WAYS`.
+        joined: Whether the points are joined.
+    """
+    i = WAYS.index(label)
     colour, dash, marker = STYLES[i % len(STYLES)]
     every = max(1, len(band.shares) // 9) if joined else 1
     panel.plot(
