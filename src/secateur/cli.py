@@ -16,8 +16,8 @@ from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.bench import commands
 from secateur.bench.commands import Json, Picture, experiment, print_json
+from secateur.bench.reproduce import reproduce
 from secateur.errors import ArgumentError, SecateurError
-from secateur.papers.commands import reproduce
 from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan

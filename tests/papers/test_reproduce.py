@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from secateur.bench import reproduce as commands
 from secateur.cli import main
 from secateur.errors import ArgumentError
-from secateur.papers import commands, report, reproduce
+from secateur.papers import report, reproduce
 from secateur.papers.claims import CLAIMS, judged
 from secateur.papers.finding import Finding
 from secateur.papers.reproduce import EXPERIMENTS, Experiment
