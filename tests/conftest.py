@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,21 @@ def mnist_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("MNIST is not here: set MNIST_DIR to the folder of its four .gz files")
     return folder
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Call it as the console script does: (exit code, stdout, stderr)."""
+    from secateur.cli import main
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["secateur", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code or 0
+        assert isinstance(code, int)
+        return code, *capfd.readouterr()
+
+    return call

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from secateur import cli, load
+from secateur import load
 from secateur.bench import quadratic, single_weights
 from secateur.papers.training import logistic_network
 
@@ -71,20 +71,13 @@ PAIRS = ["interactions", *SHRINK[1:6]]
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
+def run(tmp_path, monkeypatch, command_line):
     """Call the command line as the console script does: (exit code, stdout, stderr)."""
     (tmp_path / "my_models.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("my_models", None)
 
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["secateur", *words])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capfd.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return call
+    return command_line
 
 
 def test_shrink_writes_a_network_within_the_budget_and_prints_the_trade_off(run, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +16,6 @@ from secateur.bench import commands, compensation, experiments
 from secateur.bench.compensation import OBS, SCRATCH, WAYS
 from secateur.bench.curves import Cache, Curve, best, middle, rows, units_of, within
 from secateur.bench.fitting import Cost
-from secateur.cli import main
 from secateur.errors import ArtifactError
 from secateur.papers.data import digits
 from secateur.reporting import compensation as pages
@@ -200,16 +198,8 @@ def test_a_cache_that_is_no_folder_is_refused(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    """The command line, called as the console script does: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secateur", "bench", "compensation", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code or 0, *capfd.readouterr()
-
-    return call
+def run(command_line):
+    return partial(command_line, "bench", "compensation")
 
 
 @pytest.fixture

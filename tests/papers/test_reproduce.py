@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 
 import pytest
 
 from secateur.bench import reproduce as commands
-from secateur.cli import main
 from secateur.errors import ArgumentError
 from secateur.papers import report, reproduce
 from secateur.papers.claims import CLAIMS, judged
@@ -42,14 +41,8 @@ def few(monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secateur", "reproduce", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code or 0, *capfd.readouterr()
-
-    return call
+def run(command_line):
+    return partial(command_line, "reproduce")
 
 
 def test_all_figures_of_the_papers_are_there():

@@ -183,6 +183,20 @@ def check_path(path: str | os.PathLike[str]) -> None:
         raise ArtifactError(f"{path}: cannot be written ({error})") from error
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        ArtifactError: It cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be made a folder ({error.strerror})") from error
+    return folder
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place at the end, or leaves nothing behind.

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from secateur.artifacts.safetensors import whole_file
+from secateur.artifacts.safetensors import make_folder, whole_file
 from secateur.bench import compensation as compensations
 from secateur.bench import curvature as curvatures
 from secateur.bench import oracle as oracles
@@ -25,7 +25,7 @@ from secateur.bench import single_weights
 from secateur.bench.curves import Cache, Curve, rows
 from secateur.bench.experiments import experiments
 from secateur.bench.fitting import costs
-from secateur.errors import ArtifactError, choose
+from secateur.errors import choose
 from secateur.papers import data as datasets
 from secateur.papers import optimisers as training
 from secateur.reporting import compensation as pages
@@ -57,17 +57,14 @@ def _folder(path: Path | None) -> Path | None:
         ArtifactError: It cannot be made.
     """
     if path is not None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be made a folder ({error.strerror})") from error
-        check_picture(path / PICTURE)
+        check_picture(make_folder(path) / PICTURE)
     return path
 
 
 PICTURE = "compensation-accuracy.png"
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else", callback=_alone)]
 Runs = Annotated[int, typer.Option(help="of each side, of which the median is taken", min=1)]
+Seeds = Annotated[int, typer.Option(help="networks of each kind, of which medians are taken", min=1)]
 Kind = Annotated[Literal["float32", "float64"], typer.Option(help="of weights and data")]
 Mnist = Annotated[Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files")]
 Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="a picture, .png", callback=_picture)]
@@ -126,7 +123,7 @@ def curvature(
 @bench.command()
 def quadratic(
     mnist: Mnist = None,
-    seeds: Annotated[int, typer.Option(help="networks of each kind, of which medians are taken", min=1)] = 3,
+    seeds: Seeds = 3,
     as_json: Json = False,
 ) -> None:
     """The quadratic ranking beside the iterative oracle: accuracy, share removed within one point, time."""
@@ -153,7 +150,7 @@ def weights(mnist: Mnist = None, as_json: Json = False) -> None:
 def compensation(
     mnist: Mnist = None,
     only: Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")] = None,
-    seeds: Annotated[int, typer.Option(help="networks of each kind, of which medians are taken", min=1)] = 3,
+    seeds: Seeds = 3,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="keeps networks and curves; an interrupted run goes on from it")
     ] = None,

@@ -15,6 +15,7 @@ from torch import nn
 
 from secateur.artifacts.safetensors import whole_file
 from secateur.errors import ArtifactError
+from secateur.papers.study import last_within
 
 TENTHS = range(10, 100, 10)  # percent
 ROUNDING = 1e-12
@@ -51,9 +52,7 @@ class Curve:
     @property
     def within(self) -> float:
         """The largest share removed, in percent, with no point up to there more than 0.01 below the start."""
-        good = [value >= self.accuracy[0] - 0.01 - ROUNDING for value in self.accuracy]
-        last = good.index(False) - 1 if False in good else len(good) - 1
-        return 100 * self.removed[last] / self.total
+        return 100 * self.removed[last_within(self.accuracy)] / self.total
 
 
 def units_of(share: float, total: int) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.bench.timing import seconds
 from secateur.papers.data import Dataset, Pair
-from secateur.papers.networks import convolutional_network
+from secateur.papers.networks import convolutional_network, seeded
 from secateur.papers.training import logistic_network
 from secateur.saliency.compensation import Compensation, Settings
 from secateur.saliency.gates import Gated
@@ -65,8 +65,7 @@ def costs(data: Dataset, wide: tuple[int, int, int] = (WIDTH, INNER, ROWS), runs
 
 def feed_forward(width: int, inner: int, rows: int) -> tuple[nn.Module, Pair]:
     """A feed-forward layer of random weights, random rows and what it makes of them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0):
         model = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width)).eval()
         x = torch.randn(rows, width)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.bench.commands import Json, Mnist, experiment, print_json
+from secateur.bench.commands import Json, Mnist, Seeds, experiment, print_json
 from secateur.papers import report
 from secateur.papers.claims import judged
 from secateur.papers.finding import Finding
@@ -22,7 +22,6 @@ Figures = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FIGURE ...|all]", help=f"of the papers: {', '.join(EXPERIMENTS)}, or all"),
 ]
-Seeds = Annotated[int, typer.Option(help="networks of each kind, of which medians are taken", min=1)]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="for report.html, paper.md, results.json and the pictures")]
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.artifacts.measure import Sizes
-from secateur.artifacts.safetensors import check_path, load
+from secateur.artifacts.safetensors import check_path, load, make_folder
 from secateur.cutting.slices import gates
-from secateur.errors import ArtifactError, VerificationError
+from secateur.errors import VerificationError
 from secateur.papers.data import Dataset
 from secateur.papers.training import logistic_network, train
 from secateur.planning.budget import Budget
@@ -112,10 +112,7 @@ def demo(data: Dataset, hidden: Sequence[Sequence[int]], out: Path, epochs: int,
         ArtifactError: The folder cannot be written to.
         VerificationError: A file does not give back the network that was saved.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"{out}: cannot be made a folder ({error.strerror})") from error
+    make_folder(out)
     check_path(out / "network.safetensors")
     return [_one(data, [data.features, *widths, data.classes], out, epochs, progress) for widths in hidden]
 

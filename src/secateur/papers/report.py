@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from secateur.artifacts.safetensors import whole_file
-from secateur.errors import ArtifactError
-from secateur.papers.claims import Claim, Verdict
+from secateur.artifacts.safetensors import make_folder, whole_file
+from secateur.papers.claims import Claim
 from secateur.papers.finding import Finding
+from secateur.papers.rules import Verdict
 from secateur.papers.study import Study
 from secateur.reporting import page as pages
 from secateur.reporting.page import Page, Section, Table
@@ -30,13 +30,9 @@ def folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         ArtifactError: It cannot.
     """
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be made a folder ({error.strerror})") from error
-    pages.check_page(path / "report.html")
-    return path
+    made = make_folder(path)
+    pages.check_page(made / "report.html")
+    return made
 
 
 def write(
@@ -100,8 +96,8 @@ def settings(study: Study, command: str) -> dict[str, str]:
         "Command": command,
         "Data": f"{data.name}: {len(data.train[0]):,} samples to train on, {len(data.calibration[0]):,} to make orders "
         f"on, {len(data.test[0]):,} to test on",
-        "Training": f"Adam at 0.003 with cosine decay, batches of 128, {study.epochs} epochs, squared error, no "
-        f"regulariser; {study.convolutional().name} {study.convolutional().epochs} epochs, cross-entropy",
+        "Training": f"Adam at {study.learning_rate} with cosine decay, batches of 128, {study.epochs} epochs, squared "
+        f"error, no regulariser; {study.convolutional().name} {study.convolutional().epochs} epochs, cross-entropy",
         "Seeds": ", ".join(map(str, study.seeds)),
     }
 

@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.papers.data import Dataset
 from secateur.papers.networks import convolutional_network, small_convolutional_network
 from secateur.papers.training import logistic_network, train
 from secateur.planning.plan import Plan
-from secateur.saliency.gates import Gated
+from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
 from secateur.shrink import rank
 from secateur.structure.units import Units, find_units
 
 Value = TypeVar("Value")
+ROUNDING = 1e-12
 ONE, TWO, FOUR = (100,), (50, 50), (50, 50, 50, 50)  # the papers' hidden widths, and what they leave to others
 
 
@@ -75,8 +76,17 @@ class Course(NamedTuple):
         >>> Course(4, [], [0.9, 0.91, 0.895, 0.8]).within()
         0.5
         """
-        good = [value >= self.accuracy[0] - points - 1e-9 for value in self.accuracy]
-        return (good.index(False) - 1 if False in good else len(good) - 1) / self.total
+        return last_within(self.accuracy, points) / self.total
+
+
+def last_within(accuracies: Sequence[float], points: float = 0.01) -> int:
+    """The last place up to which none is lower than that below the first.
+
+    >>> last_within([0.9, 0.91, 0.89, 0.8, 0.9])
+    2
+    """
+    good = [value >= accuracies[0] - points - ROUNDING for value in accuracies]
+    return good.index(False) - 1 if False in good else len(good) - 1
 
 
 @dataclass
@@ -171,8 +181,6 @@ class Study:
         return self.once(("scratch", smaller.name, seed), lambda: self._measured(smaller, seed))
 
     def _measured(self, subject: Subject, seed: int) -> tuple[float, float]:
-        model, (x, y) = self.network(subject, seed), self.data.test
-        with_loss = Gated(model, find_units(model, x[:2]), (x, y), subject.loss)
-        ones = Tensor.new_ones(next(model.parameters()).detach(), with_loss.units.total)
-        loss, accuracy = with_loss.evaluate(ones)
+        model, units = self.network(subject, seed), self.units(subject, seed)
+        loss, accuracy = Gated(model, units, self.data.test, subject.loss).evaluate(ones(model, units))
         return loss, accuracy or 0.0

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from secateur.reporting.plots import STYLES, write
+from secateur.reporting.plots import STYLES, plain, write
 from secateur.text import table
 
 METHOD = (
@@ -166,5 +166,4 @@ def _draw(panel: Axes, section: Section, labels: Sequence[str]) -> None:
     panel.set(title=section.name, xlabel="share of units removed", ylabel="test accuracy")
     panel.set(xlim=(0, 0.92), ylim=(start - DROP, start + 0.01))
     panel.xaxis.set_major_formatter(PercentFormatter(1.0))
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
+    plain(panel)

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from secateur.reporting.plots import STYLES
+from secateur.reporting.plots import STYLES, matrix, plain
 
 RED = "#D55E00"
 WAYS = ("oracle", "taylor1", "taylor2", "hessian", "quadratic", "obs, compensated", "trained from scratch")
@@ -68,27 +68,27 @@ def degradation(
     return with_legend(figure, panels[0], title)
 
 
-def band(panel: Axes, band: Band, label: str, joined: bool = True) -> None:
+def band(panel: Axes, values: Band, label: str, joined: bool = True) -> None:
     """Draw a line with its spread, or points with theirs: one way looks the same in all figures.
 
     Args:
         panel: Where.
-        band: What.
+        values: What.
         label: One of `WAYS`.
         joined: Whether the points are joined.
     """
     i = WAYS.index(label)
     colour, dash, marker = STYLES[i % len(STYLES)]
-    every = max(1, len(band.shares) // 9) if joined else 1
+    every = max(1, len(values.shares) // 9) if joined else 1
     panel.plot(
-        band.shares, band.middle, linestyle=dash if joined else "none", color=colour, label=label, marker=marker,
+        values.shares, values.middle, linestyle=dash if joined else "none", color=colour, label=label, marker=marker,
         markersize=5, markevery=(i % every, every), linewidth=1.6, zorder=3 - 0.1 * i,
     )  # fmt: skip
     if joined:
-        panel.fill_between(band.shares, band.low, band.high, color=colour, alpha=0.13, linewidth=0)
+        panel.fill_between(values.shares, values.low, values.high, color=colour, alpha=0.13, linewidth=0)
     else:
-        below, above = np.subtract(band.middle, band.low), np.subtract(band.high, band.middle)
-        panel.errorbar(band.shares, band.middle, [below, above], fmt="none", ecolor=colour, elinewidth=1)
+        below, above = np.subtract(values.middle, values.low), np.subtract(values.high, values.middle)
+        panel.errorbar(values.shares, values.middle, [below, above], fmt="none", ecolor=colour, elinewidth=1)
 
 
 def shares(panel: Axes) -> None:
@@ -96,12 +96,6 @@ def shares(panel: Axes) -> None:
     panel.set(xlabel="share of hidden units removed", xlim=(0, 1))
     panel.xaxis.set_major_formatter(PercentFormatter(1.0))
     plain(panel)
-
-
-def plain(panel: Axes) -> None:
-    """A light grid, and no frame at the top and on the right."""
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def with_legend(figure: Figure, panel: Axes, title: str) -> Figure:
@@ -216,11 +210,8 @@ def heat_maps(title: str, maps: Mapping[str, tuple[Sequence[Values], Sequence[in
     """
     figure = Figure(figsize=(5.2 * len(maps) + 0.8, 4.8), layout="constrained")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for panel, (name, (matrix, sizes)) in zip(axes, maps.items(), strict=True):
-        image = panel.imshow(np.array(matrix), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-        for end in np.cumsum(sizes)[:-1]:
-            panel.axhline(end - 0.5, color="black", linewidth=0.8)
-            panel.axvline(end - 0.5, color="black", linewidth=0.8)
+    for panel, (name, (values, sizes)) in zip(axes, maps.items(), strict=True):
+        image = matrix(panel, values, sizes)
         panel.set(title=name, xlabel="unit", ylabel="unit")
     figure.colorbar(image, ax=list(axes), label=label, shrink=0.85)
     figure.suptitle(title, fontweight="bold")

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from secateur.reporting.plots import STYLES, write
+from secateur.reporting.plots import STYLES, plain, write
 
 
 def training(
@@ -39,8 +39,7 @@ def training(
                 marker=marker, markersize=5, markevery=(i % every, every),
             )  # fmt: skip
         panel.set(xlabel="steps", ylabel=label, title=f"{what} against steps")
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
+        plain(panel)
     panels[0].set_yscale("log")
     panels[1].set_ylim(0, 1)
     figure.suptitle(title, fontweight="bold")

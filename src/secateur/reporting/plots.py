@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
@@ -90,8 +91,7 @@ def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str
     panel.set(xlabel="hidden units K", ylabel="seconds", title="All exact saliencies of 784-K-10")
     panel.set_xticks(list(times), [str(width) for width in times])
     panel.minorticks_off()
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
+    plain(panel)
     panel.legend(frameon=False)
     write(figure, path)
 
@@ -110,17 +110,28 @@ def heat_map(correlations: Tensor, sets: Mapping[str, int], title: str, path: st
     """
     figure = Figure(figsize=(7.4, 6.4), layout="constrained")
     panel = figure.subplots()
-    image = panel.imshow(correlations.cpu().numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    image = matrix(panel, correlations.tolist(), list(sets.values()))
     ends = list(itertools.accumulate(sets.values(), initial=0))
-    for end in ends[1:-1]:
-        panel.axhline(end - 0.5, color="black", linewidth=0.8)
-        panel.axvline(end - 0.5, color="black", linewidth=0.8)
     middles = [(a + b - 1) / 2 for a, b in itertools.pairwise(ends)]
     panel.set_xticks(middles, list(sets), rotation=45 if len(sets) > 3 else 0)
     panel.set_yticks(middles, list(sets))
     panel.set(title=title, xlabel="units by set", ylabel="units by set")
     figure.colorbar(image, label="correlation in the loss, $H_{jk} / \\sqrt{|H_{jj} H_{kk}|}$")
     write(figure, path)
+
+
+def matrix(panel: Axes, values: Sequence[Sequence[float]], sizes: Sequence[int]) -> AxesImage:
+    """Numbers from −1 to 1 in blue and red, white for 0; lines between unit sets of these sizes."""
+    for end in list(itertools.accumulate(sizes))[:-1]:
+        panel.axhline(end - 0.5, color="black", linewidth=0.8)
+        panel.axvline(end - 0.5, color="black", linewidth=0.8)
+    return panel.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+
+
+def plain(panel: Axes) -> None:
+    """A light grid, and no frame at the top and on the right."""
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -178,6 +189,5 @@ def _draw(
             x, curves[name][what], dash, color=colour, label=name, linewidth=1.6, zorder=3 - 0.1 * i,
             marker=marker, markersize=5, markevery=(i * total // 70, max(1, total // 10)),
         )  # fmt: skip
-    panel.grid(alpha=0.3)
     panel.set_xlim(0, 1)
-    panel.spines[["top", "right"]].set_visible(False)
+    plain(panel)

@@ -12,7 +12,7 @@ from secateur.artifacts.measure import Sizes
 from secateur.planning.plan import Plan, State, Step
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.reporting.page import Cell, Page, Picture, Section, Table, environment, svg, text_of
-from secateur.reporting.plots import STYLES
+from secateur.reporting.plots import STYLES, plain
 
 BARS = 40  # in one picture
 LABEL = 32  # characters of a name beside its bar
@@ -142,8 +142,7 @@ def _curve(points: Points, name: str, what: str) -> Picture | None:
         panel.set_ylim(bottom=0)
         panel.yaxis.set_major_formatter(EngFormatter("B"))
     _count(panel.xaxis)
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
+    plain(panel)
     (n, first), (m, last) = known[0], known[-1]
     ends = f"{text_of(first)} with {n:,} removed, {text_of(last)} with {m:,}"
     return Picture(svg(figure), f"Line chart of {name}: {ends}.", f"{name.capitalize()} against {what} removed")

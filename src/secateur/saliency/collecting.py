@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 def places(gated: Gated) -> list[Place]:
     """Of all batches."""
-    sizes = [batch.size for batch in gated.cached]
+    sizes = [batch.size for batch in gated.batches]
     return [Place(sum(sizes[:i]), size, sum(sizes)) for i, size in enumerate(sizes)]
 
 

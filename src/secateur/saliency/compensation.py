@@ -116,6 +116,7 @@ class Compensation:
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, Fitted] = {}
         self._batches = places(gated)
+        self._first = {layer for layer in self.layers if self._is_first(layer)}
         self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
         for layer in found:
             self._check_memory(layer)
@@ -154,7 +155,7 @@ class Compensation:
         self.fitted.clear()
         narrow, touched = self.gated.narrowed(g), self._touched(g)
         stops = [stop for stop in self._stops(g) if stop.call in touched]
-        first = [layer for layer in self.layers if layer in stops and self._is_first(layer)]
+        first = [layer for layer in self.layers if layer in stops and layer in self._first]
         rest = [layer for layer in self.layers if layer not in stops and all_layers]
         with torch.no_grad():
             self._add_known([*first, *rest])

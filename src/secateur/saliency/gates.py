@@ -153,16 +153,25 @@ class Gated:
         return self._loss is not None
 
     @property
-    def cached(self) -> Iterator[Cached]:
-        """The batches.
+    def batches(self) -> list[Batch]:
+        """As they were given, or cut: without anything computed of them.
 
         Raises:
             DataError: No data was given.
         """
         if self._batches is None:
             raise DataError("this needs data: (inputs, targets) or an iterable of such pairs; None was given")
-        n = sum(batch.size for batch in self._batches)
-        for i, batch in enumerate(self._batches):
+        return self._batches
+
+    @property
+    def cached(self) -> Iterator[Cached]:
+        """The batches, with the values that no gate changes.
+
+        Raises:
+            DataError: No data was given.
+        """
+        n = sum(batch.size for batch in self.batches)
+        for i, batch in enumerate(self.batches):
             frontier = self._frontier(batch) if self._frontiers is None else self._frontiers[i]
             held = self.graph.holding(frontier, self.weights)
             yield Cached(batch.size, batch.size / n, batch.call, held, batch.targets)
