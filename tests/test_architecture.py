@@ -80,7 +80,7 @@ def test_there_is_something_to_check() -> None:
     [
         ("from secateur.saliency.gates import Gated", "structure/units.py", "saliency"),
         ("import secateur.cutting.cut as c", "planning/plan.py", "cutting"),
-        ("def f():\n    from secateur.shrink import rank", "artifacts/measure.py", "shrink"),
+        ("def f():\n    from secateur.shrinking import rank", "artifacts/measure.py", "shrink"),
         ("if TYPE_CHECKING:\n    from secateur.planning import budget", "reference.py", "planning"),
         ("from secateur import saliency", "structure/units.py", "saliency"),
         ("from secateur import find_units", "reference.py", "secateur"),
@@ -103,7 +103,7 @@ def test_an_import_against_the_direction_is_found(source: str, file: str, offenc
         ("from secateur import saliency", "saliency/criterion.py"),
         ("import torch\nfrom torch import nn", "errors.py"),
         ("import secateur as sc", "papers/figures.py"),
-        ("from secateur.shrink import shrink", "cli.py"),
+        ("from secateur.shrinking import shrink", "cli.py"),
     ],
 )
 def test_an_import_in_the_direction_is_not(source: str, file: str) -> None:

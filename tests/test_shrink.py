@@ -15,7 +15,7 @@ import secateur as sc
 from cases import CASES, Case
 from secateur.errors import ArgumentError, ArtifactError, BudgetError, DataError, ModelError, SecateurError
 from secateur.planning.plan import Plan
-from secateur.shrink import Result
+from secateur.shrinking import Result
 
 REMOVABLE = [name for name in CASES if name != "one_unit"]
 
@@ -256,7 +256,13 @@ def test_keyword_inputs_and_a_dict_with_logits_are_taken(
     }.get(form, (inputs, y))
     example = {"example": inputs, "example in another order": dict(reversed(inputs.items()))}.get(form)
     result = sc.shrink(
-        model, data, "cross_entropy", sc.Budget(remove_units=3), example, progress=False, compensate=False
+        model,
+        data,
+        "cross_entropy",
+        sc.Budget(remove_units=3),
+        example_inputs=example,
+        progress=False,
+        compensate=False,
     )
     with torch.no_grad():
         logits = result.model(**inputs)["logits"]

@@ -19,7 +19,7 @@ from secateur.cutting.frozen import count_moved
 from secateur.errors import ArgumentError, BudgetError, DataError, ModelError, VerificationError
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.saliency.weights import Weights
-from secateur.shrink import Result
+from secateur.shrinking import Result
 
 Retrain = Callable[[nn.Module], object]
 
@@ -150,7 +150,14 @@ def test_the_weights_of_least_saliency_go_and_all_others_keep_every_bit(
     number, plan, masks = math.ceil(0.37 * P[name]), result.plan, masks_of(result)
     assert isinstance(plan, WeightPlan)
     assert plan.removed == number == result.curve[-1].removed
-    scores = sc.score(model, samples(), "cross_entropy", _made(name, torch.float32)[1], criterion, granularity="weight")
+    scores = sc.score(
+        model,
+        samples(),
+        "cross_entropy",
+        units=_made(name, torch.float32)[1],
+        criterion=criterion,
+        granularity="weight",
+    )
     lowest = torch.cat([one.flatten() for one in scores.values()]).argsort(stable=True)[:number]
     flat = torch.cat([mask.flatten() for mask in masks.values()])
     assert sorted((~flat).nonzero()[:, 0].tolist()) == sorted(lowest.tolist())
@@ -502,7 +509,7 @@ def test_the_table_adds_up() -> None:
     assert [s.params for s in steps] == [203 - s.removed for s in steps]
     assert {s.round for s in steps} == {1, 2}
     units, scores = _made("dense", torch.float32)[1], None
-    scores = sc.score(model_of("dense"), samples(), "cross_entropy", units, granularity="weight")
+    scores = sc.score(model_of("dense"), samples(), "cross_entropy", units=units, granularity="weight")
     flat = torch.cat([one.flatten() for one in scores.values()]).sort().values
     first = [s for s in steps if s.round == 1]
     predicted = sum(s.predicted for s in first)  # type: ignore[misc]

@@ -4,15 +4,17 @@ from secateur.artifacts.measure import measure
 from secateur.artifacts.safetensors import load
 from secateur.cutting.cut import cut
 from secateur.errors import SecateurError
+from secateur.options import Compensation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.saliency.criterion import score
 from secateur.saliency.interactions import interactions
-from secateur.shrink import rank, shrink
+from secateur.shrinking import rank, shrink
 from secateur.structure.units import Units, find_units
 
 __all__ = [
     "Budget",
+    "Compensation",
     "Plan",
     "SecateurError",
     "Units",

@@ -30,7 +30,8 @@ from secateur.saliency.criterion import score as run_score
 from secateur.saliency.data import first_inputs
 from secateur.saliency.interactions import correlation
 from secateur.saliency.interactions import interactions as run_interactions
-from secateur.shrink import shrink as run_shrink
+from secateur.saliency.question import Question
+from secateur.shrinking import shrink as run_shrink
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import find_units, units_of
 from secateur.text import table
@@ -232,7 +233,10 @@ def score(
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar("scoring"):
-        scores = run_score(network, batches, loss, units, criterion, threshold, granularity, seed, max_memory)
+        scores = run_score(
+            network, batches, loss, units=units, criterion=criterion, threshold=threshold, granularity=granularity,
+            seed=seed, max_memory=max_memory,
+        )  # fmt: skip
     if as_json:
         print_json({name: values.tolist() for name, values in scores.items()})
     elif granularity == "weight":
@@ -241,7 +245,8 @@ def score(
     else:
         name = criterion or "oracle"
         drawn = threshold is None  # and not replaced by the mean
-        errors = standard_errors(network, batches, loss, units, name, seed, max_memory) if drawn else None
+        question = Question(network, batches, loss, units, seed=seed, max_memory=max_memory)
+        errors = standard_errors(question, name) if drawn else None
         typer.echo(saliencies(name, scores, errors))
         approximate = criteria()[name].approximate_for(units)
         if approximate:
@@ -265,7 +270,9 @@ def interactions(
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar(f"interactions by {curvature}"):
-        matrix = run_interactions(network, batches, loss, units, curvature, seed, max_memory)
+        matrix = run_interactions(
+            network, batches, loss, units=units, curvature=curvature, seed=seed, max_memory=max_memory
+        )
     related = correlation(matrix)
     if out is not None:
         sizes = {unit_set.name: unit_set.size for unit_set in units}

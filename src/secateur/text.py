@@ -49,7 +49,7 @@ def format_bytes(size: int) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
     """Rows under headings; a column whose first value is a number is aligned to the right."""
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    made = Table(title=title and Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         numeric = bool(cells) and bool(re.match(r"[-+.]?\d", next((row[i] for row in cells if row[i]), "")))
         made.add_column(Text(column), justify="right" if numeric else "left", no_wrap=True)
@@ -57,4 +57,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
         made.add_row(*map(Text, row))
     out = io.StringIO()
     Console(file=out, width=10_000, color_system=None).print(made)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+    lines = [line.rstrip() for line in out.getvalue().rstrip().splitlines()]
+    return "\n".join([*([] if title is None else [title]), *lines])  # a table's own title would wrap at its width

@@ -138,7 +138,7 @@ def test_only_units_that_count_are_removed_and_the_oracle_may_be_spared(monkeypa
 
     def ranked(model, calibration, loss, units, **options):
         seen.append((len(calibration[0]), [unit_set.name for unit_set in units], options.get("shortlist")))
-        return sc.rank(model, calibration, loss, units, **options)
+        return sc.rank(model, calibration, loss, units=units, **options)
 
     monkeypatch.setattr(compensation, "rank", ranked)
     one = replace(SMALL["64-4-6-10"], counts=lambda s: s.size == 6, spared={"samples": 20, "shortlist": 2})

@@ -77,7 +77,7 @@ def test_pairs_are_measured_alone_together_and_compensated():
     alone = [gated.loss(g.index_fill(0, torch.tensor([k]), 0)) - gated.loss(g) for k in range(6)]
     assert found.harmless == pytest.approx(max(0, sorted(alone)[2]), rel=1e-3)
     assert found.sizes == [units.total]
-    matrix = interactions(gated.model, FEW.calibration, "squared_error", units, "hessian")
+    matrix = interactions(gated.model, FEW.calibration, "squared_error", units=units, curvature="hessian")
     for kind, pairs in found.pairs.items():
         assert len(pairs) == 2, kind
         for pair in pairs:

@@ -64,7 +64,9 @@ def test_the_best_way_is_chosen_on_the_training_digits_alone(reports):
 
     def error(way: str) -> float:
         criterion, ranking = way.split("/")
-        plan = rank(model, digits().train, "squared_error", units, criterion, ranking, progress=False)
+        plan = rank(
+            model, digits().train, "squared_error", units=units, criterion=criterion, ranking=ranking, progress=False
+        )
         return plan.at(budget).states[-1].loss
 
     assert error(reports[1].best) == pytest.approx(min(map(error, WAYS)), rel=1e-6)

@@ -42,7 +42,15 @@ def accuracies(folder: Path, hidden: tuple[int, ...], way: str) -> list[float]:
         criterion, ranking, *refresh = way.split("/")
         options = {"refresh": int(refresh[0])} if refresh else {}
         plan = rank(
-            model, data.calibration, LOSS, units, criterion, ranking, validation=data.test, progress=False, **options
+            model,
+            data.calibration,
+            LOSS,
+            units=units,
+            criterion=criterion,
+            ranking=ranking,
+            validation=data.test,
+            progress=False,
+            **options,
         )
         curves.append([state.accuracy for state in plan.states])
     return [median(values) for values in zip(*curves, strict=True)]

@@ -31,7 +31,14 @@ def test_what_is_left_is_measured_on_the_test_part():
     subject, way = made.logistic((3, 4)), Way("taylor2", "single")
     model = made.network(subject, 1)
     plan = sc.rank(
-        model, FEW.calibration, "squared_error", None, "taylor2", "single", validation=FEW.test, progress=False
+        model,
+        FEW.calibration,
+        "squared_error",
+        units=None,
+        criterion="taylor2",
+        ranking="single",
+        validation=FEW.test,
+        progress=False,
     )
     course = made.course(subject, 1, way)
     assert course.total == 7

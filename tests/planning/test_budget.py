@@ -15,7 +15,9 @@ import secateur as sc
 from cases import CASES
 from secateur.errors import ArgumentError, BudgetError
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan, State, Step
+from secateur.options import Ranking
+from secateur.planning.plan import Plan
+from secateur.planning.state import State, Step
 
 ASKS = "bytes, params, remove_fraction, remove_units, max_loss_increase, max_accuracy_drop"
 
@@ -40,7 +42,7 @@ def order(
         steps.append(Step(**dataclasses.asdict(state), set=name, index=gone[name], predicted=0.0))
         gone[name] += 1
     kept = tuple((name, tuple(range(gone[name], size))) for name, size in sizes.items())
-    return Plan(kept, states[0], tuple(steps), None, "oracle", "iterative")
+    return Plan(kept, states[0], tuple(steps), None, Ranking("oracle"))
 
 
 # ---------------------------------------------------------------- the fields
@@ -349,10 +351,10 @@ def test_a_size_out_of_reach_is_refused_before_any_scoring(fields: dict[str, Any
 
 
 def test_the_smallest_file_named_in_the_error_can_be_had() -> None:
-    with pytest.raises(BudgetError, match="a file of 648 bytes") as caught:
+    with pytest.raises(BudgetError, match="a file of 688 bytes") as caught:
         ranked(Budget(bytes=100))
-    assert "(648 B)" in str(caught.value)
-    assert ranked(Budget(bytes=648)).steps[-1].bytes <= 648
+    assert "(688 B)" in str(caught.value)
+    assert ranked(Budget(bytes=688)).steps[-1].bytes <= 688
 
 
 def test_a_protected_name_that_matches_nothing_is_refused_while_ranking() -> None:

@@ -14,7 +14,9 @@ from torch import nn
 import secateur as sc
 from cases import CASES
 from secateur.errors import PlanError
-from secateur.planning.plan import FORMAT, Plan, State, Step
+from secateur.options import Ranking
+from secateur.planning.plan import FORMAT, Plan
+from secateur.planning.state import State, Step
 from secateur.reference import RandomNetwork
 from secateur.structure.inputs import InputSpec, TensorSpec
 
@@ -24,7 +26,7 @@ STEPS = (
     Step(0.4, 1.0, 83, 900, 55, "b", 0, -0.2),
     Step(0.7, 0.7, 73, 850, 45, "a", 0, 0.3),
 )
-PLAN = Plan((("a", (1, 3)), ("b", (1, 2))), START, STEPS, None, "oracle", "iterative")
+PLAN = Plan((("a", (1, 3)), ("b", (1, 2))), START, STEPS, None, Ranking("oracle"))
 
 
 def random_plan(seed: int, measured: bool) -> Plan:
@@ -58,7 +60,8 @@ def test_a_plan_knows_what_is_kept_what_there_was_and_every_state() -> None:
 def test_a_prefix_keeps_what_only_later_steps_remove(n: int, kept: dict[str, tuple[int, ...]]) -> None:
     prefix = PLAN.prefix(n)
     assert (prefix.kept, prefix.steps, prefix.sizes) == (kept, STEPS[:n], PLAN.sizes)
-    assert (prefix.start, prefix.inputs, prefix.criterion, prefix.ranking) == (START, None, "oracle", "iterative")
+    assert (prefix.start, prefix.inputs, prefix.made_by) == (START, None, Ranking("oracle"))
+    assert (prefix.criterion, prefix.ranking) == ("oracle", "iterative")
     assert prefix.prefix(0) == PLAN.prefix(0)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cases import CASES
 from secateur import Budget, Plan, find_units, interactions, rank, reference, shrink
 from secateur.errors import ArgumentError
-from secateur.planning.plan import Swaps
+from secateur.planning.state import Swaps
 from secateur.planning.quadratic import Quadratic
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import LOSSES
@@ -44,7 +44,7 @@ def parabola(gradient: Tensor, matrix: Tensor, gone: list[int]) -> float:
 def derivatives(seed: int) -> tuple[Tensor, Tensor]:
     model, data, units = setting(seed)
     gradient = reference.dense_hessian(model, units, (data[0],), data[1], LOSSES[LOSS])[0].detach()
-    return gradient, interactions(model, data, LOSS, units)
+    return gradient, interactions(model, data, LOSS, units=units)
 
 
 def numbers(plan: Plan, units: Units) -> list[int]:
@@ -55,10 +55,10 @@ def numbers(plan: Plan, units: Units) -> list[int]:
 def test_it_takes_the_unit_of_least_predicted_rise_given_those_gone(seed: int) -> None:
     model, data, units = setting(seed)
     gradient, matrix = derivatives(seed)
-    plan = rank(model, data, LOSS, units, ranking="quadratic", progress=False)
+    plan = rank(model, data, LOSS, units=units, ranking="quadratic", progress=False)
     assert (plan.criterion, plan.ranking) == ("ggn", "quadratic")
     again = rank(
-        model, data, LOSS, units, ranking="quadratic", refresh=9, budget=Budget(remove_units=1), progress=False
+        model, data, LOSS, units=units, ranking="quadratic", refresh=9, budget=Budget(remove_units=1), progress=False
     )
     assert again.criterion == "hessian"
     gone: list[int] = []
@@ -75,8 +75,8 @@ def test_it_takes_the_unit_of_least_predicted_rise_given_those_gone(seed: int) -
 def test_the_first_removal_is_that_of_the_criterion() -> None:
     model, data, units = setting()
     for criterion in ("ggn", "hessian"):
-        first = rank(model, data, LOSS, units, criterion, "single", progress=False).steps[0]
-        again = rank(model, data, LOSS, units, criterion, "quadratic", progress=False).steps[0]
+        first = rank(model, data, LOSS, units=units, criterion=criterion, ranking="single", progress=False).steps[0]
+        again = rank(model, data, LOSS, units=units, criterion=criterion, ranking="quadratic", progress=False).steps[0]
         assert (first.set, first.index) == (again.set, again.index)
         assert again.predicted == pytest.approx(first.predicted, rel=1e-9)
 
@@ -84,17 +84,18 @@ def test_the_first_removal_is_that_of_the_criterion() -> None:
 @pytest.mark.parametrize("criterion", ["ggn", "hessian"])
 def test_refreshed_after_each_removal_it_is_the_iterative_ranking(criterion: str) -> None:
     model, data, units = setting()
-    a = rank(model, data, LOSS, units, criterion, "quadratic", refresh=1, progress=False)
-    b = rank(model, data, LOSS, units, criterion, "iterative", progress=False)
+    a = rank(model, data, LOSS, units=units, criterion=criterion, ranking="quadratic", refresh=1, progress=False)
+    b = rank(model, data, LOSS, units=units, criterion=criterion, ranking="iterative", progress=False)
     assert numbers(a, units) == numbers(b, units)
     assert [s.predicted for s in a.steps] == pytest.approx([s.predicted for s in b.steps], rel=1e-8, abs=1e-13)
 
 
 def test_refreshing_begins_again_at_the_gates_reached() -> None:
     model, data, units = setting()
-    whole = rank(model, data, LOSS, units, ranking="quadratic", progress=False)
-    plan = rank(model, data, LOSS, units, "ggn", "quadratic", refresh=4, progress=False)
-    assert plan.steps[:4] == whole.steps[:4]
+    whole = rank(model, data, LOSS, units=units, ranking="quadratic", progress=False)
+    plan = rank(model, data, LOSS, units=units, criterion="ggn", ranking="quadratic", refresh=4, progress=False)
+    same = ((s.set, s.index, s.predicted, s.loss, s.params) for s in whole.steps[:4])
+    assert [(s.set, s.index, s.predicted, s.loss, s.params) for s in plan.steps[:4]] == [*same]
     g = ones(model, units)
     for k in numbers(plan, units)[:4]:
         g[k] = 0
@@ -112,7 +113,9 @@ def test_swaps_lower_the_prediction_until_no_swap_does(seed: int, n: int, refres
     model, data, units = setting(seed % 4)
     budget = Budget(remove_fraction=n / 13, scope=scope, min_units=1)
     greedy, plan = (
-        rank(model, data, LOSS, units, ranking="quadratic", refresh=refresh, swaps=s, budget=budget, progress=False)
+        rank(
+            model, data, LOSS, units=units, ranking="quadratic", refresh=refresh, swaps=s, budget=budget, progress=False
+        )
         for s in (False, True)
     )
     swaps = plan.swaps
@@ -163,7 +166,7 @@ def test_swaps_find_what_greed_misses() -> None:
 
 def test_a_byte_budget_still_holds_after_swaps() -> None:
     model, data, units = setting(1)
-    start = rank(model, data, LOSS, units, "random", "single", progress=False).states[0]
+    start = rank(model, data, LOSS, units=units, criterion="random", ranking="single", progress=False).states[0]
     for size in range(start.bytes - 600, start.bytes, 60):
         result = shrink(
             model, data, LOSS, Budget(bytes=size), units=units, ranking="quadratic", swaps=True, progress=False

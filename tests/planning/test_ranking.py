@@ -502,8 +502,8 @@ def test_a_shortlist_evaluates_only_the_best_of_the_cheap_criterion(monkeypatch:
     monkeypatch.setattr(ranking, "rises", counted)
     plan = rank(case.model, data, units=units, shortlist=3)
     assert set(sizes) == {3}
-    cheap = sc.score(case.model, data, "cross_entropy", units, "taylor1")
-    exact = sc.score(case.model, data, "cross_entropy", units)
+    cheap = sc.score(case.model, data, "cross_entropy", units=units, criterion="taylor1")
+    exact = sc.score(case.model, data, "cross_entropy", units=units)
     short = sorted((value, name, k) for name, row in cheap.items() for k, value in enumerate(row.tolist()))[:3]
     rise, name, k = min((exact[name][k].item(), name, k) for _, name, k in short)
     assert (plan.steps[0].set, plan.steps[0].index) == (name, k)

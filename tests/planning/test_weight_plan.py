@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from secateur.planning.plan import State
+from secateur.planning.state import State
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.structure.inputs import InputSpec, as_call
 

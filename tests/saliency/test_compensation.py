@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from cases import randomise
 from secateur import find_units
 from secateur.errors import ArgumentError, DataError
-from secateur.saliency.compensation import Compensation, Settings, compensated
+from secateur.options import Compensation
+from secateur.saliency.compensation import Compensator, compensated
 from secateur.saliency.gates import Gated, ones
 
 RIDGE = 1e-3
-PLAIN = Settings(RIDGE, "none")
+PLAIN = Compensation(RIDGE, "none")
 Weights = dict[str, Tensor]
 Gone = dict[str, tuple[int, ...]]
 
@@ -49,7 +50,7 @@ class Made:
                 g[self.units.places.index((name, k))] = 0
         return g
 
-    def fit(self, gone: Gone, settings: Settings = PLAIN) -> Weights:
+    def fit(self, gone: Gone, settings: Compensation = PLAIN) -> Weights:
         return compensated(self.gated, self.gates(gone), settings)
 
     def output(self, gone: Gone, weights: Weights | None = None, x: Tensor | None = None) -> Tensor:
@@ -144,7 +145,7 @@ def test_without_a_bias_the_moments_are_about_zero(gone: Gone) -> None:
 
 def test_a_squared_error_weighs_all_samples_of_a_last_layer_the_same() -> None:
     made = Made(mlp(), 5, cuts=(11,))
-    found, plain = made.fit(MLP_GONE, Settings(RIDGE, "ggn")), made.fit(MLP_GONE)
+    found, plain = made.fit(MLP_GONE, Compensation(RIDGE, "ggn")), made.fit(MLP_GONE)
     assert found.keys() == plain.keys()
     for name, tensor in plain.items():
         close(found[name], tensor)
@@ -168,9 +169,9 @@ def test_without_room_for_all_batches_walks_start_again_for_each_layer(monkeypat
 
 def test_little_memory_restarts_walks_and_gives_the_same() -> None:
     enough, little = Made(deep(), 5, cuts=(20,)), Made(deep(), 5, cuts=(20,), max_memory=17_000)
-    compensation = Compensation(little.gated, PLAIN)
+    compensation = Compensator(little.gated, PLAIN)
     assert not compensation._fits_memory([*compensation.layers])
-    assert Compensation(enough.gated, PLAIN)._fits_memory([*compensation.layers])
+    assert Compensator(enough.gated, PLAIN)._fits_memory([*compensation.layers])
     compensation.fit(little.gates(MLP_GONE))
     for name, tensor in enough.fit(MLP_GONE).items():
         close(compensation.weights[name], tensor, 1e-12)
@@ -239,15 +240,15 @@ def test_layers_with_nothing_removed_in_front_of_them_keep_their_weights(gone: G
     made = Made(mlp(), 5)
     before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
     assert {*made.fit(gone)} == changed
-    assert {*made.fit(gone, Settings())} == changed
+    assert {*made.fit(gone, Compensation())} == changed
     for name, tensor in made.model.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
 @pytest.mark.parametrize("weighting", ["none", "ggn"])
 def test_a_fit_depends_on_the_gates_alone_and_not_on_fits_before(weighting: str) -> None:
-    made, settings = Made(mlp(), 5, cuts=(13,)), Settings(RIDGE, weighting)
-    compensation = Compensation(made.gated, settings)
+    made, settings = Made(mlp(), 5, cuts=(13,)), Compensation(RIDGE, weighting)
+    compensation = Compensator(made.gated, settings)
     for gone in ({}, MLP_GONE, {"2": (1,)}, {}, SEVERAL[2], {"0": (8,)}):
         compensation.fit(made.gates(gone))
         fresh = made.fit(gone, settings)
@@ -258,7 +259,7 @@ def test_a_fit_depends_on_the_gates_alone_and_not_on_fits_before(weighting: str)
 
 def test_another_one_leaves_the_first_as_it_was() -> None:
     made = Made(mlp(), 5)
-    compensation = Compensation(made.gated, PLAIN)
+    compensation = Compensator(made.gated, PLAIN)
     compensation.fit(made.gates(MLP_GONE))
     before = dict(compensation.weights)
     other = compensation.other()
@@ -273,7 +274,7 @@ def test_another_one_leaves_the_first_as_it_was() -> None:
 @pytest.mark.parametrize("weighting", ["none", "ggn"])
 def test_layers_that_keep_their_weights_are_known_too_if_asked(weighting: str) -> None:
     made = Made(deep(), 5, cuts=(13,))
-    compensation = Compensation(made.gated, Settings(RIDGE, weighting))
+    compensation = Compensator(made.gated, Compensation(RIDGE, weighting))
     g = made.gates({"2": (0, 3)})
     compensation.fit(g)
     assert [one.weight for one in compensation.fitted] == ["4.weight", "6.weight"]
@@ -297,7 +298,7 @@ def test_samples_count_the_same_where_memory_holds_no_moments_for_each_output() 
 
     def weight(memory: int, weighting: str = "ggn") -> Tensor:
         gated = Gated(made.model, made.units, (made.x, made.t.argmax(1)), "cross_entropy", max_memory=memory)
-        return compensated(gated, g, Settings(RIDGE, weighting))["2.weight"]
+        return compensated(gated, g, Compensation(RIDGE, weighting))["2.weight"]
 
     close(weight(needed - 1), weight(needed, "none"))
     assert (weight(needed) - weight(needed - 1)).abs().max() > 1e-4
@@ -306,12 +307,12 @@ def test_samples_count_the_same_where_memory_holds_no_moments_for_each_output() 
 # ---------------------------------------------------------------- units that never change
 
 
-@pytest.mark.parametrize("settings", [PLAIN, Settings(), Settings(1.0)], ids=["plain", "defaults", "strong"])
+@pytest.mark.parametrize("settings", [PLAIN, Compensation(), Compensation(1.0)], ids=["plain", "defaults", "strong"])
 @pytest.mark.parametrize(
     ("build", "shape"), [(mlp, (5,)), (lambda: convolutions(padding=0), (2, 6, 6))], ids=["dense", "convolutions"]
 )
 def test_a_constant_unit_goes_into_the_next_bias(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], settings: Settings
+    build: Callable[[], nn.Module], shape: tuple[int, ...], settings: Compensation
 ) -> None:
     made = Made(build(), *shape, constant=2)
     found = made.fit({"0": (2,)}, settings)
@@ -331,8 +332,8 @@ def test_a_constant_channel_before_zero_padding_is_not_made_up_for_exactly() -> 
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("settings", [Settings(), Settings(RIDGE)], ids=["chosen", "fixed"])
-def test_fewer_samples_than_units_still_help_on_others(seed: int, settings: Settings) -> None:
+@pytest.mark.parametrize("settings", [Compensation(), Compensation(RIDGE)], ids=["chosen", "fixed"])
+def test_fewer_samples_than_units_still_help_on_others(seed: int, settings: Compensation) -> None:
     made = Made(nn.Sequential(nn.Linear(5, 40), nn.Sigmoid(), nn.Linear(40, 3)), 5, n=8, seed=seed)
     gone: Gone = {"0": tuple(range(0, 40, 3))}
     held = torch.randn(200, 5, dtype=torch.float64)
@@ -345,7 +346,7 @@ def test_fewer_samples_than_units_still_help_on_others(seed: int, settings: Sett
 @pytest.mark.parametrize("n", [1, 2])
 def test_one_sample_is_met_exactly(n: int) -> None:
     made = Made(mlp(), 5, n=n)
-    found = made.fit(MLP_GONE, Settings(1e-7))
+    found = made.fit(MLP_GONE, Compensation(1e-7))
     close(made.output(MLP_GONE, found), made.output({}), 1e-4)
 
 
@@ -375,7 +376,7 @@ def test_statistics_are_those_of_the_fitted_network(bias: bool, cuts: tuple[int,
         a_next = (new - mean) / (variance + last_norm.eps).sqrt() * last_norm.weight + last_norm.bias
         z_next = third(last_norm(z).sigmoid())
         w_next, b_next = ridge(a_next.sigmoid()[:, later], z_next, third.weight.T[later])
-    found = made.fit(gone, Settings(RIDGE, "none", recalibrate=True))
+    found = made.fit(gone, Compensation(RIDGE, "none", recalibrate=True))
     names = {"3.weight", "3.bias", "4.running_mean", "4.running_var", "6.weight", "6.bias"}
     assert {*found} == names - (set() if bias else {"3.bias"})
     close(found["3.weight"].T[kept][:, later], w[:, later])
@@ -392,12 +393,12 @@ def test_statistics_alone() -> None:
     first, norm, _, second, *_ = made.model
     with torch.no_grad():
         new = second(norm(first(made.x)).tanh().index_fill(1, torch.tensor([1, 5]), 0))
-    found = made.fit(gone, Settings(recalibrate=True, weights=False))
+    found = made.fit(gone, Compensation(recalibrate=True, fit=False))
     assert {*found} == {"4.running_mean", "4.running_var"}
     close(found["4.running_mean"], new.mean(0))
     close(found["4.running_var"], new.var(0, unbiased=False))
-    assert made.fit({}, Settings(recalibrate=True)) == {}
-    assert made.fit({"3": (0,)}, Settings(recalibrate=True, weights=False)) == {}
+    assert made.fit({}, Compensation(recalibrate=True)) == {}
+    assert made.fit({"3": (0,)}, Compensation(recalibrate=True, fit=False)) == {}
 
 
 # ---------------------------------------------------------------- what is refused
@@ -416,7 +417,7 @@ def test_statistics_alone() -> None:
 )
 def test_settings_that_are_none(given: dict[str, Any], error: str) -> None:
     with pytest.raises(ArgumentError) as raised:
-        Settings(**given)
+        Compensation(**given)
     assert str(raised.value) == error
 
 
@@ -429,9 +430,9 @@ def test_moments_that_memory_has_no_room_for() -> None:
         "use compensate=False"
     )
     assert 8 * 8 * (9 + 7) ** 2 == 16_384
-    Compensation(Made(mlp(), 5, max_memory=16_384).gated)
+    Compensator(Made(mlp(), 5, max_memory=16_384).gated)
     with pytest.raises(ArgumentError, match=r"second moments of the 20 inputs of 2\.weight take 36\.9 kB"):
-        Compensation(Made(convolutions(), 2, 6, 6, max_memory=20_000).gated)
+        Compensator(Made(convolutions(), 2, 6, 6, max_memory=20_000).gated)
 
 
 def test_without_data_nothing_is_fitted() -> None:

@@ -182,9 +182,12 @@ def test_obd_recursion_names_the_operation_that_it_does_not_apply_to() -> None:
 
 def test_magnitude_and_random_need_neither_data_nor_loss() -> None:
     model, _, units = made("dense")
-    magnitude = sc.score(model, None, None, units, "magnitude", granularity="weight")
+    magnitude = sc.score(model, None, None, units=units, criterion="magnitude", granularity="weight")
     assert_same(magnitude, {n: p.detach().abs() for n, p in model.named_parameters() if p.ndim > 1}, rtol=0)
-    draws = [sc.score(model, None, None, units, "random", granularity="weight", seed=seed) for seed in (1, 1, 2)]
+    draws = [
+        sc.score(model, None, None, units=units, criterion="random", granularity="weight", seed=seed)
+        for seed in (1, 1, 2)
+    ]
     assert_same(draws[0], draws[1], rtol=0)
     assert not torch.equal(draws[0]["0.weight"], draws[2]["0.weight"])
     assert all(0 <= one.min() and one.max() < 1 for one in draws[0].values())
@@ -209,13 +212,13 @@ def test_scoring_leaves_the_model_as_it_was_and_works_without_gradients() -> Non
     before = {name: value.clone() for name, value in model.state_dict().items()}
     t = torch.zeros(5, 2, dtype=torch.float64)
     with torch.no_grad():
-        got = sc.score(model, (x, t), "squared_error", units, granularity="weight")
+        got = sc.score(model, (x, t), "squared_error", units=units, granularity="weight")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     model.eval()
     model.requires_grad_(True)
-    assert_same(got, sc.score(model, (x, t), "squared_error", units, granularity="weight"), rtol=0)
+    assert_same(got, sc.score(model, (x, t), "squared_error", units=units, granularity="weight"), rtol=0)
 
 
 @pytest.mark.parametrize(("threshold", "statistic"), [("mean", torch.mean), ("median", lambda v: v.quantile(0.5))])

@@ -21,7 +21,9 @@ def test_the_exact_matrix_is_the_dense_hessian(seed: int, loss: str, cuts: list[
     x = network.sample(4, seed)
     t = targets(loss, network(x), seed)
     units = find_units(network, x)
-    got = interactions(network, in_batches(x, t, cuts), loss, units, "hessian", max_memory="1 kB" if seed % 2 else None)
+    got = interactions(
+        network, in_batches(x, t, cuts), loss, units=units, curvature="hessian", max_memory="1 kB" if seed % 2 else None
+    )
     first, second = reference.dense_hessian(network, units, (x,), t, LOSSES[loss])
     assert got.shape == second.shape
     assert got.dtype == torch.float64
@@ -37,7 +39,7 @@ def test_the_exact_matrix_of_convolutions_residuals_and_attention(seed: int) -> 
     if not units or any(unit_set.outgoing is None for unit_set in units):
         pytest.skip("a unit has no weights of its own to put gates on")
     t = torch.linspace(-1, 1, network(x).numel()).double().reshape(network(x).shape)
-    got = interactions(network, (x, t), "squared_error", units, "hessian")
+    got = interactions(network, (x, t), "squared_error", units=units, curvature="hessian")
     first, second = reference.dense_hessian(network, units, (x,), t, LOSSES["squared_error"])
     assert (got - second).abs().max() <= 1e-9 * (first.abs().max() + second.abs().max())
 
@@ -56,7 +58,7 @@ def test_removing_two_units_of_a_network_linear_in_them_costs_what_the_matrix_sa
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     x, t = torch.randn(7, 3).double(), torch.randn(7, 2).double()
     units = find_units(model, x)
-    matrix = interactions(model, (x, t), "squared_error", units)
+    matrix = interactions(model, (x, t), "squared_error", units=units)
 
     def loss(*gone: int) -> Tensor:
         g = torch.ones(4).double()

@@ -59,7 +59,8 @@ def test_with_little_memory_nothing_is_kept_and_the_result_is_the_same() -> None
     assert (little._frontiers is None, much._frontiers is None) == (False, False)
     assert Gated(model, units, (x, y), "cross_entropy", max_memory=7000)._frontiers is None
     plans = [
-        rank(model, (x, y), "cross_entropy", units, max_memory=size, progress=False) for size in (None, 8000, 7000, 1)
+        rank(model, (x, y), "cross_entropy", units=units, max_memory=size, progress=False)
+        for size in (None, 8000, 7000, 1)
     ]
     for plan in plans[1:]:
         assert [(s.set, s.index) for s in plan.steps] == [(s.set, s.index) for s in plans[0].steps]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cases import in_batches, randomise
 from secateur import find_units
-from secateur.saliency.compensation import Compensation, Settings
+from secateur.options import Compensation
+from secateur.saliency.compensation import Compensator
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.layers import find_layers
 from secateur.saliency.norms import Statistics, find_norms
@@ -63,7 +64,7 @@ MANY_GONE = [("a", 2), ("a", 0), ("b", 0), ("b", 3), ("b", 5), ("c", 1), ("c", 2
 
 
 def compensated(made: Made, g: Tensor, **options: Any) -> dict[str, Tensor]:
-    compensation = Compensation(made.gated, Settings(recalibrate=True, **options))
+    compensation = Compensator(made.gated, Compensation(recalibrate=True, **options))
     compensation.fit(g)
     return compensation.weights
 
@@ -150,7 +151,7 @@ def test_norms_that_nothing_gone_is_in_front_of_keep_their_statistics() -> None:
 
 def test_without_recalibration_statistics_stay() -> None:
     made = Made(Network(0), SHAPES[0])
-    compensation = Compensation(made.gated, Settings())
+    compensation = Compensator(made.gated, Compensation())
     compensation.fit(made.gates(*FEW_GONE))
     assert compensation.norms == []
     assert {name for name in compensation.weights if "running" in name} == set()
@@ -158,7 +159,7 @@ def test_without_recalibration_statistics_stay() -> None:
 
 def test_half_precision_buffers_get_their_statistics_in_their_own_dtype() -> None:
     made = Made(Network(0), SHAPES[0])
-    norm = Compensation(made.gated, Settings(recalibrate=True)).norms[0]
+    norm = Compensator(made.gated, Compensation(recalibrate=True)).norms[0]
     statistics = Statistics()
     statistics.add(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
     old = {"first.running_mean": torch.zeros(6).half(), "first.running_var": torch.ones(6).float()}
@@ -174,7 +175,7 @@ def test_half_precision_buffers_get_their_statistics_in_their_own_dtype() -> Non
 
 def test_only_norms_behind_units_are_estimated() -> None:
     made = Made(Network(1), SHAPES[1])
-    norms = Compensation(made.gated, Settings(recalibrate=True)).norms
+    norms = Compensator(made.gated, Compensation(recalibrate=True)).norms
     assert [(norm.mean, norm.variance) for norm in norms] == [
         ("first.running_mean", "first.running_var"), ("second.running_mean", "second.running_var"),
     ]  # fmt: skip
@@ -188,7 +189,7 @@ def test_only_norms_behind_units_are_estimated() -> None:
 def test_a_norm_in_front_of_all_units_keeps_its_statistics() -> None:
     layers = nn.BatchNorm1d(3), nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)
     made = Made(nn.Sequential(*layers), (3,))
-    assert Compensation(made.gated, Settings(recalibrate=True)).norms == []  # no gate is in front of "2" either
+    assert Compensator(made.gated, Compensation(recalibrate=True)).norms == []  # no gate is in front of "2" either
     assert compensated(made, made.gates(("1", 2))).keys() == {"4.weight", "4.bias"}
 
 
@@ -258,7 +259,7 @@ def test_the_mean_of_a_layer_without_bias_is_its_norms() -> None:
         made.model.first.running_mean.copy_(x.mean(0))
         made.model.first.running_var.copy_(x.var(0, unbiased=False))
     gated = Gated(made.model, made.units, (made.x, torch.randint(0, 3, (9,))), "cross_entropy")
-    compensation = Compensation(gated, Settings(recalibrate=True))
+    compensation = Compensator(gated, Compensation(recalibrate=True))
     compensation.fit(made.gates(("a", 2)))
     shift = made.model.b.weight[:, 2] * torch.tanh(torch.tensor(1.5).double())
     torch.testing.assert_close(compensation.weights["first.running_mean"], x.mean(0) - shift, rtol=1e-9, atol=1e-9)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import secateur as sc
 from cases import Heads
-from secateur.saliency.compensation import Compensation, Settings
+from secateur.options import Compensation
+from secateur.saliency.compensation import Compensator
 from secateur.saliency.gates import Gated
 from secateur.saliency.obs import SPAN, UnitSurgeon
 
@@ -76,8 +77,8 @@ class Hidden:
         self.x = torch.randn(50, *((2, 6) if convolve else (4,)), dtype=torch.float64)
         self.t = torch.randn(50, *((3, 3) if convolve else (3,)), dtype=torch.float64)
         gated = Gated(model, sc.find_units(model, self.x), (self.x, self.t), "squared_error")
-        self.surgeon = UnitSurgeon(Compensation(gated, Settings(RIDGE, weighting)))
-        self.g = self.surgeon.compensation.ones.clone()
+        self.surgeon = UnitSurgeon(Compensator(gated, Compensation(RIDGE, weighting)))
+        self.g = self.surgeon.compensator.ones.clone()
         with torch.no_grad():
             a = torch.tanh(self.model[0](self.x))
             if convolve:
@@ -119,8 +120,8 @@ def test_removals_leave_the_dense_ridge_solution_about_the_weights() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3)).double(), torch.randn(50, 4).double()
     gated = Gated(model, sc.find_units(model, x), (x, torch.zeros(50, 3).double()), "squared_error")
-    surgeon = UnitSurgeon(Compensation(gated, Settings(RIDGE, "none")))
-    g = surgeon.compensation.ones.clone()
+    surgeon = UnitSurgeon(Compensator(gated, Compensation(RIDGE, "none")))
+    g = surgeon.compensator.ones.clone()
     surgeon.begin(g)
     with torch.no_grad():
         a = torch.tanh(model[0](x))
@@ -132,7 +133,7 @@ def test_removals_leave_the_dense_ridge_solution_about_the_weights() -> None:
         left = g.nonzero()[:, 0]
         full = second + RIDGE * second.diagonal().mean() * torch.eye(7).double()
         wanted = torch.linalg.solve(full[left][:, left], (full @ w)[left])
-        found = surgeon.compensation.weights
+        found = surgeon.compensator.weights
         assert (found["2.weight"].T[left] - wanted).abs().max() < 1e-8
         assert (found["2.bias"] - (b + a.mean(0) @ w - a.mean(0)[left] @ wanted)).abs().max() < 1e-8
 
@@ -161,10 +162,10 @@ def test_costs_are_those_of_a_dense_solution(weighting: str, convolve: bool, mon
 def test_what_is_exact_is_the_loss_with_the_weights_that_a_removal_leaves(weighting: str, convolve: bool) -> None:
     made, gone = Hidden(weighting, convolve), list[int]()
     for next_one in (2, 5, 3):
-        before = dict(made.surgeon.compensation.weights)
+        before = dict(made.surgeon.compensator.weights)
         some = [k for k in (0, 3, 5, 6) if k not in gone]
         found = made.surgeon.exact(made.g, torch.tensor(some))
-        assert made.surgeon.compensation.weights == before
+        assert made.surgeon.compensator.weights == before
         for k in range(7):
             rise = made.loss([*gone, k]) - made.loss(gone) if k in some else torch.inf
             assert found[k].item() == pytest.approx(rise, rel=1e-7, abs=1e-9)
@@ -179,12 +180,12 @@ def test_scales_are_between_bounds_and_one_for_each_set(seed: int, monkeypatch: 
     layers = nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 8), nn.Sigmoid(), nn.Linear(8, 3)
     model, x = nn.Sequential(*layers).double(), torch.randn(60, 4).double()
     gated = Gated(model, sc.find_units(model, x), (x, torch.randint(0, 3, (60,))), "cross_entropy")
-    surgeon = UnitSurgeon(Compensation(gated))
-    g = surgeon.compensation.ones.clone()
+    surgeon = UnitSurgeon(Compensator(gated))
+    g = surgeon.compensator.ones.clone()
     surgeon.begin(g)
     scaled = surgeon.saliency(g)
     monkeypatch.setattr(UnitSurgeon, "_scale", lambda *_: 1.0)
-    plain = UnitSurgeon(Compensation(gated))
+    plain = UnitSurgeon(Compensator(gated))
     plain.begin(g)
     ratios = (scaled / plain.saliency(g)).split([12, 8])
     for ratio, scale in zip(ratios, surgeon.scales, strict=True):
@@ -204,10 +205,12 @@ def test_units_of_cells_that_no_layer_makes_up_for_have_their_measured_rise() ->
     torch.manual_seed(0)
     model, x, t = Recurrent().double(), torch.randn(20, 4, 3).double(), torch.randint(0, 2, (20,))
     units = sc.find_units(model, x)
-    obs, oracle = (sc.score(model, (x, t), "cross_entropy", units, name) for name in ("obs", "oracle"))
+    obs, oracle = (sc.score(model, (x, t), "cross_entropy", units=units, criterion=name) for name in ("obs", "oracle"))
     assert {*obs} == {"cells"}
     torch.testing.assert_close(obs["cells"], oracle["cells"], rtol=1e-10, atol=1e-12)
-    plan = sc.rank(model, (x, t), "cross_entropy", units, "obs", compensate=True, refresh=1, progress=False)
+    plan = sc.rank(
+        model, (x, t), "cross_entropy", units=units, criterion="obs", compensate=True, refresh=1, progress=False
+    )
     for n, step in enumerate(plan.steps, 1):
         small = sc.cut(model, plan.prefix(n), compensate=(x, t), loss="cross_entropy")
         assert step.loss == pytest.approx(F.cross_entropy(small(x), t).item(), rel=1e-8)
@@ -227,12 +230,12 @@ def test_a_unit_of_two_layers_costs_what_it_costs_in_both(monkeypatch: pytest.Mo
     torch.manual_seed(0)
     model, x = Two().double(), torch.randn(50, 4).double()
     gated = Gated(model, sc.find_units(model, x), (x, torch.zeros(50, 5).double()), "squared_error")
-    surgeon = UnitSurgeon(Compensation(gated, Settings(RIDGE)))
-    surgeon.begin(surgeon.compensation.ones)
+    surgeon = UnitSurgeon(Compensator(gated, Compensation(RIDGE)))
+    surgeon.begin(surgeon.compensator.ones)
     with torch.no_grad():
         a = torch.tanh(model.first(x))
         both = [Dense(a, one.weight.T, one.bias) for one in (model.left, model.right)]
-    found = surgeon.saliency(surgeon.compensation.ones)
+    found = surgeon.saliency(surgeon.compensator.ones)
     for k in range(7):
         assert found[k].item() == pytest.approx(sum(one.error(one.without([k])) for one in both), rel=1e-7)
 

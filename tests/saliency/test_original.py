@@ -13,7 +13,7 @@ from cases import targets as random_targets
 from random_networks import RandomArchitecture
 from secateur import find_units
 from secateur.errors import DataError
-from secateur.saliency.compensation import Compensation
+from secateur.saliency.compensation import Compensator
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.layers import Layer, find_layers
 from secateur.saliency.losses import LOSSES, find_loss
@@ -249,7 +249,7 @@ class Transposing(nn.Module):
         return self.last(torch.tanh(y).mean(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.rest(x + self.attention(x, x, x, need_weights=False)[0])
+        return self.rest(x + self.attention(x, x, x, need_fit=False)[0])
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ class Transposing(nn.Module):
 def test_curvature_of_a_layer_that_has_the_samples_second(loss: Loss) -> None:
     made = Made(Transposing(), (4, 6), loss)
     assert [one.weight for one in made.layers] == ["attention.out_proj.weight"]
-    y = (made.x + made.model.attention(made.x, made.x, made.x, need_weights=False)[0]).detach()
+    y = (made.x + made.model.attention(made.x, made.x, made.x, need_fit=False)[0]).detach()
     j = jacobians(lambda shift: made.model.rest(y + shift), y)
     assert_same(made.curvature()["attention.out_proj.weight"], dense(j, hessians(loss, made.out, made.t)))
 
@@ -282,7 +282,7 @@ def test_a_layer_whose_rows_are_no_samples() -> None:
     got = made.curvature()
     assert all(bool(one.isfinite().all()) for one in got.values())
     assert got["b.weight"].shape == (3, 3)
-    compensation = Compensation(made.gated)
+    compensation = Compensator(made.gated)
     compensation.fit(made.ones.index_fill(0, torch.tensor([0]), 0))
     assert all(bool(one.isfinite().all()) for one in compensation.weights.values())
 

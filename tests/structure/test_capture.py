@@ -299,7 +299,7 @@ def test_a_forward_that_fixes_the_batch_is_taken_at_that_size_with_a_note(functi
     small = sc.cut(model, sc.Plan.from_kept(kept, x))
     assert small(x).shape == model(x).shape
     with pytest.raises(DataError, match=rf"^inputs: the model's code fixes the batch at {len(x)} samples, got 2; give"):
-        sc.score(model, (x[:2], torch.zeros(2, dtype=torch.long)), "cross_entropy", units)
+        sc.score(model, (x[:2], torch.zeros(2, dtype=torch.long)), "cross_entropy", units=units)
 
 
 def always_drop(model: nn.Module, h: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from secateur.artifacts.safetensors import file_size
-from secateur.structure.capture import sizes
+from secateur.planning.plan import Plan
 from secateur.structure.units import Units, find_units
 from secateur.text import format_bytes
 
@@ -57,15 +58,28 @@ def measure(model: nn.Module, example_inputs: Any) -> Sizes:
     return measure_units(model, find_units(model, example_inputs))
 
 
-def measure_units(model: nn.Module, units: Units) -> Sizes:
-    """The same with the units known."""
-    everything = {unit_set.name: tuple(range(unit_set.size)) for unit_set in units}
-    size = file_size(model, units, everything)
-    return Sizes(units.params({}), size, units.macs({}), units.bytes({}) + peak_activations(units.captured.graph))
+def measure_units(model: nn.Module, units: Units, plan: Plan | None = None) -> Sizes:
+    """Return what a network of known units costs, or will cost when it is cut by a plan; nothing is captured again.
+
+    Args:
+        model: With the biases that the plan adds.
+        units: Its units.
+        plan: Which of them stay; None for all.
+    """
+    if plan is None:
+        everything = tuple((unit_set.name, tuple(range(unit_set.size))) for unit_set in units)
+        plan = Plan(everything, inputs=units.captured.spec)
+    counts = {name: len(indices) for name, indices in plan.kept_indices}
+    ram = units.bytes(counts) + peak_activations(units, counts)
+    return Sizes(units.params(counts), file_size(model, units, plan), units.macs(counts), ram)
 
 
-def peak_activations(graph: fx.Graph) -> int:
-    """Bytes of the values alive at the same time, at most: each from its call to its last use; views are free."""
+def peak_activations(units: Units, kept: Mapping[str, int]) -> int:
+    """Return the bytes of the values alive at the same time, at most, with so many units left in each set.
+
+    Each value lives from its call to its last use; views are free.
+    """
+    graph = units.captured.graph
     last: dict[fx.Node, int] = {}
     for i, node in enumerate(graph.nodes):
         for operand in node.all_input_nodes:
@@ -74,7 +88,7 @@ def peak_activations(graph: fx.Graph) -> int:
     peak = 0
     for i, node in enumerate(graph.nodes):
         if node.op == "call_function" and _owner(node) is node:
-            alive[node] = _bytes(node)
+            alive[node] = units.bytes_of_value(node, kept)
         peak = max(peak, sum(alive.values()))
         alive = {value: size for value, size in alive.items() if last.get(value, i) > i}
     return peak
@@ -84,16 +98,3 @@ def _owner(node: fx.Node) -> fx.Node:
     while getattr(node.target, "is_view", False):
         node = node.all_input_nodes[0]
     return node
-
-
-def _bytes(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    several = value if isinstance(value, tuple | list) else [value]
-    total = 0
-    for one in several:
-        if isinstance(one, Tensor):
-            numel = 1
-            for size in sizes(one, batch=1):
-                numel *= size
-            total += numel * one.element_size()
-    return total

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,9 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for tensor, name in first.items()}
 
 
-def metadata(
-    kept: Mapping[str, tuple[int, ...]], inputs: InputSpec | None, biases: Sequence[str] = ()
-) -> dict[str, str]:
-    """What a file says of itself: format version, kept indices, input specification, biases that were added."""
-    return _metadata(inputs, kept=kept, **({"biases": biases} if biases else {}))
+def metadata(plan: Plan) -> dict[str, str]:
+    """Return what a file says of itself: format version, kept indices, input specification, how the plan was made."""
+    return _metadata(plan.inputs, kept=plan.kept, **plan.options_to_json())
 
 
 def _metadata(inputs: InputSpec | None, **removed: Any) -> dict[str, str]:
@@ -80,7 +78,7 @@ def _metadata(inputs: InputSpec | None, **removed: Any) -> dict[str, str]:
 
 def to_bytes(model: nn.Module, plan: Plan) -> bytes:
     """The file's content; the same plan and weights give the same bytes."""
-    return serialize(_on_cpu(model), metadata(plan.kept, plan.inputs, plan.biases))
+    return serialize(_on_cpu(model), metadata(plan))
 
 
 def weights_to_bytes(model: nn.Module, masks: Masks, inputs: InputSpec | None) -> bytes:
@@ -115,22 +113,21 @@ def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state(model).items()}
 
 
-def file_size(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]], biases: Sequence[str] = ()) -> int:
-    """Bytes of the file that the model will be written to when only these units are left, without making it.
+def file_size(model: nn.Module, units: Units, plan: Plan) -> int:
+    """Return the bytes of the file that the model will be written to when cut by a plan, without making it.
 
     Eight bytes of length, a JSON header padded to a multiple of eight, the data.
 
     Args:
-        model: With the biases that were added.
+        model: With the biases that the plan adds.
         units: Its units.
-        kept: Those that stay.
-        biases: Modules that a bias was added to.
+        plan: Of which the units kept count, the inputs, and how it was made.
     """
-    shapes = units.shapes({name: len(indices) for name, indices in kept.items()})
+    shapes = units.shapes({name: len(indices) for name, indices in plan.kept_indices})
     tensors = [(name, tensor.dtype, shapes.get(name, tuple(tensor.shape))) for name, tensor in state(model).items()]
     order = list(_NAMES)
     offset = 0
-    header: dict[str, object] = {"__metadata__": metadata(kept, units.captured.spec, biases)}
+    header: dict[str, object] = {"__metadata__": metadata(plan)}
     for name, dtype, shape in sorted(tensors, key=lambda t: (order.index(t[1]), t[0])):
         end = offset + dtype.itemsize * torch.Size(shape).numel()
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
@@ -274,8 +271,8 @@ def _read_plan(content: str, tensors: dict[str, Tensor]) -> Plan | dict[str, Ten
         if "masked" in data:
             return unpack(tensors, data["masked"])
         kept = tuple((name, tuple(indices)) for name, indices in data["kept"].items())
-        biases = tuple(map(str, data.get("biases", ())))
-        return Plan(kept, inputs=data["inputs"] and InputSpec.from_json(data["inputs"]), biases=biases)
+        inputs = data["inputs"] and InputSpec.from_json(data["inputs"])
+        return Plan(kept, inputs=inputs, **Plan.options_from_json(data))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"its plan cannot be read ({type(error).__name__}: {error})") from error
 

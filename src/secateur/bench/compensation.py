@@ -24,7 +24,7 @@ from secateur.reporting.compensation import Section
 from secateur.reporting.progress import progress_bar
 from secateur.saliency.gates import Gated
 from secateur.saliency.losses import find_loss
-from secateur.shrink import rank
+from secateur.shrinking import rank
 from secateur.structure.units import Units, find_units
 
 FURTHEST = 90  # percent of the units: where a curve ends
@@ -129,7 +129,7 @@ class Job(NamedTuple):
         units.sets = tuple(unit_set for unit_set in units.sets if self.one.counts(unit_set))
         furthest = min(units_of(FURTHEST, units.total), units.total - len(units))
         order = partial(
-            rank, model, calibration, self.one.loss, units, budget=Budget(remove_units=furthest),
+            rank, model, calibration, self.one.loss, units=units, budget=Budget(remove_units=furthest),
             validation=self._few(2), progress=False, **options,
         )  # fmt: skip
         spent, plan = seconds(order)

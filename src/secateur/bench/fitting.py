@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from secateur.bench.timing import seconds
+from secateur.options import Compensation
 from secateur.papers.data import Dataset, Pair
 from secateur.papers.networks import convolutional_network, seeded
 from secateur.papers.training import logistic_network
-from secateur.saliency.compensation import Compensation, Settings
+from secateur.saliency.compensation import Compensator
 from secateur.saliency.gates import Gated
 from secateur.saliency.obs import UnitSurgeon
 from secateur.structure.units import find_units
 
 RUNS = 5
 WIDTH, INNER, ROWS = 768, 3072, 8192  # of a feed-forward layer, and of its data
-RIDGE = Settings(ridge=1e-4)
+RIDGE = Compensation(ridge=1e-4)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _pass(task: str, model: nn.Module, data: Pair, loss: str, runs: int) -> Cost
     units = find_units(model, data[0][:2])
 
     def collect() -> None:
-        Compensation(Gated(model, units, data, loss), RIDGE).learn()
+        Compensator(Gated(model, units, data, loss), RIDGE).learn()
 
     pairs = [(seconds(collect)[0], _forward(model, data)) for _ in range(runs + 1)][1:]
     ours, forward = (median(side) for side in zip(*pairs, strict=True))
@@ -91,11 +92,11 @@ def _forward(model: nn.Module, data: Pair) -> float:
 
 def _surgery(task: str, model: nn.Module, data: Pair) -> Cost:
     """Each unit chosen among all that are left, and made up for; the second moments are there."""
-    compensation = Compensation(Gated(model, find_units(model, data[0][:2]), data, "squared_error"), RIDGE)
-    compensation.learn()
+    compensator = Compensator(Gated(model, find_units(model, data[0][:2]), data, "squared_error"), RIDGE)
+    compensator.learn()
 
     def operate() -> None:
-        surgeon, g = UnitSurgeon(compensation), compensation.ones.clone()
+        surgeon, g = UnitSurgeon(compensator), compensator.ones.clone()
         surgeon.begin(g)
         for _ in range(len(g) // 2):
             k = int(surgeon.saliency(g).argmin())

@@ -22,7 +22,7 @@ from secateur.saliency.candidates import change_one
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
 from secateur.saliency.sweep import gain_sweep
-from secateur.shrink import rank
+from secateur.shrinking import rank
 from secateur.structure.units import Units, find_units
 
 BATCHES = (64, 256, 1000, 2500, 10_000)  # sizes that the passes of the whole model are tried with
@@ -180,7 +180,7 @@ def iterative(model: nn.Module, units: Units, data: Pair, loss: str, batch: int)
         return torch.tensor(losses, dtype=torch.float64), passes
 
     def ours() -> Answer:
-        plan = rank(model, data, loss, units, progress=False)
+        plan = rank(model, data, loss, units=units, progress=False)
         return torch.tensor([state.loss for state in plan.states], dtype=torch.float64), 0
 
     return naive, ours

@@ -19,7 +19,7 @@ from secateur.papers.training import logistic_network, train
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.reporting.progress import progress_bar
-from secateur.shrink import rank
+from secateur.shrinking import rank
 from secateur.structure.units import Units, find_units
 
 LOSS = "squared_error"
@@ -119,7 +119,7 @@ def _row(
 
 
 def _rank(model: nn.Module, units: Units, data: Dataset, options: Mapping[str, Any]) -> Plan:
-    return rank(model, data.calibration, LOSS, units, progress=False, **options)
+    return rank(model, data.calibration, LOSS, units=units, progress=False, **options)
 
 
 def _swapped(

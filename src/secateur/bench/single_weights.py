@@ -12,7 +12,8 @@ from secateur.papers.data import Dataset
 from secateur.papers.training import logistic_network, train
 from secateur.planning.budget import Budget
 from secateur.reporting.progress import progress_bar
-from secateur.shrink import Result, shrink
+from secateur.result import Result
+from secateur.shrinking import shrink
 from secateur.structure.units import find_units
 
 LOSS = "squared_error"

@@ -9,39 +9,38 @@ from torch import Tensor
 from secateur.cutting.slices import gates
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
-from secateur.saliency.compensation import Compensation, Settings
-from secateur.saliency.gates import Gated
+from secateur.saliency.compensation import Compensator
+from secateur.saliency.question import Question
 
 
 def fitted_plan(
-    gated: Gated, measured: Gated, plan: Plan, budget: Budget, settings: Settings
+    question: Question, compensator: Compensator, plan: Plan, budget: Budget
 ) -> tuple[Plan, dict[str, Tensor]]:
-    """The plan with loss and accuracy of the weights as they are fitted at its end, and these weights.
+    """Return the plan with loss and accuracy of the weights as they are fitted at its end, and these weights.
 
     Between two fits the order was measured with weights that were updated alone, and a loss is not monotone: where the
     end does not keep a budget of quality, the plan ends a step earlier.
 
     Args:
-        gated: The original network and the data to fit on.
-        measured: The same with the data on which loss and accuracy are measured.
+        question: Of which the judge measures loss and accuracy.
+        compensator: Fits the weights; changed.
         plan: At the budget.
         budget: What must hold.
-        settings: How weights make up for units.
 
     Raises:
         BudgetError: The size asked for is out of reach within the quality asked for.
     """
-    compensation = Compensation(gated, settings)
+    judge = question.judge
     while True:
-        g = gates(gated.model, gated.units, plan.kept)
-        compensation.fit(g)
-        if not plan.steps or not (measured.has_data and measured.has_loss):
-            return plan, compensation.weights
-        loss, accuracy = measured.holding(compensation.weights).evaluate(g)
+        g = gates(question.model, question.units, plan.kept)
+        compensator.fit(g)
+        if not plan.steps or not (judge.has_data and judge.has_loss):
+            return plan, compensator.weights
+        loss, accuracy = judge.holding(compensator.weights).evaluate(g)
         end = dataclasses.replace(plan.steps[-1], loss=loss, accuracy=accuracy)
         fitted = dataclasses.replace(plan, steps=(*plan.steps[:-1], end))
         if budget.good_enough(fitted.states[0], end):
-            return fitted, compensation.weights
+            return fitted, compensator.weights
         if budget.least:
-            raise budget.unmet(len(plan.steps) - 1, gated.units.total, end)
+            raise budget.unmet(len(plan.steps) - 1, question.units.total, end)
         plan = plan.prefix(len(plan.steps) - 1)

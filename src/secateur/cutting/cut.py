@@ -16,9 +16,10 @@ from secateur.cutting.slices import gates, sliced_copy, survivors
 from secateur.cutting.trial import holding
 from secateur.cutting.verify import Truth, exact_truth, has_lower_literals, trial_truth, truth
 from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
+from secateur.options import Compensation
 from secateur.planning.plan import Plan
-from secateur.saliency.compensation import Settings, compensated
-from secateur.saliency.gates import Gated
+from secateur.saliency.compensation import compensated
+from secateur.saliency.question import Question
 from secateur.structure.calls import whole_call
 from secateur.structure.inputs import Call, InputSpec, map_tensors
 from secateur.structure.sliced import slice_graph
@@ -30,10 +31,11 @@ def cut(
     plan: Plan,
     compensate: Any = None,
     loss: Any = None,
+    *,
     ridge: float | None = None,
-    weighting: str = "ggn",
-    recalibrate: bool = False,
-    add_bias: bool = False,
+    weighting: str | None = None,
+    recalibrate: bool | None = None,
+    add_bias: bool | None = None,
     max_memory: int | str | None = None,
 ) -> nn.Module:
     """A new network without the units that the plan removes, proven to compute what the gated one does.
@@ -56,10 +58,10 @@ def cut(
             loss; None to leave all weights as they are.
         loss: As for `secateur.score`: samples then count by its curvature in a last layer of few outputs, as they do in
             `secateur.shrink`.
-        ridge: λ, relative to the mean square of a layer's inputs; None to choose it on every fifth sample.
-        weighting: "ggn" to let the loss's curvature weigh samples, or "none".
-        recalibrate: Whether to estimate BatchNorm's statistics again on the data.
-        add_bias: Whether layers that sum units up and have no bias get one.
+        ridge: As in `secateur.Compensation`, like the next three; None for what the plan says, or the default.
+        weighting: How samples count.
+        recalibrate: Whether BatchNorm's statistics are estimated again.
+        add_bias: Whether layers without a bias get one.
         max_memory: As for `secateur.score`.
 
     Raises:
@@ -77,11 +79,10 @@ def cut(
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    settings = None if compensate is None else Settings(ridge, weighting, recalibrate)
-    if settings is None and (ridge is not None or weighting != "ggn" or recalibrate or add_bias):
-        raise ArgumentError("ridge, weighting, recalibrate and add_bias: are for compensate=data")
+    changed = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
+    settings = _settings(plan, compensate, {name: value for name, value in changed.items() if value is not None})
     spec = plan.inputs or InputSpec.guess(model)
-    if add_bias:
+    if settings is not None and settings.add_bias and not plan.biases:
         plan = dataclasses.replace(plan, biases=without_bias(model, _units(model, spec)))
     model = with_biases(model, plan.biases)
     units = require_units(_units(model, spec))
@@ -93,10 +94,30 @@ def cut(
             )
     weights = {}
     if settings is not None:
-        gated = Gated(model, units, compensate, loss, max_memory=max_memory)
-        weights = compensated(gated, gates(model, units, plan.kept), settings)
+        question = Question(model, compensate, loss, units, max_memory=max_memory)
+        if plan.basis is not None and plan.basis.where == "held back":
+            question = question.holding_back()  # as when the plan was made: no weight is fitted on what judged it
+        weights = compensated(question.gated, gates(model, units, plan.kept), settings)
     with holding(model, weights):
         return cut_units(model, units, plan, units.captured.spec.sample(model))[0]
+
+
+def _settings(plan: Plan, data: Any, changed: dict[str, Any]) -> Compensation | None:
+    """Return how weights are fitted: as the plan says, or as is said here; None without data to fit on.
+
+    Raises:
+        ArgumentError: Settings are given without data, or data are none.
+    """
+    if isinstance(data, bool | Compensation):
+        raise ArgumentError(
+            "compensate: in cut it is the data to fit on, (inputs, targets) or batches, and how to fit is in the plan; "
+            f"got {data!r}"
+        )
+    if data is None:
+        if changed:
+            raise ArgumentError("ridge, weighting, recalibrate and add_bias: are for compensate=data")
+        return None
+    return dataclasses.replace(plan.compensation or Compensation(), **changed)
 
 
 def _units(model: nn.Module, spec: InputSpec) -> Units:

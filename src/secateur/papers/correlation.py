@@ -16,7 +16,7 @@ from secateur.papers.finding import Drawing, Finding
 from secateur.papers.study import ONE, TWO, Study, Subject
 from secateur.reporting import figures
 from secateur.reporting.page import Cell, Table
-from secateur.saliency.compensation import Compensation
+from secateur.saliency.compensation import Compensator
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.interactions import correlation, expand_loss
 from secateur.saliency.oracle import oracle
@@ -66,22 +66,22 @@ def _correlated(study: Study, subject: Subject) -> Correlated:
     units = (alone <= harmless).nonzero()[:, 0].tolist()
     ranked = sorted(itertools.combinations(units, 2), key=lambda pair: -related[pair].item())
     drawn = random.Random(0).sample(ranked, min(PAIRS, len(ranked)))
-    compensation, here = Compensation(gated), gated.loss(g)
+    compensator, here = Compensator(gated), gated.loss(g)
     pairs = {
-        label: [_pair(gated, compensation, g, here, alone, pair, related[pair].item()) for pair in chosen]
+        label: [_pair(gated, compensator, g, here, alone, pair, related[pair].item()) for pair in chosen]
         for label, chosen in (("most correlated", ranked[:PAIRS]), ("drawn", drawn))
     }
     return Correlated(related.tolist(), [s.size for s in gated.units], harmless, pairs)
 
 
 def _pair(
-    gated: Gated, compensation: Compensation, g: Tensor, here: float, alone: Tensor, pair: tuple[int, int],
+    gated: Gated, compensator: Compensator, g: Tensor, here: float, alone: Tensor, pair: tuple[int, int],
     related: float,
 ) -> Pair:  # fmt: skip
     without = g.index_fill(0, torch.tensor(pair), 0)
-    compensation.fit(without)
+    compensator.fit(without)
     j, k = pair
-    rises = gated.loss(without) - here, compensation.gated.loss(without) - here
+    rises = gated.loss(without) - here, compensator.gated.loss(without) - here
     return Pair(pair, related, (alone[j].item(), alone[k].item()), *rises)
 
 

@@ -16,7 +16,7 @@ from secateur.papers.finding import Drawing, Finding
 from secateur.papers.study import ONE, TWO, Study, Subject, Way
 from secateur.reporting import figures
 from secateur.reporting.page import Cell, Table
-from secateur.saliency.compensation import Compensation
+from secateur.saliency.compensation import Compensator
 from secateur.saliency.criterion import find_criterion, saliency_of
 from secateur.saliency.obs import UnitSurgeon
 
@@ -87,7 +87,7 @@ def _judged(study: Study, subject: Subject, seed: int) -> Judgement:
 
 
 def _after_compensation(gated: Any, g: Tensor, left: Tensor) -> tuple[list[float], list[float]]:
-    surgeon = UnitSurgeon(Compensation(gated))
+    surgeon = UnitSurgeon(Compensator(gated))
     surgeon.begin(g)
     predicted, measured = surgeon.saliency(g), surgeon.exact(g, left.nonzero()[:, 0])
     return predicted[left].tolist(), measured[left].tolist()

@@ -16,17 +16,19 @@ from secateur.artifacts.measure import Sizes
 from secateur.artifacts.safetensors import check_path, load, make_folder
 from secateur.cutting.slices import gates
 from secateur.errors import VerificationError
+from secateur.options import RANKINGS
 from secateur.papers.data import Dataset
 from secateur.papers.training import logistic_network, train
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
-from secateur.planning.ranking import RANKINGS, criteria_for
+from secateur.planning.ranking import criteria_for
 from secateur.reporting.plots import degradation
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import at_tenths
-from secateur.saliency.compensation import Compensation
+from secateur.result import Result
+from secateur.saliency.compensation import Compensator
 from secateur.saliency.gates import Gated
-from secateur.shrink import Result, rank, shrink
+from secateur.shrinking import rank, shrink
 from secateur.structure.units import Units, find_units
 from secateur.text import format_bytes
 
@@ -146,7 +148,8 @@ def _plans(model: nn.Module, units: Units, data: Dataset, progress: bool) -> dic
         for done, (criterion, ranking) in enumerate(ways):
             bar(done, len(ways))
             plans[f"{criterion}/{ranking}"] = rank(
-                model, data.calibration, LOSS, units, criterion, ranking, validation=data.test, progress=False,
+                model, data.calibration, LOSS, units=units, criterion=criterion, ranking=ranking,
+                validation=data.test, progress=False,
                 compensate=criterion == "obs",
             )  # fmt: skip
     return plans
@@ -163,15 +166,15 @@ def _curve(plan: Plan) -> dict[str, list[Any]]:
 def _best(model: nn.Module, units: Units, data: Dataset, plans: dict[str, Plan], budget: Budget) -> str:
     """The way with the least loss on the calibration data at that budget: the test data have no say."""
     gated = Gated(model, units, data.calibration, LOSS)
-    compensation = Compensation(gated)
+    compensator = Compensator(gated)
 
     def error(key: str) -> float:
         plan = plans[key].at(budget)
         g = gates(model, units, plan.kept)
         if not plan.compensated:
             return gated.loss(g)
-        compensation.fit(g)
-        return compensation.gated.loss(g)
+        compensator.fit(g)
+        return compensator.gated.loss(g)
 
     return min(plans, key=error)
 

@@ -15,7 +15,7 @@ from secateur.papers.training import logistic_network, train
 from secateur.planning.plan import Plan
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
-from secateur.shrink import rank
+from secateur.shrinking import rank
 from secateur.structure.units import Units, find_units
 
 Value = TypeVar("Value")
@@ -159,7 +159,8 @@ class Study:
         x, y = self.data.calibration
         return rank(
             self.network(subject, seed), (x[: subject.samples], y[: subject.samples]), subject.loss,
-            self.units(subject, seed), way.criterion, way.ranking, threshold=way.threshold, validation=self.data.test,
+            units=self.units(subject, seed), criterion=way.criterion, ranking=way.ranking, threshold=way.threshold,
+            validation=self.data.test,
             progress=False, compensate=way.compensate, shortlist=subject.shortlist if way == Way("oracle") else None,
         )  # fmt: skip
 

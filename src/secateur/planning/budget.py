@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from secateur.errors import ArgumentError, BudgetError
-from secateur.planning.plan import Plan, State, Step
+from secateur.planning.state import State, Step
 from secateur.text import format_bytes, parse_bytes
 
 
@@ -118,6 +118,11 @@ class Budget:
         return _share(self.remove_fraction or 0.0, size) if self.scope == "set" else size
 
     @property
+    def bounds_quality(self) -> bool:
+        """Whether the loss or the accuracy is bounded."""
+        return bool(self._asked(*self._QUALITY))
+
+    @property
     def least(self) -> bool:
         """Whether the least is to be removed that satisfies a size or a minimum, not as much as quality allows."""
         return bool(self._asked(*self._SIZES))
@@ -154,24 +159,28 @@ class Budget:
             if bound is not None
         )
 
-    def take(self, plan: Plan) -> Plan:
-        """The prefix of the plan that satisfies this budget.
+    def position(self, states: Sequence[State], sizes: Mapping[str, int]) -> int:
+        """Return after how many removals of an order this budget is satisfied.
+
+        Args:
+            states: What is left after 0, 1, 2 ... removals.
+            sizes: Units that each set had.
 
         Raises:
-            ArgumentError: The plan lacks what the budget is about, or removes what it protects.
-            BudgetError: No prefix does; says how far one can get.
+            ArgumentError: The order lacks what the budget is about, or removes what it protects.
+            BudgetError: It is satisfied nowhere; says how far one can get.
         """
-        self._check_fits(plan)
+        self._check_fits(states, sizes)
         gone: Counter[str] = Counter()
         good = []
-        for n, here in enumerate(plan.states):
-            gone.update([here.set] if isinstance(here, Step) else [])
-            if self.holds(plan.states[0], here, gone, plan.sizes):
+        for n, state in enumerate(states):
+            gone.update([state.set] if isinstance(state, Step) else [])
+            if self.holds(states[0], state, gone, sizes):
                 good.append(n)
         if good:
-            return plan.prefix(good[0] if self.least else good[-1])
-        furthest = [n for n, here in enumerate(plan.states) if self.good_enough(plan.states[0], here)][-1]
-        raise self.unmet(furthest, sum(plan.sizes.values()), plan.states[furthest])
+            return good[0] if self.least else good[-1]
+        furthest = [n for n, state in enumerate(states) if self.good_enough(states[0], state)][-1]
+        raise self.unmet(furthest, sum(sizes.values()), states[furthest])
 
     def check_measured(self, state: State) -> None:
         """Refuse a budget of quality where it was not measured.
@@ -183,14 +192,27 @@ class Budget:
             if getattr(self, name) is not None and getattr(state, what) is None:
                 raise ArgumentError(f"Budget: {name} needs the {what} after each step, and it was not measured")
 
-    def _check_fits(self, plan: Plan) -> None:
-        for state in plan.states:
+    def check_resolution(self, predictions: int) -> None:
+        """Refuse a fall of the accuracy that so few predictions cannot tell.
+
+        Raises:
+            BudgetError: One prediction more or less is more than the fall allowed.
+        """
+        drop = self.max_accuracy_drop
+        if drop and predictions and drop * predictions < 1 - _ROUNDING:
+            raise BudgetError(
+                f"Budget: max_accuracy_drop={drop:g} cannot be told on {predictions:,} predictions, of which each is "
+                f"{1 / predictions:.2g}; measure on {math.ceil(1 / drop - _ROUNDING):,} or more, or allow more"
+            )
+
+    def _check_fits(self, states: Sequence[State], sizes: Mapping[str, int]) -> None:
+        for state in states:
             self.check_measured(state)
-        allowed = self.removable(plan.sizes)
-        for name, gone in Counter(step.set for step in plan.steps).items():
+        allowed = self.removable(sizes)
+        for name, gone in Counter(state.set for state in states if isinstance(state, Step)).items():
             if gone > allowed[name]:
                 raise ArgumentError(
-                    f"the plan removes {gone} of {plan.sizes[name]} units of {name!r}, {self} allows {allowed[name]}; "
+                    f"the plan removes {gone} of {sizes[name]} units of {name!r}, {self} allows {allowed[name]}; "
                     "make the plan with rank(..., budget=budget)"
                 )
 

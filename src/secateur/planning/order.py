@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from secateur.planning.budget import Budget
-from secateur.planning.plan import State, Step
-from secateur.saliency.gates import Gated, ones
+from secateur.planning.state import Basis, State, Step
 from secateur.saliency.obs import UnitSurgeon
+from secateur.saliency.question import Question
 
 FileSize = Callable[[dict[str, tuple[int, ...]]], int]  # bytes of the written file, by the units kept
 OnStep = Callable[[int, int], None]  # steps made, steps there can be
@@ -21,7 +21,7 @@ class Order:
     """The removals so far, and what may follow.
 
     Args:
-        gated: With the data on which loss and accuracy are measured.
+        question: Of which the judge measures loss and accuracy.
         file_size: Of the units kept.
         budget: Where to stop.
         surgeon: Lets the weights make up for each unit that goes; None to leave them as they are.
@@ -29,27 +29,38 @@ class Order:
     """
 
     def __init__(
-        self, gated: Gated, file_size: FileSize, budget: Budget | None, surgeon: UnitSurgeon | None = None,
+        self, question: Question, file_size: FileSize, budget: Budget | None, surgeon: UnitSurgeon | None = None,
         refresh: int | None = None,
     ) -> None:  # fmt: skip
-        self.gated, self.units, self.file_size, self.budget = gated, gated.units, file_size, budget
-        self.g = ones(gated.model, gated.units)
+        self.question, self.gated, self.units = question, question.judge, question.units
+        self.file_size, self.budget = file_size, budget
+        self.g = question.ones.clone()
         self.sizes = {unit_set.name: unit_set.size for unit_set in self.units}
         self.limits = (budget or Budget(remove_units=0)).removable(self.sizes)
         self.gone: Counter[str] = Counter()
         self.steps: list[Step] = []
         self.surgeon, self.refresh = surgeon, refresh or -(-self.longest // 100)
         if surgeon is not None:
-            self.gated = gated.holding(surgeon.compensation.weights)
+            self.gated = self.gated.holding(surgeon.compensator.weights)
             surgeon.begin(self.g)
         self.start = State(**self._measure())
+        self.basis = self._basis()
         if budget is not None:
             budget.check_measured(self.start)
+            budget.check_resolution(self.basis.predictions if self.basis else 0)
             self._check_possible(budget)
 
     def again(self) -> Order:
         """The same from the start."""
-        return Order(self.gated, self.file_size, self.budget, self.surgeon, self.refresh)
+        return Order(self.question, self.file_size, self.budget, self.surgeon, self.refresh)
+
+    def _basis(self) -> Basis | None:
+        """The samples that losses are measured on; None where they are not."""
+        if self.start.loss is None:
+            return None
+        fitted = self.surgeon is not None and self.question.judged_on == "data"
+        predictions = 0 if self.start.accuracy is None else self.gated.predictions(self.g)
+        return Basis(self.question.judged_on, self.question.samples, fitted, predictions)
 
     @property
     def longest(self) -> int:

@@ -6,57 +6,16 @@ import json
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from secateur.errors import ArgumentError, PlanError
+from secateur.options import Compensation, Ranking
+from secateur.planning.budget import Budget
+from secateur.planning.state import Basis, State, Step, Swaps, accuracy_alone, number
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.text import format_bytes, table
 
-if TYPE_CHECKING:
-    from secateur.planning.budget import Budget
-
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class State:
-    """What is left at one point of the order; loss and accuracy None where not measured."""
-
-    loss: float | None
-    accuracy: float | None
-    params: int
-    bytes: int
-    macs: int
-
-
-@dataclass(frozen=True)
-class Step(State):
-    """One removal: the unit, in the numbering of the original model, the predicted rise of the loss, what is left."""
-
-    set: str
-    index: int
-    predicted: float | None
-
-
-@dataclass(frozen=True)
-class Swaps:
-    """What exchanging removed units did to the rise of the loss that a quadratic ranking predicts.
-
-    Attributes:
-        number: Of exchanges.
-        before: The predicted rise without them.
-        after: With them; never more.
-    """
-
-    number: int
-    before: float
-    after: float
-
-    def __str__(self) -> str:
-        if not self.number:
-            return f"no swap lowers the predicted rise of the loss, {self.before:.4g}"
-        swaps = "1 swap" if self.number == 1 else f"{self.number} swaps"
-        return f"{swaps} lowered the predicted rise of the loss from {self.before:.4g} to {self.after:.4g}"
 
 
 @dataclass(frozen=True)
@@ -68,12 +27,12 @@ class Plan:
         steps: The removals in order.
         kept: Unit set → the original indices of the units that stay after all steps.
         inputs: What the model takes; None where unknown.
-        criterion: How saliency was computed.
-        ranking: How the order was made.
-        swaps: What exchanges made of it; None without them.
-        compensated: Whether losses and accuracies are those after compensation, which `secateur.cut` makes if it is
-            given data.
+        made_by: How the order was made; None in a plan written by hand.
+        compensation: How the weights that stay are fitted, which `secateur.cut` does if it is given data: losses and
+            accuracies are those after it; None where weights stay as they are.
+        swaps: What exchanges made of the order; None without them.
         biases: Layers that get a bias, for what it makes up for.
+        basis: The samples that losses and accuracies were measured on; None where they were not.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -84,11 +43,26 @@ class Plan:
     start: State | None = None
     steps: tuple[Step, ...] = ()
     inputs: InputSpec | None = None
-    criterion: str = "by hand"
-    ranking: str = "by hand"
+    made_by: Ranking | None = None
+    compensation: Compensation | None = None
     swaps: Swaps | None = None
-    compensated: bool = False
     biases: tuple[str, ...] = ()
+    basis: Basis | None = None
+
+    @property
+    def criterion(self) -> str:
+        """The name of the criterion."""
+        return "by hand" if self.made_by is None else str(self.made_by.criterion)
+
+    @property
+    def ranking(self) -> str:
+        """The name of the ranking."""
+        return "by hand" if self.made_by is None else self.made_by.ranking
+
+    @property
+    def compensated(self) -> bool:
+        """Whether the weights that stay make up for those that go."""
+        return self.compensation is not None and self.compensation.fit
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -141,7 +115,14 @@ class Plan:
         """
         if self.start is None:
             raise ArgumentError("a plan written by hand has no order to take a prefix of")
-        return budget.take(self)
+        if self.basis is not None:
+            if self.basis.fitted and budget.bounds_quality:
+                raise ArgumentError(
+                    f"{budget}: quality cannot be judged on the samples that weights were fitted on; make the plan "
+                    "with rank(..., budget=budget), which holds every fifth sample back, or with validation="
+                )
+            budget.check_resolution(self.basis.predictions)
+        return self.prefix(budget.position(self.states, self.sizes))
 
     def prefix(self, n: int) -> Plan:
         """The first n steps."""
@@ -157,17 +138,34 @@ class Plan:
         return json.dumps(
             {
                 "format": FORMAT,
-                "criterion": self.criterion,
-                "ranking": self.ranking,
+                **self.options_to_json(),
                 "swaps": self.swaps and asdict(self.swaps),
-                "compensated": self.compensated,
-                "biases": self.biases,
+                "basis": self.basis and asdict(self.basis),
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
                 "start": self.start and asdict(self.start),
                 "steps": [asdict(step) for step in self.steps],
             }
         )
+
+    def options_to_json(self) -> dict[str, Any]:
+        """Return how it was made and what `cut` does to the weights, as plain data; the written file has it too."""
+        options: dict[str, Any] = {
+            "made_by": self.made_by and self.made_by.to_json(),
+            "compensation": self.compensation and self.compensation.to_json(),
+            "biases": self.biases,
+        }
+        return {name: value for name, value in options.items() if value not in (None, ())}
+
+    @staticmethod
+    def options_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
+        """Read what `options_to_json` gives, as keyword arguments of a plan."""
+        ranking, compensation = data.get("made_by"), data.get("compensation")
+        return {
+            "made_by": None if ranking is None else Ranking.from_json(ranking),
+            "compensation": None if compensation is None else Compensation.from_json(compensation),
+            "biases": tuple(map(str, data.get("biases", ()))),
+        }
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -185,11 +183,9 @@ class Plan:
                 data["start"] and State(**data["start"]),
                 tuple(Step(**step) for step in data["steps"]),
                 data["inputs"] and InputSpec.from_json(data["inputs"]),
-                data["criterion"],
-                data["ranking"],
-                data["swaps"] and Swaps(**data["swaps"]),
-                bool(data.get("compensated", False)),
-                tuple(map(str, data.get("biases", ()))),
+                swaps=data["swaps"] and Swaps(**data["swaps"]),
+                basis=data.get("basis") and Basis(**data["basis"]),
+                **cls.options_from_json(data),
             )
         except PlanError:
             raise
@@ -203,17 +199,17 @@ class Plan:
         every = max(1, -(-len(self.steps) // 20))
         shown = [n for n in range(len(self.steps) + 1) if n % every == 0 or n == len(self.steps)]
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
-        title = f"{len(self.steps)} of {sum(self.sizes.values())} units removed, {self.criterion} / {self.ranking}"
-        title += ", compensated" if self.compensated else ""
+        title = self._title() + (f"; loss and accuracy on {self.basis}" if self.basis else "")
         return table(columns, [self._row(n) for n in shown], title) + (f"\n{self.swaps}" if self.swaps else "")
+
+    def _title(self) -> str:
+        title = f"{len(self.steps)} of {sum(self.sizes.values())} units removed, {self.criterion} / {self.ranking}"
+        if self.compensation is None:
+            return title
+        return f"{title}, compensated" if self.compensation.fit else f"{title}, BatchNorm recalibrated"
 
     def _row(self, n: int) -> tuple[object, ...]:
         here = self.states[n]
         last, predicted = (f"{here.set}[{here.index}]", here.predicted) if isinstance(here, Step) else ("", None)
-        accuracy = None if here.accuracy is None else f"{here.accuracy:.4f}"
+        accuracy = self.basis.accuracy(here.accuracy) if self.basis else accuracy_alone(here.accuracy)
         return (n, last, number(predicted), number(here.loss), accuracy, here.params, format_bytes(here.bytes))
-
-
-def number(value: float | None) -> str | None:
-    """Three digits of it, as in the tables."""
-    return None if value is None else f"{value:.3g}"

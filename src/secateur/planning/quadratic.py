@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from secateur.options import Ranking
 from secateur.planning.order import OnStep, Order
-from secateur.planning.plan import Swaps
+from secateur.planning.state import Swaps
 from secateur.saliency.gates import Gated
 from secateur.saliency.interactions import expand_loss
 
@@ -64,29 +65,25 @@ def _own(g: Tensor) -> Tensor:
     return g.detach().to("cpu", torch.float64, copy=True)
 
 
-def rank_quadratic(
-    gated: Gated, order: Order, curvature: str, refresh: int | None, swaps: bool, on_step: OnStep
-) -> tuple[Order, Swaps | None]:
-    """The least salient unit goes, as long as needed, and the others learn of it from the parabola.
+def rank_quadratic(gated: Gated, order: Order, ranking: Ranking, on_step: OnStep) -> tuple[Order, Swaps | None]:
+    """Remove the least salient unit, as long as needed; the others learn of it from the parabola.
 
     Args:
         gated: What the parabola is made of.
         order: The removals, none so far.
-        curvature: How H is computed.
-        refresh: Removals after which the parabola is made again; None for never.
-        swaps: Whether to improve the units removed by exchanging them at the end.
+        ranking: The curvature, when the parabola is made again, and whether units are exchanged at the end.
         on_step: Called after each step.
 
     Returns:
         The removals, in a new order if some were exchanged, and what that did.
     """
-    model = None
+    model, refresh = None, ranking.refresh
     while (candidates := order.candidates()) and not order.enough():
         if model is None or (refresh is not None and len(order.steps) % refresh == 0):
-            model = Quadratic(gated, order.g, curvature)
+            model = Quadratic(gated, order.g, ranking.criterion)
         _remove(order, model, candidates)
         on_step(len(order.steps), order.longest)
-    if model is None or not swaps:
+    if model is None or not ranking.swaps:
         return order, None
     made = swap(model, gated.units.set_of_each, order.allows)
     return (_again(order, model) if made.number else order), made

@@ -2,187 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.errors import ArgumentError, choose
+from secateur.options import CURVATURES, Ranking
 from secateur.planning.budget import Budget
 from secateur.planning.order import FileSize, OnStep, Order
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
-from secateur.saliency.compensation import Compensation, Settings
-from secateur.saliency.criterion import THRESHOLDS, Criterion, apply_threshold, criteria, find_criterion, saliency_of
+from secateur.saliency.compensation import Compensator
+from secateur.saliency.criterion import Criterion, apply_threshold, criteria, find_criterion, saliency_of
 from secateur.saliency.gates import Gated
-from secateur.saliency.interactions import CURVATURES
 from secateur.saliency.obs import UnitSurgeon
 from secateur.saliency.oracle import rises
-from secateur.structure.units import Units
-
-RANKINGS = {"single": "single", "iterative": "iterative", "quadratic": "quadratic"}
-
-
-def own_criterion(ranking: str, refresh: int | None, compensate: bool) -> str:
-    """The criterion that a ranking takes if none is given: what a removal costs once it is made up for, or not.
-
-    A parabola that has to last is that of Gauss and Newton, which has no direction downwards; one that is made again
-    after a few removals may be exact.
-    """
-    if choose("ranking", ranking, RANKINGS) != "quadratic":
-        return "obs" if compensate else "oracle"
-    return "ggn" if refresh is None else "hessian"
-
-
-def criteria_for(ranking: str) -> list[str]:
-    """The criteria that a ranking takes."""
-    return list(CURVATURES if ranking == "quadratic" else criteria())
-
+from secateur.saliency.question import Question
 
 CHEAP = "taylor1"  # makes the shortlist: one backward pass
 
 
+def criteria_for(ranking: str) -> list[str]:
+    """Return the names of the criteria that a ranking takes."""
+    return list(CURVATURES if ranking == "quadratic" else criteria())
+
+
 def rank(
-    model: nn.Module,
-    data: Any,
-    loss: Any,
-    units: Units,
-    file_size: FileSize,
-    criterion: str | None = None,
-    ranking: str = "iterative",
-    budget: Budget | None = None,
-    threshold: str | None = None,
-    validation: Any = None,
-    seed: int = 0,
-    shortlist: int | None = None,
-    refresh: int | None = None,
-    swaps: bool = False,
-    max_memory: int | str | None = None,
-    settings: Settings | None = None,
+    question: Question, ranking: Ranking, compensator: Compensator | None, budget: Budget | None, file_size: FileSize,
     on_step: OnStep = lambda *_: None,
-) -> Plan:
-    """The order of removals; `secateur.rank` is this with the size of the written file filled in.
+) -> Plan:  # fmt: skip
+    """Return the order of removals; `secateur.rank` is this with the size of the written file filled in.
 
     Args:
-        model: Evaluated as in eval mode, left as it was.
-        data: As for `secateur.score`.
-        loss: As for `secateur.score`.
-        units: The model's units.
-        file_size: Bytes of the written file, by the units kept.
-        criterion: A criterion's name; None for the ranking's own.
-        ranking: "single", "iterative" or "quadratic".
+        question: The model, its units, the data.
+        ranking: How saliencies make an order; with its criterion.
+        compensator: Makes the weights that stay make up for each removal; None to leave them as they are.
         budget: Where to stop; None to go on until one unit is left in each set.
-        threshold: "mean" or "median".
-        validation: Data on which loss and accuracy are measured; None for `data`.
-        seed: For criteria that draw random numbers.
-        shortlist: As for `secateur.rank`.
-        refresh: As for `secateur.rank`.
-        swaps: As for `secateur.rank`.
-        max_memory: As for `secateur.score`.
-        settings: How weights make up for each removal; None to leave them as they are.
+        file_size: Bytes of the written file, by the units kept.
         on_step: Called after each step.
 
     Returns:
         The plan, as long as the budget needs it, or with a budget of quality alone as long as it can be.
 
     Raises:
-        ArgumentError: An unknown name, or a budget that is none.
+        BudgetError: The budget is out of reach.
+        DataError: The criterion needs data or a loss, and there is none.
     """
-    compensate = settings is not None
-    criterion = own_criterion(ranking, refresh, compensate) if criterion is None else criterion
-    if threshold is not None:
-        choose("threshold", threshold, THRESHOLDS)
-    if budget is not None and not isinstance(budget, Budget):
-        raise ArgumentError(f"budget: expected secateur.Budget(...), got {budget!r}")
-    if shortlist is not None:
-        _check_shortlist(shortlist, criterion, ranking, threshold, compensate)
-    _check_refresh(refresh, ranking, compensate)
-    _check_quadratic(ranking, criterion, threshold, swaps, budget)
-    gated = Gated(model, units, data, loss, seed, max_memory)
-    found = find_criterion(criterion, gated)
-    measured = gated if validation is None else Gated(model, units, validation, loss, max_memory=max_memory)
-    surgeon = None if settings is None else UnitSurgeon(Compensation(gated, settings), criterion == "obs")
-    order = Order(measured, file_size, budget, surgeon, None if ranking == "quadratic" else refresh)
-    gated = gated if surgeon is None else surgeon.gated
-    exchanged = None
-    if ranking == "quadratic":
-        order, exchanged = rank_quadratic(gated, order, criterion, refresh, swaps, on_step)
+    criterion = find_criterion(ranking.criterion, question.gated)
+    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs")
+    gated = question.gated if surgeon is None else surgeon.gated
+    if ranking.ranking == "quadratic":
+        order, swaps = rank_quadratic(gated, Order(question, file_size, budget, surgeon), ranking, on_step)
     else:
-        _rank_by_saliency(gated, order, found, ranking == "iterative", threshold, shortlist, on_step)
-    kept = tuple(order.kept().items())
+        order, swaps = Order(question, file_size, budget, surgeon, ranking.refresh), None
+        _BySaliency(criterion, gated, order, ranking).run(on_step)
     return Plan(
-        kept, order.start, tuple(order.steps), units.captured.spec, criterion, ranking, exchanged, compensate
+        tuple(order.kept().items()), order.start, tuple(order.steps), question.units.captured.spec,
+        replace(ranking, criterion=criterion.name), compensator.settings if compensator else None, swaps,
+        basis=order.basis,
     )  # fmt: skip
 
 
-def _rank_by_saliency(
-    gated: Gated,
-    order: Order,
-    found: Criterion,
-    again: bool,
-    threshold: str | None,
-    shortlist: int | None,
-    on_step: OnStep,
-) -> None:
-    """Remove the least salient unit as long as needed; those that are left are scored again each time, or never."""
-    saliency: Tensor | None = None
-    while (candidates := order.candidates()) and not order.enough():
-        if saliency is None or again:
-            saliency = _scores(found, gated, order, candidates, threshold, shortlist)
-        best = order.least(saliency, candidates)
-        order.remove(best, saliency[best].item() if found.in_loss_units else None)
-        on_step(len(order.steps), order.longest)
+@dataclass(frozen=True)
+class _BySaliency:
+    """Removes the least salient unit as long as needed; the others are scored again each time, or never."""
 
+    criterion: Criterion
+    gated: Gated
+    order: Order
+    ranking: Ranking
 
-def _check_count(name: str, what: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name}: expected a number of {what} above 0, got {value!r}")
+    def run(self, on_step: OnStep) -> None:
+        """Remove units until the budget is satisfied, or none may go."""
+        order, saliency = self.order, None
+        while (candidates := order.candidates()) and not order.enough():
+            if saliency is None or self.ranking.ranking == "iterative":
+                saliency = self._scores(candidates)
+            best = order.least(saliency, candidates)
+            order.remove(best, saliency[best].item() if self.criterion.in_loss_units else None)
+            on_step(len(order.steps), order.longest)
 
-
-def _check_refresh(refresh: int | None, ranking: str, compensate: bool) -> None:
-    if refresh is None:
-        return
-    if ranking != "quadratic" and not compensate:
-        raise ArgumentError(f"refresh: is for ranking='quadratic' or compensate=True, not {ranking!r} without it")
-    _check_count("refresh", "removals", refresh)
-
-
-def _check_quadratic(ranking: str, criterion: str, threshold: str | None, swaps: bool, budget: Budget | None) -> None:
-    if ranking != "quadratic":
-        if swaps:
-            raise ArgumentError(f"swaps: is for ranking='quadratic', not {ranking!r}")
-        return
-    if criterion not in CURVATURES:
-        known = ", ".join(CURVATURES)
-        raise ArgumentError(f"ranking='quadratic' takes a criterion with interactions: {known}; got {criterion!r}")
-    if threshold is not None:
-        raise ArgumentError("threshold: is for ranking='single' or 'iterative', where units are estimated apart")
-    if swaps and not (budget and budget.least):
-        raise ArgumentError("swaps: improve what a budget of size removes; give bytes, params, remove_fraction ...")
-
-
-def _check_shortlist(shortlist: int, criterion: str, ranking: str, threshold: str | None, compensate: bool) -> None:
-    _check_count("shortlist", "units", shortlist)
-    exact = criterion == "oracle" or (criterion == "obs" and compensate)
-    if not exact or ranking != "iterative" or threshold is not None:
-        raise ArgumentError(
-            "shortlist: is for ranking='iterative' without threshold, with criterion='oracle', or with 'obs' and "
-            "compensate=True"
-        )
-
-
-def _scores(
-    found: Criterion, gated: Gated, order: Order, candidates: list[int], threshold: str | None, shortlist: int | None
-) -> Tensor:
-    """The saliencies of the candidates; infinite for those that are not on the shortlist."""
-    g, surgeon = order.g, order.surgeon if found.name == "obs" else None
-    short = shortlist is not None and shortlist < len(candidates)
-    if surgeon is not None:
-        values = surgeon.saliency(g)
-    else:
-        values = saliency_of(find_criterion(CHEAP, gated) if short else found, gated, g)
-    if short:
-        best = torch.tensor(candidates, device=g.device)[values[candidates].argsort(stable=True)[:shortlist]]
-        return (rises(gated, g, best) if surgeon is None else surgeon.exact(g, best)).cpu()
-    values[candidates] = apply_threshold(values[candidates], threshold)
-    return values.cpu()
+    def _scores(self, candidates: list[int]) -> Tensor:
+        """Return the saliencies of the candidates; infinite for those that are not on the shortlist."""
+        g, shortlist = self.order.g, self.ranking.shortlist
+        surgeon = self.order.surgeon if self.criterion.name == "obs" else None
+        short = shortlist is not None and shortlist < len(candidates)
+        if surgeon is not None:
+            values = surgeon.saliency(g)
+        else:
+            criterion = find_criterion(CHEAP, self.gated) if short else self.criterion
+            values = saliency_of(criterion, self.gated, g)
+        if short:
+            best = torch.tensor(candidates, device=g.device)[values[candidates].argsort(stable=True)[:shortlist]]
+            return (rises(self.gated, g, best) if surgeon is None else surgeon.exact(g, best)).cpu()
+        values[candidates] = apply_threshold(values[candidates], self.ranking.threshold)
+        return values.cpu()

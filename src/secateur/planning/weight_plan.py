@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateur.planning.plan import State, number
+from secateur.planning.state import State, number
 from secateur.structure.inputs import InputSpec
 from secateur.text import format_bytes, table
 

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from secateur.artifacts.measure import Sizes
-from secateur.planning.plan import Plan, State, Step
+from secateur.planning.plan import Plan
+from secateur.planning.state import State, Step
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.reporting.page import Cell, Page, Picture, Section, Table, environment, svg, text_of
 from secateur.reporting.plots import STYLES, plain

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from secateur.errors import ArgumentError, choose
+from secateur.errors import ArgumentError
+from secateur.options import Compensation
 from secateur.saliency.collecting import Place, collect, in_original, places
 from secateur.saliency.gated_graph import downstream
 from secateur.saliency.gates import Gated, masks, ones
 from secateur.saliency.layers import Layer, find_layers, layers_of
-from secateur.saliency.memory import bytes_of
+from secateur.saliency.memory import bytes_of, free_memory
 from secateur.saliency.norms import Norm, Statistics, find_norms
 from secateur.saliency.original import last_layers, trace, weights
 from secateur.saliency.regression import Fit, Moments, fit
@@ -33,6 +32,7 @@ from secateur.structure.left import Left
 from secateur.structure.sliced import slice_tensor
 from secateur.text import format_bytes
 
+DEFAULTS = Compensation()
 MATRICES = 8  # of the moments' size that are held at a time
 
 
@@ -58,33 +58,7 @@ class Fitted(NamedTuple):
     outputs: Tensor
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How weights make up for removed units.
-
-    Attributes:
-        ridge: λ relative to the mean square of a layer's inputs; None to choose it on every fifth sample, held out.
-        weighting: "ggn": samples count by the loss's curvature in the last layers, and units by it in all; "none".
-        recalibrate: Whether BatchNorm's statistics are estimated again.
-        weights: Whether weights change at all, and not BatchNorm alone.
-
-    Raises:
-        ArgumentError: One of them is none.
-    """
-
-    ridge: float | None = None
-    weighting: str = "ggn"
-    recalibrate: bool = False
-    weights: bool = True
-
-    def __post_init__(self) -> None:
-        choose("weighting", self.weighting, {"ggn": True, "none": False})
-        number = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
-        if self.ridge is not None and not (number and 0 < self.ridge < math.inf):
-            raise ArgumentError(f"ridge: expected a number above 0, or None to choose it, got {self.ridge!r}")
-
-
-class Compensation:
+class Compensator:
     """The weights that go with any gates: a function of these and the data.
 
     Args:
@@ -101,15 +75,16 @@ class Compensation:
         DataError: There is no data.
     """
 
-    def __init__(self, gated: Gated, settings: Settings = Settings()) -> None:
+    def __init__(self, gated: Gated, settings: Compensation = DEFAULTS) -> None:
         gated = copy.copy(gated)
         gated.generator = torch.Generator().manual_seed(0)  # whatever else is drawn: a function of gates and data
         self.original, self.settings, self.units = gated, settings, gated.units
         self.ones = ones(gated.model, self.units)
         self.weights: dict[str, Tensor] = {}
+        self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
         self.gated = gated.holding(self.weights)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
-        found = find_layers(self.units) if settings.weights else []
+        found = find_layers(self.units) if settings.fit else []
         sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in found}
         self.layers = [layer for layer in found if any(s.removal == "gated" for s in sets[layer])]
         self._others = {layer: sets[layer] for layer in found if layer not in self.layers}  # behind sliced sets alone
@@ -118,10 +93,8 @@ class Compensation:
         self._batches = places(gated)
         self._first = {layer for layer in self.layers if self._is_first(layer)}
         self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
-        for layer in found:
-            self._check_memory(layer)
-        weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
-        self._weighted = [one for one in weighted if one.outputs.size * self._needed(one) <= gated.memory]
+        self._weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
+        self._check_memory(found)
 
     def _is_first(self, layer: Layer) -> bool:
         """Whether no gate is in front of a layer but those on its own inputs."""
@@ -132,14 +105,24 @@ class Compensation:
         return operand.op == "placeholder"
 
     def _needed(self, layer: Layer) -> int:
-        return MATRICES * 8 * layer.width**2
+        blocks = layer.outputs.size if layer in self._weighted else 1
+        return MATRICES * 8 * layer.width**2 * blocks
 
-    def _check_memory(self, layer: Layer) -> None:
-        if self._needed(layer) > self.original.memory:
-            needed, most = format_bytes(self._needed(layer)), format_bytes(self.original.memory)
+    def _check_memory(self, layers: list[Layer]) -> None:
+        """Refuse a cap that the moments of a layer do not fit into; without a cap all that is free may be used.
+
+        Raises:
+            ArgumentError: They do not.
+        """
+        gated = self.original
+        most = gated.memory if gated.capped else free_memory(self.ones.device)
+        largest = max(layers, key=self._needed, default=None)
+        if largest is not None and self._needed(largest) > most:
+            needed, what = self._needed(largest), "max_memory is" if gated.capped else "free are"
             raise ArgumentError(
-                f"compensation: second moments of the {layer.inputs.size * layer.kernel:,} inputs of {layer.weight} "
-                f"take {needed}, max_memory is {most}; use compensate=False"
+                f"compensation: second moments of the {largest.inputs.size * largest.kernel:,} inputs of "
+                f"{largest.weight} take {format_bytes(needed)}, {what} {format_bytes(most)}; use compensate=False "
+                f"or max_memory={needed}"
             )
 
     def fit(self, g: Tensor, all_layers: bool = False) -> None:
@@ -151,8 +134,11 @@ class Compensation:
             g: The gates.
             all_layers: Whether `fitted` shall hold those layers too.
         """
+        if self._fitted_at is not None and torch.equal(self._fitted_at[0], g) and self._fitted_at[1] >= all_layers:
+            return
         self.weights.clear()
         self.fitted.clear()
+        self._fitted_at = g.clone(), all_layers
         narrow, touched = self.gated.narrowed(g), self._touched(g)
         stops = [stop for stop in self._stops(g) if stop.call in touched]
         first = [layer for layer in self.layers if layer in stops and layer in self._first]
@@ -160,7 +146,7 @@ class Compensation:
         with torch.no_grad():
             self._add_known([*first, *rest])
             for layer in (*first, *rest):
-                ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._places(layer, narrow)[1]
+                ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._outputs(layer, g)
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
                 self.weights.update(self.tensors(layer, fitted.weight) if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
@@ -168,6 +154,11 @@ class Compensation:
             for i, stop in enumerate(stops):
                 walks = held if held is not None else (_skip(walk, i) for walk in self._walks(narrow, g, stops))
                 self._stop(stop, walks, narrow, g)
+
+    def change(self, tensors: dict[str, Tensor]) -> None:
+        """Put other weights in place of those of the last fit."""
+        self.weights.update(tensors)
+        self._fitted_at = None
 
     def learn(self) -> None:
         """The second moments of what layers take in the original: one pass over the data, once."""
@@ -178,10 +169,10 @@ class Compensation:
         new = [layer for layer in layers if layer not in self._known]
         self._known.update(in_original(self.original, self.ones, new, [one for one in self._weighted if one in new]))
 
-    def other(self) -> Compensation:
+    def other(self) -> Compensator:
         """One for fits of its own."""
         other = copy.copy(self)
-        other.weights, other.fitted = {}, {}
+        other.weights, other.fitted, other._fitted_at = {}, {}, None
         other.gated = self.original.holding(other.weights)
         return other
 
@@ -228,7 +219,8 @@ class Compensation:
                 values[node] = slice_tensor(found[name], self.units.axes[name], narrow.graph.left)
 
     def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], narrow: Gated, g: Tensor) -> Met:
-        ins, outs = self._places(layer, narrow)
+        inputs = narrow.graph.left.indices(layer.inputs).to(g.device)
+        ins, outs = layer.rows_of(inputs), self._outputs(layer, g)
         moments, met = Moments(len(ins), len(outs), self.ones.device), []
         for walk in walks:
             _, values = next(walk.steps)
@@ -238,11 +230,9 @@ class Compensation:
             met.append(values)
         return self.tensors(layer, self._solve(layer, moments, ins, outs, g).weight), met
 
-    def _places(self, layer: Layer, narrow: Gated) -> tuple[Tensor, Tensor]:
-        """The rows and columns of a layer's matrix that are not sliced out."""
-        device = self.ones.device
-        inputs, outputs = (narrow.graph.left.indices(axis).to(device) for axis in (layer.inputs, layer.outputs))
-        return layer.rows_of(inputs), outputs
+    def _outputs(self, layer: Layer, g: Tensor) -> Tensor:
+        """Return the columns of a layer's matrix that are left: by the gates alone, whatever is sliced out already."""
+        return Left(masks(self.units, g)).indices(layer.outputs).to(g.device)
 
     def _present(self, layer: Layer, blocks: int, ins: Tensor, outs: Tensor) -> tuple[Tensor, Tensor | None]:
         """The original's weights [C, D, o] and bias [C, o]: zero if a norm behind takes the mean up, None without."""
@@ -290,16 +280,16 @@ class Compensation:
 Met = tuple[dict[str, Tensor], list[dict[fx.Node, Any]]]  # what was found, and the values of the walks that wait there
 
 
-def compensated(gated: Gated, g: Tensor, settings: Settings) -> dict[str, Tensor]:
+def compensated(gated: Gated, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
     """The parameters and buffers that change when the gates are g [K], by name.
 
     Raises:
-        ArgumentError: As `Compensation`.
+        ArgumentError: As `Compensator`.
         DataError: There is no data, or activations are not finite.
     """
-    compensation = Compensation(gated, settings)
-    compensation.fit(g)
-    return compensation.weights
+    compensator = Compensator(gated, settings)
+    compensator.fit(g)
+    return compensator.weights
 
 
 def _skip(walk: Walk, n: int) -> Walk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from secateur import saliency
 from secateur.errors import DataError, choose
-from secateur.saliency.data import first_inputs
-from secateur.saliency.gates import Gated, ones
-from secateur.saliency.weight_criterion import score_weights
-from secateur.structure.units import Units, find_units, require_units
+from secateur.saliency.gates import Gated
+from secateur.saliency.question import Question
+from secateur.saliency.weight_criterion import score_weights, weight_criteria
+from secateur.structure.units import Units
 
 # Saliency of all units [K] at the gates g; those of units already removed are not looked at.
 Saliency = Callable[[Gated, Tensor], Tensor]
@@ -117,6 +117,7 @@ def score(
     model: nn.Module,
     data: Any,
     loss: Any,
+    *,
     units: Units | None = None,
     criterion: str | None = None,
     threshold: str | None = None,
@@ -166,28 +167,30 @@ def score(
     >>> score(model, (x, torch.zeros(2, 1)), "squared_error", criterion="taylor1")
     {'0': tensor([-5., -5.], dtype=torch.float64)}
     """
-    if choose("granularity", granularity, GRANULARITIES) == "weight":
-        scores = score_weights(model, data, loss, units, "obd" if criterion is None else criterion, seed, max_memory)
-        flat = apply_threshold(torch.cat([one.flatten() for one in scores.values()]), threshold)
-        pieces = torch.split(flat, [one.numel() for one in scores.values()])
+    weights = choose("granularity", granularity, GRANULARITIES) == "weight"
+    known: Mapping[str, Any] = weight_criteria() if weights else criteria()
+    name = criterion or ("obd" if weights else "oracle")
+    choose("weight criterion" if weights else "criterion", name, known)
+    if threshold is not None:
+        choose("threshold", threshold, THRESHOLDS)
+    question = Question(model, data, loss, units, seed=seed, max_memory=max_memory)
+    if weights:
+        scores = score_weights(question, name)
+        flat = apply_threshold(torch.cat([values.flatten() for values in scores.values()]), threshold)
+        pieces = torch.split(flat, [values.numel() for values in scores.values()])
         return {name: piece.reshape(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}
-    units = require_units(find_units(model, first_inputs(data)) if units is None else units)
-    gated = Gated(model, units, data, loss, seed, max_memory)
-    found = find_criterion("oracle" if criterion is None else criterion, gated)
-    return units.split(apply_threshold(saliency_of(found, gated, ones(model, units)), threshold).cpu())
+    gated = question.gated
+    values = saliency_of(find_criterion(name, gated), gated, question.ones)
+    return question.units.split(apply_threshold(values, threshold).cpu())
 
 
-def standard_errors(
-    model: nn.Module, data: Any, loss: Any, units: Units, criterion: str | None, seed: int,
-    max_memory: int | str | None,
-) -> dict[str, Tensor] | None:  # fmt: skip
-    """Of the saliencies that `score` gives with this seed; None of a criterion that draws nothing."""
+def standard_errors(question: Question, criterion: str | None) -> dict[str, Tensor] | None:
+    """Return those of the saliencies that `score` gives with this seed; None of a criterion that draws nothing."""
     found = criteria().get(criterion or "oracle")
     if found is None or found.error is None:
         return None
-    gated = Gated(model, units, data, loss, seed, max_memory)
     with torch.enable_grad():
-        return units.split(found.error(gated, ones(model, units)).cpu())
+        return question.units.split(found.error(question.gated, question.ones).cpu())
 
 
 def saliency_of(found: Criterion, gated: Gated, g: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.errors import DataError, ModelError
 from secateur.saliency.data import CHUNK, Batch, batches
 from secateur.saliency.gated_graph import GatedGraph
-from secateur.saliency.losses import LossFunction, differentiable, find_loss, given, measure
+from secateur.saliency.losses import LossFunction, correct, differentiable, find_loss, given, measure
 from secateur.saliency.memory import bytes_held, bytes_of, memory_cap
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
@@ -93,7 +93,7 @@ class Gated:
         self.graph = GatedGraph(units)
         self.generator = torch.Generator().manual_seed(seed)
         self._loss: LossFunction | None = None if loss is None else find_loss(loss)
-        self.memory = memory_cap(max_memory, sample_weight(model).device)
+        self.memory, self.capped = memory_cap(max_memory, sample_weight(model).device), max_memory is not None
         self.weights: Mapping[str, Tensor] = {}
         self._narrowed: Gated | None = None
         self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
@@ -113,6 +113,17 @@ class Gated:
         self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, Left(masks(self.units, g))), {}
         self._narrowed._frontiers = self._narrowed._hold()
         return self._narrowed
+
+    def on(self, data: Any) -> Gated:
+        """Return E(g) on other data, with the same captured graph."""
+        return self.over(list(batches(self.model, data, self._samples())))
+
+    def over(self, several: list[Batch]) -> Gated:
+        """Return E(g) over batches that were checked before, with the same captured graph."""
+        other = copy.copy(self)
+        other._batches, other._narrowed, other.stacks = several, None, {}
+        other._frontiers = other._hold()
+        return other
 
     def holding(self, weights: Mapping[str, Tensor]) -> Gated:
         """The same with other values of parameters and buffers that are used behind the gates alone."""
@@ -214,6 +225,12 @@ class Gated:
         with torch.no_grad():
             runs = self.narrowed(g).outputs(g)
             return measure(self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs))
+
+    def predictions(self, g: Tensor) -> int:
+        """Return how many predictions an accuracy is taken over; 0 where there are no classes."""
+        with torch.no_grad():
+            hits = (correct(self.loss_function, out, batch.targets) for batch, out in self.outputs(g))
+            return sum(0 if right is None else right.numel() for right in hits)
 
     def outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
         """What the network returns for each batch."""

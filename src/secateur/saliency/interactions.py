@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, choose
-from secateur.saliency.data import first_inputs
 from secateur.saliency.factors import exact_factors, sampled_factors
-from secateur.saliency.gates import Gated, ones
+from secateur.saliency.gates import Gated
 from secateur.saliency.gauss_newton import expansion
+from secateur.saliency.question import Question
 from secateur.saliency.second_order import matrix
-from secateur.structure.units import Units, find_units, require_units
+from secateur.structure.units import Units
 
 
 def interactions(
     model: nn.Module,
     data: Any,
     loss: Any,
+    *,
     units: Units | None = None,
     curvature: str = "ggn",
     seed: int = 0,
@@ -58,9 +59,8 @@ def interactions(
             [2.5000, 2.5000]], dtype=torch.float64)
     """
     choose("curvature", curvature, CURVATURES)
-    units = require_units(find_units(model, first_inputs(data)) if units is None else units)
-    gated = Gated(model, units, data, loss, seed, max_memory)
-    return expand_loss(gated, ones(model, units), curvature)[1].cpu()
+    question = Question(model, data, loss, units, seed=seed, max_memory=max_memory)
+    return expand_loss(question.gated, question.ones, curvature)[1].cpu()
 
 
 def expand_loss(gated: Gated, g: Tensor, curvature: str) -> tuple[Tensor, Tensor]:

@@ -26,12 +26,16 @@ def memory_cap(max_memory: int | str | None, device: torch.device) -> int:
     1500000000
     """
     if max_memory is None:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        return free // 4
+        return free_memory(device) // 4
     size = parse_bytes(max_memory, "max_memory")
     if size < 1:
         raise ArgumentError(f"max_memory: expected a size above 0, got {max_memory!r}")
     return size
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes are free on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def bytes_of(nodes: Iterable[fx.Node]) -> int:

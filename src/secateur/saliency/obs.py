@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from secateur.saliency.compensation import Compensation
+from secateur.saliency.compensation import Compensator
 from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Gated
 from secateur.saliency.layers import Layer, compensable, layers_of
@@ -31,7 +31,7 @@ def obs(gated: Gated, g: Tensor) -> Tensor:
     its units is measured to cost. Units that something else than dense and convolutional layers sums up have their
     exact rise without compensation. About three forward passes over the data, and one over the inputs' products.
     """
-    surgeon = UnitSurgeon(Compensation(gated))
+    surgeon = UnitSurgeon(Compensator(gated))
     surgeon.begin(g)
     return surgeon.saliency(g)
 
@@ -40,17 +40,17 @@ class UnitSurgeon:
     """Removes units one after the other, and lets the weights left make up for each.
 
     Args:
-        compensation: Of the original network; changed.
+        compensator: Of the original network; changed.
         costs: Whether saliencies will be asked for.
     """
 
-    def __init__(self, compensation: Compensation, costs: bool = True) -> None:
-        self.compensation, self.units, self.costs = compensation, compensation.units, costs
+    def __init__(self, compensator: Compensator, costs: bool = True) -> None:
+        self.compensator, self.units, self.costs = compensator, compensator.units, costs
         gated = {s.name for s in self.units if s.removal == "gated"}
-        self.sets = {s.name: layers_of(s, compensation.layers) if s.name in gated else [] for s in self.units}
-        self.compensable = {s.name for s in self.units if compensable(s, compensation.layers)}
-        self.numbers = self.units.split(torch.arange(self.units.total, device=compensation.ones.device))
-        self.weighted = compensation.settings.weighting == "ggn"
+        self.sets = {s.name: layers_of(s, compensator.layers) if s.name in gated else [] for s in self.units}
+        self.compensable = {s.name for s in self.units if compensable(s, compensator.layers)}
+        self.numbers = self.units.split(torch.arange(self.units.total, device=compensator.ones.device))
+        self.weighted = compensator.settings.weighting == "ggn"
         self.survivors: dict[Layer, Survivors] = {}
         self.scales = [1.0] * len(self.units)
         self._places: dict[tuple[str, Layer], Tensor] = {}
@@ -60,23 +60,30 @@ class UnitSurgeon:
     @property
     def gated(self) -> Gated:
         """The network with the weights of now."""
-        return self.compensation.gated
+        return self.compensator.gated
 
     def begin(self, g: Tensor) -> None:
         """Fit all weights for the gates g [K], and be ready to remove more."""
-        self.compensation.fit(g, all_layers=True)
+        self.compensator.fit(g, all_layers=True)
         self.measured = None
         gone = int((g == 0).sum())
         again = self.costs and (self.scaled_at is None or gone - self.scaled_at >= TENTH * len(g))
-        layers = self.compensation.layers
-        curved = curvature(self.gated.narrowed(g), layers, g) if self.costs and self.weighted else {}
+        layers = self.compensator.layers
+        narrow = self.gated.narrowed(g)
+        curved = curvature(narrow, layers, g) if self.costs and self.weighted else {}
+        for layer, matrix in curved.items():  # of outputs that are gone but not sliced out there is none
+            left = torch.isin(narrow.graph.left.indices(layer.outputs).to(g.device), self._fitted_outputs(layer))
+            curved[layer] = matrix[left][:, left]
         self.survivors = {layer: self._survivors(layer, curved.get(layer)) for layer in layers}
         if again:
             self.scaled_at = gone
             self.scales = [self._scale(unit_set, g) for unit_set in self.units]
 
+    def _fitted_outputs(self, layer: Layer) -> Tensor:
+        return self.compensator.fitted[layer].outputs
+
     def _survivors(self, layer: Layer, curved: Tensor | None) -> Survivors:
-        fit, inputs, _ = self.compensation.fitted[layer]
+        fit, inputs, _ = self.compensator.fitted[layer]
         blocks, _, width = fit.weight.shape
         if not self.costs:
             root = fit.weight.new_zeros(blocks, width, 0)
@@ -127,7 +134,7 @@ class UnitSurgeon:
         self._strike(unit_set, torch.tensor([k], device=g.device), self.survivors)
         for layer in self.sets[unit_set.name]:
             one = self.survivors[layer]
-            self.compensation.weights.update(self.compensation.tensors(layer, one.weight(), one.names))
+            self.compensator.change(self.compensator.tensors(layer, one.weight(), one.names))
 
     def _strike(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> None:
         for layer in self.sets[unit_set.name]:
@@ -145,11 +152,11 @@ class UnitSurgeon:
     def _loss_without(self, g: Tensor, k: int) -> float:
         unit_set = self.units[self.units.places[k][0]]
         unit = torch.tensor([k], device=g.device)
-        changed = dict(self.compensation.weights)
+        changed = dict(self.compensator.weights)
         for layer in self.sets[unit_set.name]:
             one = self.survivors[layer]
             weight = one.weight(one.change(self._rows(unit_set, layer, unit, one)[0]))
-            changed |= self.compensation.tensors(layer, weight, one.names)
+            changed |= self.compensator.tensors(layer, weight, one.names)
         without = g.index_fill(0, unit, 0)
         return self.gated.narrowed(without).holding(changed).loss(without)
 
@@ -168,7 +175,7 @@ class UnitSurgeon:
         for unit in torch.split(group, 1):
             predicted += self._costs(unit_set, unit, survivors).item()
             self._strike(unit_set, unit, survivors)
-        trial, without = self.compensation.other(), g.index_fill(0, group, 0)
+        trial, without = self.compensator.other(), g.index_fill(0, group, 0)
         trial.fit(without)
         here = self._here(g)
         rise = trial.gated.narrowed(without).loss(without) - here

@@ -8,15 +8,12 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur import saliency
 from secateur.errors import DataError, ModelError, choose
-from secateur.saliency.data import first_inputs
+from secateur.saliency.question import Question
 from secateur.saliency.weights import Weights
-from secateur.structure.capture import capture
-from secateur.structure.inputs import as_call, like_model
-from secateur.structure.units import Units
 
 Saliencies = dict[str, Tensor]  # by parameter, of its shape, float64
 WeightSaliency = Callable[[Weights], Saliencies]
@@ -78,32 +75,24 @@ def find_weight_criterion(name: str, data: Any, loss: Any) -> WeightCriterion:
     return found
 
 
-def weights_of(
-    model: nn.Module, data: Any, loss: Any, units: Units | None, seed: int, max_memory: int | str | None
-) -> Weights:
-    """E as a function of the model's weights; the graph is that of the units, or captured with the first batch.
+def weights_of(question: Question, data: Any) -> Weights:
+    """Return E as a function of the model's weights, on some data.
 
     Raises:
         ModelError: The model cannot be captured, or uses no weights that can be removed.
     """
-    if units is None:
-        captured = capture(model, like_model(model, as_call(first_inputs(data))))
-    else:
-        units.check_model(model)
-        captured = units.captured
-    weights = Weights(model, captured, data, loss, seed, max_memory)
+    question.all_units.check_model(question.model)
+    captured = question.all_units.captured
+    weights = Weights(question.model, captured, data, question.loss, question.seed, question.max_memory)
     if not weights.removable:
         raise ModelError("granularity='weight': the model uses no parameter of two dimensions or more")
     return weights
 
 
-def score_weights(
-    model: nn.Module, data: Any, loss: Any, units: Units | None, criterion: str, seed: int,
-    max_memory: int | str | None,
-) -> Saliencies:  # fmt: skip
-    """The saliency of every removable weight, by parameter; `secateur.score` with ``granularity="weight"``."""
-    found = find_weight_criterion(criterion, data, loss)
-    values = saliencies_of(found, weights_of(model, data, loss, units, seed, max_memory))
+def score_weights(question: Question, criterion: str) -> Saliencies:
+    """Return the saliency of every removable weight, by parameter; `secateur.score` with ``granularity="weight"``."""
+    found = find_weight_criterion(criterion, question.data, question.loss)
+    values = saliencies_of(found, weights_of(question, question.data))
     return {name: one.cpu() for name, one in values.items()}
 
 

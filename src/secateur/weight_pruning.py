@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,15 @@ from secateur.cutting.frozen import freeze, rezero
 from secateur.cutting.verify import check_masked
 from secateur.errors import ArgumentError, BudgetError, ModelError
 from secateur.planning.budget import Budget
-from secateur.planning.plan import State
 from secateur.planning.removals import Operated, Ordered, Removals
+from secateur.planning.state import State
 from secateur.planning.weight_plan import WeightPlan, WeightStep
+from secateur.saliency.question import Question
 from secateur.saliency.surgeon import Surgeon
 from secateur.saliency.weight_criterion import WeightCriterion, find_weight_criterion, saliencies_of, weights_of
 from secateur.saliency.weights import Weights
 from secateur.structure.capture import check_finite
-from secateur.structure.inputs import Call, named_tensors
+from secateur.structure.inputs import named_tensors
 from secateur.structure.units import Units
 
 Retrain = Callable[[nn.Module], object]
@@ -32,31 +32,62 @@ OnRound = Callable[[int, int], None]  # rounds made, rounds there are
 POINTS = 20  # measured on the way where nothing is trained in between
 
 
-def shrink_weights(
-    model: nn.Module, data: Any, loss: Any, budget: Budget, call: Call, units: Units, criterion: str, validation: Any,
-    seed: int, retrain: Retrain | None, rounds: int, max_memory: int | str | None, on_round: OnRound,
-) -> tuple[nn.Module, WeightPlan, float]:  # fmt: skip
-    """`secateur.shrink` with ``granularity="weight"``: a copy without weights, which they are, and its difference.
+@dataclass(frozen=True)
+class Loop:
+    """How often weights are removed, and what trains the network in between (note 004's loop).
+
+    Attributes:
+        rounds: How often.
+        retrain: Called with the network after each round; None for no training.
 
     Raises:
-        ArgumentError: `rounds` is no number or `retrain` no function, or `WeightLoop` refuses the budget.
+        ArgumentError: `rounds` is no number, or `retrain` no function.
+    """
+
+    rounds: int = 1
+    retrain: Retrain | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
+            raise ArgumentError(f"rounds: expected a number above 0, got {self.rounds!r}")
+        if self.retrain is not None and not callable(self.retrain):
+            raise ArgumentError(f"retrain: expected a function of the model, got {self.retrain!r}")
+
+    def refuse_for_units(self) -> None:
+        """Refuse what has no meaning where whole units are removed.
+
+        Raises:
+            ArgumentError: It is not the default.
+        """
+        for name, given in (("retrain", self.retrain is not None), ("rounds", self.rounds != 1)):
+            if given:
+                raise ArgumentError(f"{name}: has no meaning with granularity='unit'")
+
+
+def shrink_weights(
+    question: Question, criterion: str, loop: Loop, budget: Budget, on_round: OnRound
+) -> tuple[nn.Module, WeightPlan, float]:
+    """Return a copy of the model without weights, which weights these are, and how far it is from the masked graph.
+
+    `secateur.shrink` with ``granularity="weight"``.
+
+    Raises:
         ModelError: The model cannot be copied, or training leaves weights that are not finite.
         VerificationError: The copy would not compute what the graph does with the masks.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ArgumentError(f"rounds: expected a number above 0, got {rounds!r}")
-    if retrain is not None and not callable(retrain):
-        raise ArgumentError(f"retrain: expected a function of the model, got {retrain!r}")
-    found = find_weight_criterion(criterion, data, loss)
+    found = find_weight_criterion(criterion, question.data, question.loss)
+    model, units = question.model, question.all_units
     try:
         network = copy.deepcopy(model)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
-    weights = weights_of(network, data, loss, units, seed, max_memory)
-    measured = weights if validation is None else weights_of(network, validation, loss, units, seed, max_memory)
-    plan = WeightLoop(weights, measured, units, found, budget, retrain).run(rounds, on_round)
-    changed = retrain is not None or found.compensates
-    return network, plan, check_masked(network if changed else model, network, units.captured, plan.masks, call)
+    asked = question.for_model(network, units)
+    weights = weights_of(asked, asked.data)
+    measured = weights if asked.validation is None else weights_of(asked, asked.validation)
+    plan = WeightLoop(weights, measured, units, found, budget, loop.retrain).run(loop.rounds, on_round)
+    changed = loop.retrain is not None or found.compensates
+    reference = network if changed else model
+    return network, plan, check_masked(reference, network, units.captured, plan.masks, question.call)
 
 
 class WeightLoop:

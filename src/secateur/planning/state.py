@@ -1,0 +1,96 @@
+"""What a network costs at one point of an order of removals, and on which samples that was measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class State:
+    """What is left at one point of the order; loss and accuracy None where not measured."""
+
+    loss: float | None
+    accuracy: float | None
+    params: int
+    bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Step(State):
+    """One removal: the unit, in the numbering of the original model, the predicted rise of the loss, what is left."""
+
+    set: str
+    index: int
+    predicted: float | None
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """What exchanging removed units did to the rise of the loss that a quadratic ranking predicts.
+
+    Attributes:
+        number: Of exchanges.
+        before: The predicted rise without them.
+        after: With them; never more.
+    """
+
+    number: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        if not self.number:
+            return f"no swap lowers the predicted rise of the loss, {self.before:.4g}"
+        swaps = "1 swap" if self.number == 1 else f"{self.number} swaps"
+        return f"{swaps} lowered the predicted rise of the loss from {self.before:.4g} to {self.after:.4g}"
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The samples on which losses and accuracies of a plan were measured.
+
+    Attributes:
+        where: "data", the samples that saliency and weights come from; "validation"; or "held back", every fifth sample
+            of the data, which no weight was fitted on.
+        samples: Their number.
+        fitted: Whether weights were fitted on these very samples.
+        predictions: How many predictions an accuracy is taken over; 0 where there are no classes.
+
+    >>> print(Basis("held back", 200, False))
+    200 samples held back from the fit
+    >>> Basis("data", 1000, False).accuracy(0.9)
+    '0.9000 ± 0.0095'
+    """
+
+    where: str
+    samples: int
+    fitted: bool
+    predictions: int = 0
+
+    def standard_error(self, accuracy: float) -> float:
+        """Return √(p (1 − p) / n), the standard error of an accuracy p measured on n samples."""
+        return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / self.samples)
+
+    def accuracy(self, accuracy: float | None) -> str | None:
+        """Return an accuracy with its standard error, as in the tables; None where it was not measured."""
+        return None if accuracy is None else f"{accuracy:.4f} ± {self.standard_error(accuracy):.4f}"
+
+    def __str__(self) -> str:
+        samples = "1 sample" if self.samples == 1 else f"{self.samples:,} samples"
+        if self.where == "data":
+            return (
+                f"{samples} of the data, on which the weights were fitted" if self.fitted else f"{samples} of the data"
+            )
+        return f"{samples} held back from the fit" if self.where == "held back" else f"{samples} of the validation data"
+
+
+def accuracy_alone(accuracy: float | None) -> str | None:
+    """Return an accuracy of unknown samples, as in the tables."""
+    return None if accuracy is None else f"{accuracy:.4f}"
+
+
+def number(value: float | None) -> str | None:
+    """Three digits of it, as in the tables."""
+    return None if value is None else f"{value:.3g}"

@@ -1,0 +1,92 @@
+"""What shrinking gives: the smaller network, how it came about and what it costs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+from secateur.artifacts import safetensors
+from secateur.artifacts.measure import Sizes
+from secateur.artifacts.safetensors import weights_to_bytes
+from secateur.planning.plan import Plan
+from secateur.planning.weight_plan import WeightPlan
+
+
+class Row(NamedTuple):
+    """One step of the trade-off; loss and accuracy None where not measured."""
+
+    removed: int
+    loss: float | None
+    accuracy: float | None
+    params: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A shrunk network, how it came about and what it costs.
+
+    Attributes:
+        model: The smaller network; without single weights one of the same sizes, these zero and frozen.
+        plan: What was removed; `secateur.cut(original, plan)` makes the same network again, with
+            ``compensate=data, loss=loss`` where weights made up for it. Of weights their masks.
+        curve: One row per step of the plan.
+        before: Sizes, loss and accuracy of the original.
+        after: The same of the smaller network; `after.bytes` is the written file's size.
+        max_difference: The largest difference between its outputs and those of the gated original; where weights were
+            trained, those of the original's graph with its weights and the masks.
+        captured: The submodules of `model` whose own code cannot compute with the sizes left, and that compute by
+            their part of the captured graph instead, as in eval mode; ("",) if that is the whole network.
+    """
+
+    model: nn.Module
+    plan: Plan | WeightPlan
+    curve: tuple[Row, ...]
+    before: Sizes
+    after: Sizes
+    max_difference: float
+    captured: tuple[str, ...] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the network and its plan as .safetensors, whole or not at all; returns the bytes.
+
+        Raises:
+            ArgumentError: The path ends in something else.
+            ArtifactError: It cannot be written, or removed weights are no longer zero.
+        """
+        if isinstance(self.plan, Plan):
+            return safetensors.save(self.model, self.plan, path)
+        safetensors.check_path(path)
+        return safetensors.save_bytes(weights_to_bytes(self.model, self.plan.masks, self.plan.inputs), path)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write what happened as one .html file that needs nothing else, whole or not at all.
+
+        Args:
+            path: Where to write it; ends in .html or .htm.
+
+        Raises:
+            ArgumentError: The path ends in something else.
+            ArtifactError: It cannot be written.
+        """
+        from secateur.reporting.page import check_page, write  # matplotlib is slow to import, and only pages need it
+        from secateur.reporting.result_page import result_page
+
+        check_page(path)
+        write(result_page(self.plan, self.before, self.after, self.max_difference, self._form()), path)
+
+    def __str__(self) -> str:
+        sizes = f"before  {self.before}\nafter   {self.after}"
+        two = "cut and gated" if isinstance(self.plan, Plan) else "it and the graph with masked weights"
+        return f"{self.plan}\n\n{sizes}\n{two} differ by {self.max_difference:.1e}\n{self._form()}"
+
+    def _form(self) -> str:
+        if not self.captured:
+            return f"the network is a {type(self.model).__name__}, as it was"
+        if self.captured == ("",):
+            return "the network is its pruned graph: its own code cannot compute with the sizes left"
+        names = ", ".join(self.captured[:3]) + (" ..." if len(self.captured) > 3 else "")
+        return f"{len(self.captured)} of its modules compute by their pruned graph: {names}"
