@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import secateur as sc
 from cases import CASES
 from secateur.errors import ArgumentError, BudgetError
-from secateur.planning.budget import Budget
 from secateur.options import Ranking
+from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
 

@@ -155,26 +155,12 @@ def deep() -> nn.Sequential:
     return nn.Sequential(*mlp()[:4], nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 3))
 
 
-def test_without_room_for_all_batches_walks_start_again_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, walks = Made(deep(), 5, cuts=(7, 15, 16)), Compensation._walks
-    held, count = made.fit(MLP_GONE), []
-    monkeypatch.setattr(Compensation, "_fits_memory", lambda *_: False)
-    monkeypatch.setattr(Compensation, "_walks", lambda *given: count.append(1) or walks(*given))  # type: ignore[func-returns-value]
-    again = made.fit(MLP_GONE)
-    assert len(count) == 2  # the first one behind units takes what it took in the original
-    assert {*again} == {*held} == {f"{name}.{kind}" for name in (2, 4, 6) for kind in ("weight", "bias")}
-    for name, tensor in held.items():
-        assert torch.equal(again[name], tensor)
-
-
 def test_little_memory_restarts_walks_and_gives_the_same() -> None:
+    """A third of the cap holds no batch at a halt, so that the walks start again for each layer."""
     enough, little = Made(deep(), 5, cuts=(20,)), Made(deep(), 5, cuts=(20,), max_memory=17_000)
-    compensation = Compensator(little.gated, PLAIN)
-    assert not compensation._fits_memory([*compensation.layers])
-    assert Compensator(enough.gated, PLAIN)._fits_memory([*compensation.layers])
-    compensation.fit(little.gates(MLP_GONE))
+    assert {*little.fit(MLP_GONE)} == {f"{name}.{kind}" for name in (2, 4, 6) for kind in ("weight", "bias")}
     for name, tensor in enough.fit(MLP_GONE).items():
-        close(compensation.weights[name], tensor, 1e-12)
+        close(little.fit(MLP_GONE)[name], tensor, 1e-12)
 
 
 # ---------------------------------------------------------------- convolutions
@@ -286,22 +272,40 @@ def test_layers_that_keep_their_weights_are_known_too_if_asked(weighting: str) -
     assert all(torch.equal(compensation.weights[name], tensor) for name, tensor in before.items())
     fit, inputs, outputs = compensation.fitted[first]
     a = made.model[0](made.x).sigmoid().detach()
-    assert torch.equal(fit.weight[0], made.model[2].weight.T)
-    assert (inputs.tolist(), outputs.tolist()) == ([*range(9)], [*range(7)])
+    left = [1, 2, 4, 5, 6]  # of its outputs two are gone
+    assert torch.equal(fit.weight[0], made.model[2].weight[left].T)
+    assert (inputs.tolist(), outputs.tolist()) == ([*range(9)], left)
     close(fit.mean[0], a.mean(0), 1e-12)
     close(fit.second[0], (a - a.mean(0)).T @ (a - a.mean(0)) / len(a), 1e-12)
 
 
-def test_samples_count_the_same_where_memory_holds_no_moments_for_each_output() -> None:
+@pytest.mark.parametrize("removals", [(0,), (0, 3), (0, 3, 5, 6)])
+def test_a_fit_depends_on_gates_and_data_and_not_on_what_was_fitted_before(removals: tuple[int, ...]) -> None:
+    made = Made(deep(), 5, cuts=(13,))
+    used, fresh = Compensator(made.gated, PLAIN), Compensator(Made(deep(), 5, cuts=(13,)).gated, PLAIN)
+    for n in range(len(removals) + 1):
+        used.fit(made.gates({"0": (2, 7), "2": removals[:n]}), all_layers=True)
+    fresh.fit(made.gates({"0": (2, 7), "2": removals}))
+    for name, tensor in fresh.weights.items():
+        close(used.weights[name], tensor, 1e-12)
+
+
+def test_a_cap_that_holds_no_moments_for_each_output_names_the_least_that_works() -> None:
     made = Made(nn.Sequential(nn.Linear(5, 9), nn.Sigmoid(), nn.Linear(9, 3)), 5)
     needed, g = 3 * 8 * 8 * (9 + 3) ** 2, made.gates({"0": (1, 4)})
 
-    def weight(memory: int, weighting: str = "ggn") -> Tensor:
+    def weight(memory: int | None, weighting: str = "ggn") -> Tensor:
         gated = Gated(made.model, made.units, (made.x, made.t.argmax(1)), "cross_entropy", max_memory=memory)
         return compensated(gated, g, Compensation(RIDGE, weighting))["2.weight"]
 
-    close(weight(needed - 1), weight(needed, "none"))
-    assert (weight(needed) - weight(needed - 1)).abs().max() > 1e-4
+    with pytest.raises(ArgumentError) as raised:
+        weight(needed - 1)
+    assert str(raised.value) == (
+        "compensation: second moments of the 9 inputs of 2.weight take 27.6 kB, max_memory is 27.6 kB; "
+        f"use compensate=False or max_memory={needed}"
+    )
+    close(weight(needed), weight(None), 1e-12)
+    assert (weight(needed) - weight(needed, "none")).abs().max() > 1e-4
 
 
 # ---------------------------------------------------------------- units that never change
@@ -427,7 +431,7 @@ def test_moments_that_memory_has_no_room_for() -> None:
         made.fit(MLP_GONE)
     assert str(raised.value) == (
         "compensation: second moments of the 9 inputs of 2.weight take 16.4 kB, max_memory is 16.4 kB; "
-        "use compensate=False"
+        "use compensate=False or max_memory=16384"
     )
     assert 8 * 8 * (9 + 7) ** 2 == 16_384
     Compensator(Made(mlp(), 5, max_memory=16_384).gated)

@@ -17,7 +17,7 @@ from secateur.saliency.compensation import Compensator
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.layers import Layer, find_layers
 from secateur.saliency.losses import LOSSES, find_loss
-from secateur.saliency.original import FEW, curvature, last_layers, trace, weights
+from secateur.saliency.original import FEW, curvature, draws_of, last_layers, trace, weights
 
 Loss = Any
 
@@ -249,7 +249,7 @@ class Transposing(nn.Module):
         return self.last(torch.tanh(y).mean(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.rest(x + self.attention(x, x, x, need_fit=False)[0])
+        return self.rest(x + self.attention(x, x, x, need_weights=False)[0])
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ class Transposing(nn.Module):
 def test_curvature_of_a_layer_that_has_the_samples_second(loss: Loss) -> None:
     made = Made(Transposing(), (4, 6), loss)
     assert [one.weight for one in made.layers] == ["attention.out_proj.weight"]
-    y = (made.x + made.model.attention(made.x, made.x, made.x, need_fit=False)[0]).detach()
+    y = (made.x + made.model.attention(made.x, made.x, made.x, need_weights=False)[0]).detach()
     j = jacobians(lambda shift: made.model.rest(y + shift), y)
     assert_same(made.curvature()["attention.out_proj.weight"], dense(j, hessians(loss, made.out, made.t)))
 
@@ -391,7 +391,8 @@ def weights_of_rows(made: Made, curved: Tensor) -> Tensor:
 def found_weights(made: Made, layers: list[Layer]) -> dict[Layer, Tensor]:
     """Of all batches."""
     traced = [(batch, trace(made.gated, batch, (), made.ones, layers)) for batch in made.gated.cached]
-    found = [weights(made.gated, batch, layers, values) for batch, values in traced]
+    draw = draws_of(made.gated)
+    found = [weights(made.gated, batch, layers, values, draw) for batch, values in traced]
     return {layer: torch.cat([one[layer] for one in found]) for layer in found[0]}
 
 

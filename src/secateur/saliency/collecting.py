@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.saliency.gates import Gated
 from secateur.saliency.layers import Layer
-from secateur.saliency.original import trace, weights
+from secateur.saliency.original import draws_of, trace, weights
 from secateur.saliency.regression import Moments
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
@@ -73,9 +73,10 @@ def in_original(gated: Gated, g: Tensor, layers: Sequence[Layer], weighted: Sequ
     """
     moments = {layer: Moments(layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
     operands = {layer: layer.operand(layer.call) for layer in layers}
+    draw = draws_of(gated)
     for batch, place in zip(gated.cached, places(gated), strict=True) if layers else ():
         values = trace(gated, batch, operands.values(), g, weighted)
-        weight = weights(gated, batch, weighted, values)
+        weight = weights(gated, batch, weighted, values, draw)
         for layer in layers:
             value = values[gated.graph.copies[operands[layer]]].detach()
             collect(moments[layer], layer, value, place, None, weight.get(layer))

@@ -25,7 +25,7 @@ from secateur.saliency.gates import Gated, masks, ones
 from secateur.saliency.layers import Layer, find_layers, layers_of
 from secateur.saliency.memory import bytes_of, free_memory
 from secateur.saliency.norms import Norm, Statistics, find_norms
-from secateur.saliency.original import last_layers, trace, weights
+from secateur.saliency.original import draws_of, last_layers, trace, weights
 from secateur.saliency.regression import Fit, Moments, fit
 from secateur.structure.inputs import named_tensors
 from secateur.structure.left import Left
@@ -192,10 +192,11 @@ class Compensator:
     def _walks(self, narrow: Gated, g: Tensor, stops: list[Layer | Norm]) -> Iterator[Walk]:
         layers = [stop for stop in stops if isinstance(stop, Layer)]
         weighted, calls = [one for one in self._weighted if one in layers], [one.call for one in layers]
+        draw = draws_of(self.original)
         halts = {narrow.graph.copies[stop.call] for stop in stops}
         for batch, shrunk, place in zip(self.original.cached, narrow.cached, self._batches, strict=True):
             values = trace(self.original, batch, calls, self.ones, weighted)
-            weight = weights(self.original, batch, weighted, values)
+            weight = weights(self.original, batch, weighted, values, draw)
             given = {one: one.targets(values[self.original.graph.copies[one.call]].detach()) for one in layers}
             steps = narrow.graph.walk(shrunk.frontier, g, halts, ())
             yield Walk(steps, {one: (z, weight.get(one)) for one, z in given.items()}, place)

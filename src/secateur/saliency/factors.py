@@ -25,6 +25,8 @@ from secateur.saliency.losses import (
     squared_error,
 )
 
+TINY = 2.0**-54  # below any draw but 0, whose normal would be infinite
+
 
 class Factor(NamedTuple):
     """One term λ u uᵀ for every sample: λ [N], and u by the output tensors that it belongs to, [N, ...] each."""
@@ -166,7 +168,9 @@ def _positions_scale(out: Tensor, targets: Tensor) -> Tensor:
 
 
 def _drawn_normal(out: Tensor, targets: Any, generator: torch.Generator) -> Tensor:
-    return torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    uniform = torch.rand(out.shape, generator=generator, dtype=torch.float64)  # unlike randn the same in pieces
+    normal: Tensor = torch.special.ndtri(uniform.clamp(min=TINY))
+    return normal.to(out)
 
 
 def _drawn_bernoulli(out: Tensor, targets: Any, generator: torch.Generator) -> Tensor:

@@ -48,9 +48,10 @@ def curvature(gated: Gated, layers: Sequence[Layer], g: Tensor) -> dict[Layer, T
         return {}
     sizes = {one: gated.graph.left.count(one.outputs) for one in layers}
     found = {one: torch.zeros(n, n, dtype=torch.float64, device=g.device) for one, n in sizes.items()}
+    draw = draws_of(gated)
     for batch in gated.cached:
         try:
-            for layer, rows in pulled(gated, batch, layers, trace(gated, batch, (), g, layers)):
+            for layer, rows in pulled(gated, batch, layers, trace(gated, batch, (), g, layers), draw):
                 found[layer] += (rows.T @ rows).double() * (batch.share / batch.size)
         except NoCurvatureError:
             return {}
@@ -66,7 +67,7 @@ def trace(
 
 
 def pulled(
-    gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any]
+    gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
 ) -> Iterator[tuple[Layer, Tensor]]:
     """√λ_n J_nᵀu_n [M, O] at every position of the layers' outputs, for each factor λ u uᵀ of the loss's curvature."""
     with torch.enable_grad():
@@ -74,14 +75,19 @@ def pulled(
         given = [values[gated.graph.copies[one.call]] for one in layers]
         evaluate(gated.loss_function, out, batch.targets)
         positions = any(one.ndim > 2 for one in given)
-        for factor in _factors(gated, out, batch.targets, positions):
+        for factor in _factors(gated, out, batch.targets, positions, draw):
             root = factor.weight.clamp(min=0).sqrt()
             vectors = [u * root.to(u).reshape(-1, *[1] * (u.ndim - 1)) for u in factor.vectors]
             for layer, slope in zip(layers, backward(factor.tensors, vectors, given), strict=True):
                 yield layer, layer.targets(slope)
 
 
-def _factors(gated: Gated, out: Any, targets: Any, positions: bool) -> Iterator[Factor]:
+def draws_of(gated: Gated) -> torch.Generator:
+    """Return what draws targets in one pass over the data: the same ones however the data are cut into batches."""
+    return torch.Generator().manual_seed(gated.generator.initial_seed())
+
+
+def _factors(gated: Gated, out: Any, targets: Any, positions: bool, draw: torch.Generator) -> Iterator[Factor]:
     """Exact ones, or of a loss with a name one that is drawn, where outputs are many or layers have positions.
 
     Raises:
@@ -89,8 +95,7 @@ def _factors(gated: Gated, out: Any, targets: Any, positions: bool) -> Iterator[
     """
     loss, width = gated.loss_function, sum(one[:1].numel() for one in float_outputs(out))
     if (width > FEW or positions) and loss in LOSSES.values():
-        generator = torch.Generator().manual_seed(gated.generator.initial_seed())  # each time the same draws
-        yield from sampled_factors(loss, out, targets, generator, 1)
+        yield from sampled_factors(loss, out, targets, draw, 1)
         return
     try:
         yield from exact_factors(loss, out, targets)
@@ -98,7 +103,9 @@ def _factors(gated: Gated, out: Any, targets: Any, positions: bool) -> Iterator[
         raise NoCurvatureError from error
 
 
-def weights(gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any]) -> dict[Layer, Tensor]:
+def weights(
+    gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
+) -> dict[Layer, Tensor]:
     """How much the loss minds each number that some layers give: the diagonals of J_nᵀ L_n J_n [M, O].
 
     Where outputs are many or layers have positions, an estimate by one drawn target, as in `curvature`.
@@ -108,13 +115,14 @@ def weights(gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[f
         batch: The samples.
         layers: Which.
         values: As `trace` gives them for these layers.
+        draw: From `draws_of`, at the start of the pass over the data.
 
     Returns:
         By layer; empty where samples of the loss have no curvature of their own.
     """
     found: dict[Layer, Tensor] = {}
     try:
-        for layer, rows in pulled(gated, batch, layers, values) if layers else ():
+        for layer, rows in pulled(gated, batch, layers, values, draw) if layers else ():
             found[layer] = rows.square() + found.get(layer, 0)
     except NoCurvatureError:
         return {}
