@@ -434,7 +434,7 @@ def test_moments_that_memory_has_no_room_for() -> None:
         "use compensate=False or max_memory=16384"
     )
     assert 8 * 8 * (9 + 7) ** 2 == 16_384
-    Compensator(Made(mlp(), 5, max_memory=16_384).gated)
+    Compensator(Made(mlp(), 5, max_memory=16_384).gated, PLAIN)
     with pytest.raises(ArgumentError, match=r"second moments of the 20 inputs of 2\.weight take 36\.9 kB"):
         Compensator(Made(convolutions(), 2, 6, 6, max_memory=20_000).gated)
 
