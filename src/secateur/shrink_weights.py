@@ -20,6 +20,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import State
 from secateur.planning.removals import Operated, Ordered, Removals
 from secateur.planning.weight_plan import WeightPlan, WeightStep
+from secateur.saliency.losses import check_start
 from secateur.saliency.surgeon import Surgeon
 from secateur.saliency.weight_criterion import WeightCriterion, find_weight_criterion, saliencies_of, weights_of
 from secateur.saliency.weights import Weights
@@ -87,6 +88,7 @@ class WeightLoop:
         self.kept = torch.ones_like(self.sets, dtype=torch.bool)
         self.steps: list[WeightStep] = []
         self.start = self._state()
+        check_start(self.start.loss)
         budget.check_measured(self.start)
 
     def run(self, rounds: int, on_round: OnRound) -> WeightPlan:

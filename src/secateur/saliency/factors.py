@@ -16,14 +16,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from secateur.errors import DataError
-from secateur.saliency.losses import (
-    LossFunction,
-    binary_cross_entropy,
-    cross_entropy,
-    differentiable,
-    logits_of,
-    squared_error,
-)
+from secateur.saliency.loss_inputs import logits_of
+from secateur.saliency.losses import LossFunction, binary_cross_entropy, cross_entropy, differentiable, squared_error
 
 
 class Factor(NamedTuple):
@@ -248,7 +242,8 @@ def _slopes(loss: LossFunction, outputs: Any, targets: Any) -> tuple[list[Tensor
     given = tree_leaves(outputs)
     tensors = list({id(o): o for o in given if isinstance(o, Tensor) and o.is_floating_point()}.values())
     leaves = {id(o): o.detach().requires_grad_() for o in tensors}
-    again = tree_unflatten([leaves.get(id(o), o) for o in given], tree_structure(outputs))
+    copies = {key: leaf.clone() for key, leaf in leaves.items()}  # a leaf that a loss changes is an error of PyTorch's
+    again = tree_unflatten([copies.get(id(o), o) for o in given], tree_structure(outputs))
     n, own = _samples(tensors), list(leaves.values())
     mean = differentiable(loss, again, targets)
     return tensors, own, _row(n * mean, own, create_graph=True)
