@@ -102,13 +102,14 @@ def _is_pair(data: Any) -> bool:
 
 
 def _chunks(data: Any, chunk: int, name: str) -> Iterator[tuple[Any, Any]]:
-    call, targets = map_tensors(as_call(data[0]), lambda t: _dense(t, name)), data[1]
-    n = batch_size(call)
+    call = map_tensors(as_call(data[0]), lambda t: _dense(t, name))
+    targets = None if data[1] is None else _dense(data[1], name)
+    n = batch_size(call, f"{name}: ")
     _check_number(n, targets, name)
     for start in range(0, n, chunk):
         here = slice(start, start + chunk)
         part = map_tensors(call, lambda t, here=here: t[here] if t.ndim else t)
-        yield part[1] or part[0], targets[here] if isinstance(targets, Tensor) else targets
+        yield part[1] or part[0], None if targets is None else targets[here]
 
 
 def _split(item: Any, where: str) -> tuple[Any, Any]:

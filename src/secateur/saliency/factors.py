@@ -242,8 +242,7 @@ def _slopes(loss: LossFunction, outputs: Any, targets: Any) -> tuple[list[Tensor
     given = tree_leaves(outputs)
     tensors = list({id(o): o for o in given if isinstance(o, Tensor) and o.is_floating_point()}.values())
     leaves = {id(o): o.detach().requires_grad_() for o in tensors}
-    copies = {key: leaf.clone() for key, leaf in leaves.items()}  # a leaf that a loss changes is an error of PyTorch's
-    again = tree_unflatten([copies.get(id(o), o) for o in given], tree_structure(outputs))
+    again = tree_unflatten([leaves.get(id(o), o) for o in given], tree_structure(outputs))
     n, own = _samples(tensors), list(leaves.values())
     mean = differentiable(loss, again, targets)
     return tensors, own, _row(n * mean, own, create_graph=True)

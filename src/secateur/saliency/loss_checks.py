@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,13 +12,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import DataError
 from secateur.saliency.data import Batch
-from secateur.saliency.losses import LOSSES, LossFunction, evaluate
+from secateur.saliency.losses import LOSSES, LossFunction, value_of
 from secateur.structure.capture import Captured
 from secateur.structure.inputs import map_tensors
 from secateur.structure.run import run, tolerance
 
 BATCHES = 8  # that samples are taken from, spread over all: data may be sorted
-SAMPLES = 16  # of each
+SAMPLES = 32  # of each
 PIECE = 7  # samples: a number by which classes that take turns are shared out unevenly
 
 
@@ -58,20 +59,11 @@ def _check_mean(loss: LossFunction, captured: Captured, model: nn.Module, batche
     Raises:
         DataError: It is not: results would depend on how the samples come in batches.
     """
-    chosen = sorted({i * (len(batches) - 1) // (BATCHES - 1) for i in range(BATCHES)})
     try:
-        with torch.no_grad():
-            samples = _joined([_some(batches[i], captured, model) for i in chosen])
-            n = _count(samples)
-            pieces = torch.arange(n).tensor_split(max(2, n // PIECE))
-            whole = evaluate(loss, *samples).double()
-            losses = torch.stack([evaluate(loss, *_take(samples, rows, n)).double() for rows in pieces])
+        n, whole, mean, rounding = _together_and_in_pieces(loss, captured, model, batches)
     except (NotSplitError, DataError):  # what is wrong with the loss besides is told where it is used
         return
-    mean = (losses * losses.new_tensor([len(rows) / n for rows in pieces])).sum()
-    if whole.isfinite() and not (mean - whole).abs() <= tolerance(model) * torch.maximum(
-        whole.abs(), losses.abs().max()
-    ):
+    if math.isfinite(whole) and not abs(mean - whole) <= rounding:
         raise DataError(
             f"loss: it is not a mean over samples: {whole:.6g} for {n} samples together, {mean:.6g} on average over "
             "them in pieces, so that results would depend on the batches. Divide by the number of samples "
@@ -80,9 +72,29 @@ def _check_mean(loss: LossFunction, captured: Captured, model: nn.Module, batche
         )
 
 
-def _some(batch: Batch, captured: Captured, model: nn.Module) -> tuple[Any, Any]:
+def _together_and_in_pieces(
+    loss: LossFunction, captured: Captured, model: nn.Module, batches: list[Batch]
+) -> tuple[int, float, float, float]:
+    """Return how many samples are drawn, their loss, the mean over their pieces, and how far rounding may part both.
+
+    Raises:
+        DataError: The loss does not take them.
+        NotSplitError: Samples cannot be told apart.
+    """
+    chosen = sorted({i * (len(batches) - 1) // (BATCHES - 1) for i in range(BATCHES)})
+    with torch.no_grad():
+        samples = _joined([_some(batches[i], captured, model, seed=i) for i in chosen])
+        n = _count(samples)
+        pieces = torch.arange(n).tensor_split(max(2, n // PIECE))
+        whole = value_of(loss, *samples).double().item()
+        losses = [value_of(loss, *_take(samples, rows, n)).double().item() for rows in pieces]
+    mean = sum(len(rows) / n * one for rows, one in zip(pieces, losses, strict=True))
+    return n, whole, mean, tolerance(model) * max(abs(one) for one in (whole, *losses))
+
+
+def _some(batch: Batch, captured: Captured, model: nn.Module, seed: int) -> tuple[Any, Any]:
     """Return outputs and targets of samples drawn from a batch, which runs whole where its size is fixed."""
-    rows = torch.randperm(batch.size, generator=torch.Generator().manual_seed(0))[:SAMPLES]
+    rows = torch.randperm(batch.size, generator=torch.Generator().manual_seed(seed))[:SAMPLES]
     targets = _take(batch.targets, rows, batch.size)
     if captured.spec.fixed is not None:
         return _take(run(captured, model, batch.call), rows, batch.size), targets

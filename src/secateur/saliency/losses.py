@@ -119,18 +119,29 @@ def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
     """Return the loss of one batch.
 
     Raises:
-        DataError: It is not one number, or NaN; the function fails, or changes what it is given.
+        DataError: As `value_of`, or it is NaN.
+    """
+    value = value_of(loss, outputs, targets)
+    if bool(value.isnan()):
+        raise DataError("loss: it is NaN on this data")
+    return value
+
+
+def value_of(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+    """Return the loss of some samples, NaN or not.
+
+    Raises:
+        DataError: It is not one number; the function fails, or changes what it is given.
     """
     before = {"outputs": _versions(outputs), "targets": _versions(targets)}
     value = _call(loss, outputs, targets)
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise DataError(f"loss: expected the mean over the batch, one number, got {shape}")
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        got = "a complex one" if isinstance(value, Tensor) and value.is_complex() else got
+        raise DataError(f"loss: expected the mean over the batch, one number, got {got}")
     for name, after in (("outputs", _versions(outputs)), ("targets", _versions(targets))):
         if after != before[name]:
             raise DataError(f"loss: it changes its {name} in place; let it work on a copy, {name}.clone()")
-    if bool(value.isnan()):
-        raise DataError("loss: it is NaN on this data")
     return value.reshape(())
 
 
@@ -224,11 +235,11 @@ def correct(loss: LossFunction, outputs: Any, targets: Any) -> Tensor | None:
         given = logits_of(outputs)
     except DataError:
         return None
-    if not isinstance(targets, Tensor):
+    if not isinstance(targets, Tensor) or targets.is_complex():
         return None
     if loss is not binary_cross_entropy and given.ndim > 1 and given.shape[1] > 1:
         if not targets.is_floating_point() and targets.shape == (given.shape[0], *given.shape[2:]):
-            return given.argmax(1) == targets
+            return given.argmax(1) == targets.long()
         if targets.shape == given.shape and _one_hot(targets):
             return given.argmax(1) == targets.argmax(1)
         return None

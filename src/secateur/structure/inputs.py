@@ -258,7 +258,7 @@ def _describe(tensor: Tensor) -> TensorSpec:
     if tensor.is_floating_point() or not tensor.numel():
         return TensorSpec(dtype, shape)
     rows = tensor[:8].detach().cpu().clone() if tensor.ndim else None
-    return TensorSpec(dtype, shape, int(tensor.min()), int(tensor.max()), rows)
+    return TensorSpec(dtype, shape, int(tensor.long().min()), int(tensor.long().max()), rows)
 
 
 def _plain(value: Any) -> Any:
