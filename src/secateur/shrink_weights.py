@@ -54,7 +54,9 @@ def shrink_weights(
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
     weights = weights_of(network, data, loss, units, seed, max_memory)
-    measured = weights if validation is None else weights_of(network, validation, loss, units, seed, max_memory)
+    measured = (
+        weights if validation is None else weights_of(network, validation, loss, units, seed, max_memory, "validation")
+    )
     plan = WeightLoop(weights, measured, units, found, budget, retrain).run(rounds, on_round)
     changed = retrain is not None or found.compensates
     return network, plan, check_masked(network if changed else model, network, units.captured, plan.masks, call)

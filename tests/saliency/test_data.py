@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from secateur import find_units, score
+from secateur import Budget, find_units, score, shrink
 from secateur.errors import DataError
 from secateur.saliency.data import CHUNK, Batch, batches, first_inputs
 from secateur.saliency.gates import Gated, ones
@@ -341,7 +341,11 @@ def test_the_error_calls_the_data_as_it_is_told() -> None:
         lambda data: list(batches(model, data, captured=units.captured, name="validation")),
         lambda data: Gated(model, units, data, "squared_error", name="validation"),
         lambda data: Weights(model, units.captured, data, "squared_error", name="validation"),
-    ):
+        lambda data: shrink(
+            model, (x, t), "squared_error", Budget(remove_units=1), validation=data, granularity="weight",
+            progress=False,
+        ),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=r"^validation: batch 0: inputs of shape \(2, 5\), the model was captured"):
             use(wide)
         with pytest.raises(DataError, match=r"^validation: 4 inputs, but 3 targets$"):

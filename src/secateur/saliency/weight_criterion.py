@@ -79,8 +79,9 @@ def find_weight_criterion(name: str, data: Any, loss: Any) -> WeightCriterion:
 
 
 def weights_of(
-    model: nn.Module, data: Any, loss: Any, units: Units | None, seed: int, max_memory: int | str | None
-) -> Weights:
+    model: nn.Module, data: Any, loss: Any, units: Units | None, seed: int, max_memory: int | str | None,
+    name: str = "data",
+) -> Weights:  # fmt: skip
     """E as a function of the model's weights; the graph is that of the units, or captured with the first batch.
 
     Raises:
@@ -91,7 +92,7 @@ def weights_of(
     else:
         units.check_model(model)
         captured = units.captured
-    weights = Weights(model, captured, data, loss, seed, max_memory)
+    weights = Weights(model, captured, data, loss, seed, max_memory, name)
     if not weights.removable:
         raise ModelError("granularity='weight': the model uses no parameter of two dimensions or more")
     return weights
