@@ -290,7 +290,8 @@ def test_outputs_in_a_tuple_and_several_positional_inputs_are_taken(wrap: Callab
     torch.manual_seed(0)
     model, x, y = Several().double(), torch.randn(5, 3).double(), torch.randn(5, 3).double()
     targets = torch.tensor([0, 1, 1, 0, 1])
-    result = sc.shrink(model, ((x, y), targets), "cross_entropy", sc.Budget(remove_units=3), progress=False)
+    loss = lambda o, t: F.cross_entropy(o[0], t)  # noqa: E731
+    result = sc.shrink(model, ((x, y), targets), loss, sc.Budget(remove_units=3), progress=False)
     assert result.after.loss == pytest.approx(F.cross_entropy(result.model(x, y)[0], targets).item(), abs=1e-12)
     assert isinstance(result.model(x, y), wrap)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.removals import Operated, Ordered, Removals
 from secateur.planning.state import State
 from secateur.planning.weight_plan import WeightPlan, WeightStep
+from secateur.saliency.losses import check_start
 from secateur.saliency.question import Question
 from secateur.saliency.surgeon import Surgeon
 from secateur.saliency.weight_criterion import WeightCriterion, find_weight_criterion, saliencies_of, weights_of
@@ -82,8 +83,8 @@ def shrink_weights(
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
     asked = question.for_model(network, units)
-    weights = weights_of(asked, asked.data)
-    measured = weights if asked.validation is None else weights_of(asked, asked.validation)
+    weights = weights_of(asked)
+    measured = weights if asked.validation is None else weights_of(asked, "validation")
     plan = WeightLoop(weights, measured, units, found, budget, loop.retrain).run(loop.rounds, on_round)
     changed = loop.retrain is not None or found.compensates
     reference = network if changed else model
@@ -118,6 +119,7 @@ class WeightLoop:
         self.kept = torch.ones_like(self.sets, dtype=torch.bool)
         self.steps: list[WeightStep] = []
         self.start = self._state()
+        check_start(self.start.loss)
         budget.check_measured(self.start)
 
     def run(self, rounds: int, on_round: OnRound) -> WeightPlan:

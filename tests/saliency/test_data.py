@@ -1,16 +1,18 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from secateur import find_units, score
+from secateur import Budget, find_units, score, shrink
 from secateur.errors import DataError
 from secateur.saliency.data import CHUNK, Batch, batches, first_inputs
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import squared_error
+from secateur.saliency.weights import Weights
 
 
 class TwoInputs(nn.Module):
@@ -221,13 +223,15 @@ def test_nan_in_any_of_several_inputs_is_refused() -> None:
     ("item", "name"),
     [
         (torch.ones(2, 3), "Tensor"),
-        ((torch.ones(2, 3),), "tuple"),
-        ([torch.ones(2, 3)] * 3, "list"),
-        ({"x": torch.ones(2, 3)}, "dict"),
+        ((torch.ones(2, 3),), "tuple of 1"),
+        ([torch.ones(2, 3)] * 3, "list of 3"),
+        ({"x": torch.ones(2, 3), "label": 1}, "dict with x, label"),
+        ({}, "dict with nothing"),
+        (np.ones(3), "ndarray"),
         ("xy", "str"),
         (None, "NoneType"),
     ],
-    ids=["tensor", "one", "three", "no labels", "text", "none"],
+    ids=["tensor", "one", "three", "no labels", "nothing", "array", "text", "none"],
 )
 def test_a_batch_of_another_form_is_refused(item: object, name: str) -> None:
     with pytest.raises(DataError) as caught:
@@ -237,7 +241,20 @@ def test_a_batch_of_another_form_is_refused(item: object, name: str) -> None:
 
 @pytest.mark.parametrize("use", [lambda d: list(batches(network(), d)), first_inputs], ids=["batches", "first"])
 @pytest.mark.parametrize(
-    ("given", "name"), [(5, "int"), (torch.ones(2, 3), "Tensor"), (len, "builtin_function_or_method")]
+    ("given", "name"),
+    [
+        (5, "int"),
+        (torch.ones(2, 3), "Tensor"),
+        (len, "builtin_function_or_method"),
+        ({"input": torch.ones(2, 3), "labels": torch.ones(2)}, "dict"),
+        ((np.ones((2, 3)), np.ones(2)), "(ndarray, ndarray)"),
+        ((torch.ones(2, 3), np.ones(2)), "(Tensor, ndarray)"),
+        ([torch.ones(2, 3), [0, 1]], "(Tensor, list)"),
+        (
+            TensorDataset(torch.ones(2, 3), torch.ones(2)),
+            "single samples, a TensorDataset: put it into a torch.utils.data.DataLoader",
+        ),
+    ],
 )
 def test_what_is_no_data_is_refused(use: Callable[..., Any], given: object, name: str) -> None:
     with pytest.raises(DataError) as caught:
@@ -297,6 +314,158 @@ def test_targets_keep_their_values_where_the_inputs_are_integers() -> None:
 def test_data_are_moved_to_the_device_of_the_model() -> None:
     (batch,) = batches(network().cuda(), samples(3))
     assert batch.call[0][0].device.type == batch.targets.device.type == "cuda"
+
+
+def later(x: Tensor, t: Tensor, *more: tuple[Any, Any]) -> list[tuple[Any, Any]]:
+    return [(x, t), (x[:0], t[:0]), *more]
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 2), (2,), (2, 3, 1)], ids=str)
+def test_inputs_of_another_shape_than_the_example_s_are_refused(shape: tuple[int, ...]) -> None:
+    model, (x, t) = network(), samples(4)
+    data = later(x, t, (torch.zeros(shape), t[:2]))
+    for use in (
+        lambda: score(model, data, "squared_error"),
+        lambda: score(model, data, "squared_error", granularity="weight"),
+        lambda: list(batches(model, data, captured=find_units(model, x).captured)),
+    ):
+        with pytest.raises(DataError) as caught:
+            use()
+        assert str(caught.value) == (f"data: batch 2: inputs of shape {shape}, the model was captured for (samples, 3)")
+
+
+def test_the_error_calls_the_data_as_it_is_told() -> None:
+    model, (x, t) = network(), samples(4)
+    units, wide = find_units(model, x), [(torch.zeros(2, 5), t[:2])]
+    for use in (
+        lambda data: list(batches(model, data, captured=units.captured, name="validation")),
+        lambda data: Gated(model, units, data, "squared_error", name="validation"),
+        lambda data: Weights(model, units.captured, data, "squared_error", name="validation"),
+        lambda data: shrink(
+            model, (x, t), "squared_error", Budget(remove_units=1), validation=data, granularity="weight",
+            progress=False,
+        ),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=r"^validation: batch 0: inputs of shape \(2, 5\), the model was captured"):
+            use(wide)
+        with pytest.raises(DataError, match=r"^validation: 4 inputs, but 3 targets$"):
+            use((x, t[:3]))
+        with pytest.raises(DataError, match=r"^validation: the inputs of batch 0 hold NaN"):
+            use([(x / 0 * 0, t)])
+        with pytest.raises(DataError, match=r"^validation: there is no sample in it$"):
+            use([])
+        with pytest.raises(DataError, match=r"^validation: expected \(inputs, targets\) as tensors"):
+            use(5)
+        with pytest.raises(DataError, match=r"^validation: a generator can be read only once"):
+            use(item for item in [(x, t)])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex128], ids=str)
+def test_inputs_of_another_kind_than_the_example_s_are_refused(dtype: torch.dtype) -> None:
+    model, (x, t) = network(), samples(4)
+    with pytest.raises(DataError) as caught:
+        score(model, later(x, t, (x.to(dtype), t)), "squared_error")
+    assert str(caught.value) == f"data: batch 2: inputs of {dtype}, the model was captured for torch.float64"
+
+
+def test_other_inputs_than_the_example_s_are_refused() -> None:
+    torch.manual_seed(0)
+    model, x, z, t = TwoInputs().double(), torch.ones(2, 3), torch.ones(2, 2), torch.ones(2, 2)
+    named = [({"x": x, "z": z}, t)]
+    start = "data: batch 1: inputs"
+    for other, text in (
+        ({"x": x}, r": expected 0 positional, keywords ['x', 'z'] as in the example, got 0 positional, keywords ['x']"),
+        (
+            {"x": x, "y": z},
+            ": expected 0 positional, keywords ['x', 'z'] as in the example, got 0 positional, keywords ['x'",
+        ),
+        ((x, z), ": expected 0 positional, keywords ['x', 'z'] as in the example, got 2 positional, keywords []"),
+        ({"x": x, "z": x}, "['z'] of shape (2, 3), the model was captured for (samples, 2)"),
+        ({"x": x, "z": 1.0}, "['z']: captured with a tensor, got 1.0"),
+        ({"x": x, "z": z.numpy()}, "['z']: captured with a tensor, got array("),
+        ({"x": x, "z": z[:1]}, ": expected one number of samples in the first dimension, got [1, 2]"),
+    ):
+        with pytest.raises(DataError) as caught:
+            score(model, [*named, (other, t)], "squared_error")
+        assert str(caught.value).startswith(start + text)
+
+
+def test_inputs_that_are_no_tensors_are_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        list(batches(network(), [(np.ones((2, 3)), torch.ones(2, 2))]))
+    forms = "a tensor, a tuple of positional inputs or a dict of keyword inputs"
+    assert str(caught.value) == f"data: batch 0: expected as inputs {forms}, got ndarray"
+
+
+class Words(nn.Module):
+    """The mean of looked-up rows, some of them behind a shift."""
+
+    def __init__(self, shift: int = 0) -> None:
+        super().__init__()
+        self.table, self.a, self.b, self.shift = nn.Embedding(7, 4), nn.Linear(4, 5), nn.Linear(5, 2), shift
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(self.table(words + self.shift).mean(1))))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8], ids=str)
+def test_whole_numbers_of_a_smaller_type_are_taken(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, words, t = Words().double(), torch.tensor([[1, 2], [3, 4], [5, 6]]), torch.ones(3, 2)
+    mixed = [(words[:1], t[:1]), (words[1:].to(dtype), t[1:])]
+    got, wanted = (score(model, data, "squared_error") for data in (mixed, [(words[:1], t[:1]), (words[1:], t[1:])]))
+    assert all(got[name].equal(wanted[name]) for name in wanted)
+    small = [(words[:1].to(torch.uint8).to(torch.int32), t[:1]), (words[1:], t[1:])]
+    with pytest.raises(
+        DataError, match=r"^data: batch 1: inputs of torch.int64, the model was captured for torch.int32"
+    ):
+        score(model, small, "squared_error")
+
+
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+@pytest.mark.parametrize(
+    ("shift", "words", "rows"),
+    [(0, [0, 7], "0 to 7"), (0, [-1, 6], "-1 to 6"), (2, [-2, 5], "0 to 7"), (2, [-3, 0], "-1 to 2")],
+)
+def test_rows_that_a_table_has_not_are_refused(granularity: str, shift: int, words: list[int], rows: str) -> None:
+    torch.manual_seed(0)
+    model, t = Words(shift).double(), torch.ones(1, 2)
+    edges = [(torch.tensor([one]) - shift, t) for one in ([0, 1], [0, 6])]
+    assert score(model, edges, "squared_error", granularity=granularity)
+    with pytest.raises(DataError) as caught:
+        score(model, [*edges, (torch.tensor([words]), t)], "squared_error", granularity=granularity)
+    assert str(caught.value) == f"data: batch 2: inputs: rows {rows} of table.weight are looked up, it has 0 to 6"
+
+
+@pytest.mark.parametrize("loss", ["squared_error", nn.MSELoss()], ids=["named", "own"])
+@pytest.mark.parametrize("criterion", ["oracle", "taylor1", "hessian", "ggn", "obs"])
+@pytest.mark.parametrize("how", ["asking", "inference"])
+def test_tensors_that_something_computed_are_taken_by_their_values(loss: Any, criterion: str, how: str) -> None:
+    model, teacher, (x, _) = network(), network(), samples(5)
+    with torch.no_grad():
+        teacher[0].weight.mul_(2)
+    if how == "asking":
+        x, t = x.requires_grad_(), teacher(x)
+    else:
+        with torch.inference_mode():
+            x, t = x.clone(), teacher(x)
+    plain = samples(5)[0], torch.tensor(t.tolist(), dtype=torch.float64)
+    got, wanted = (score(model, data, loss, criterion=criterion)["0"] for data in ((x, t), plain))
+    assert got.equal(wanted)
+    assert x.grad is None
+    (batch,) = batches(model, (x, t))
+    assert not any(tensor.requires_grad or tensor.is_inference() for tensor in (batch.call[0][0], batch.targets))
+
+
+@pytest.mark.parametrize("which", ["inputs", "targets"])
+@pytest.mark.parametrize("form", ["pair", "batches"])
+def test_sparse_tensors_are_refused(which: str, form: str) -> None:
+    x, t = (
+        one.to_sparse() if name == which else one for name, one in zip(("inputs", "targets"), samples(3), strict=True)
+    )
+    where = "data" if form == "pair" else "data: batch 0"
+    with pytest.raises(DataError, match=rf"^{where}: expected dense tensors, got one of layout torch.sparse_coo$"):
+        list(batches(network(), (x, t) if form == "pair" else [(x, t)]))
 
 
 def test_a_large_pair_is_run_in_chunks_and_is_the_same_dataset() -> None:

@@ -293,7 +293,7 @@ def test_what_was_not_given_is_missed_when_it_is_asked_for() -> None:
 
 def test_data_of_another_form_than_the_example_are_refused() -> None:
     case, units = built("two_hidden")
-    with pytest.raises(DataError, match=r"^inputs: expected 1 positional, keywords \[\] as in the example, got 2 pos"):
+    with pytest.raises(DataError, match=r"^data: batch 0: inputs: expected 1 positional, keywords \[\] as in the"):
         Gated(case.model, units, [((case.x, case.x), case.y)], "cross_entropy")
 
 

@@ -202,3 +202,83 @@ def test_inputs_are_not_guessed_of_another_model(model: nn.Module) -> None:
         ModelError, match=r"^the model's inputs are not known: give example inputs, to Plan\.from_kept or as --data$"
     ):
         InputSpec.guess(model)
+
+
+FORM = InputSpec.of(((X, 3), {"y": Y, "scale": torch.tensor(2.0)}))
+
+
+def test_a_call_of_the_example_s_form_is_returned_as_it_is() -> None:
+    x, y, scale = torch.ones(9, 2).double(), torch.ones(9, 3), torch.tensor(5.0)
+    args, kwargs = FORM.match(((x, 3), {"scale": scale, "y": y}))
+    assert args[0] is x
+    assert args[1] == 3
+    assert kwargs["y"] is y
+    assert kwargs["scale"] is scale
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            ((X,), {"y": Y, "scale": X[0, 0]}),
+            "inputs: expected 2 positional, keywords ['scale', 'y'] as in the example",
+        ),
+        (
+            ((X, 3), {"y": Y}),
+            "inputs: expected 2 positional, keywords ['scale', 'y'] as in the example, got 2 positional",
+        ),
+        (((Y, 3), {"y": Y, "scale": X[0, 0]}), "inputs[0] of shape (4, 3), the model was captured for (samples, 2)"),
+        (((X, 4), {"y": Y, "scale": X[0, 0]}), "inputs[1]: captured with 3, got 4"),
+        (((X, X), {"y": Y, "scale": X[0, 0]}), "inputs[1]: captured with 3, got a tensor"),
+        (((X, 3), {"y": Y[0], "scale": X[0, 0]}), "inputs['y'] of shape (3,), the model was captured for (samples, 3)"),
+        (((X, 3), {"y": Y, "scale": X[:, 0]}), "inputs['scale'] of shape (4,), the model was captured for ()"),
+        (
+            ((X, 3), {"y": Y.long(), "scale": X[0, 0]}),
+            "inputs['y'] of torch.int64, the model was captured for torch.float32",
+        ),
+    ],
+)
+def test_a_call_of_another_form_is_refused(call: Any, text: str) -> None:
+    for where in ("", "data: batch 3: "):
+        with pytest.raises(DataError) as caught:
+            FORM.match(call, where)
+        assert str(caught.value).startswith(where + text)
+
+
+@pytest.mark.parametrize(
+    ("example", "given", "taken"),
+    [
+        (torch.int64, torch.int32, True),
+        (torch.int64, torch.uint8, True),
+        (torch.int16, torch.int8, True),
+        (torch.int32, torch.int64, False),
+        (torch.int8, torch.uint8, False),
+        (torch.uint16, torch.int8, False),
+        (torch.int64, torch.bool, False),
+        (torch.bool, torch.int64, False),
+        (torch.int64, torch.float32, False),
+        (torch.bool, torch.bool, True),
+        (torch.float16, torch.float64, True),
+    ],
+)
+def test_whole_numbers_come_in_the_example_s_type_if_that_holds_them(
+    example: torch.dtype, given: torch.dtype, taken: bool
+) -> None:
+    spec = InputSpec.of(((X.to(example),), {}))
+    if taken:
+        (got,), _ = spec.match(((Y[:, :2].to(given),), {}))
+        assert got.dtype == (given if given.is_floating_point else example)
+        assert got.tolist() == Y[:, :2].tolist()
+    else:
+        with pytest.raises(DataError) as caught:
+            spec.match(((Y[:, :2].to(given),), {}))
+        assert str(caught.value) == f"inputs of {given}, the model was captured for {example}"
+
+
+def test_the_only_number_of_samples_is_kept() -> None:
+    spec = InputSpec((TensorSpec("float32", (2,)),), (), fixed=4)
+    assert spec.match(((X,), {}))[0][0] is X
+    with pytest.raises(
+        DataError, match=r"^data: inputs: the model's code fixes the batch at 4 samples, got 3; give all"
+    ):
+        spec.match(((X[:3],), {}), "data: ")

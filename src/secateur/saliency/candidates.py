@@ -65,7 +65,7 @@ def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[f
         found[i] = gated.loss(changed)
     if bool(found.isnan().any()):
         raise DataError("loss: it is NaN on this data")
-    return here if stacks else gated.loss(g), found
+    return gated.checked(g, here) if stacks else gated.loss(g), found
 
 
 def _loss(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:

@@ -142,8 +142,8 @@ def score(
         model: Evaluated as in eval mode, left as it was.
         data: A pair (inputs, targets) of tensors, or an iterable of such batches that can be read again; None
             for criteria that look at weights only.
-        loss: ``loss(outputs, targets)``, the mean over the batch, or "cross_entropy", "binary_cross_entropy",
-            "squared_error"; None where the criterion needs none.
+        loss: ``loss(outputs, targets)``, the mean over the batch's samples, or "cross_entropy", "binary_cross_entropy",
+            "squared_error", which take the outputs' ``logits`` or only tensor; None where the criterion needs none.
         units: From `find_units`; None to find them with the first batch of the data.
         criterion: One of those above; None for ``oracle``, of weights ``obd``.
         threshold: "mean" or "median": estimates above it are replaced by it.

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from secateur.errors import DataError
+from secateur.structure.capture import Captured
 from secateur.structure.inputs import Call, as_call, batch_size, like_model, map_tensors, tensor_like_model, tensors
+from secateur.structure.lookups import Lookups
 
 CHUNK = 2**14  # samples of a dataset given whole that are run at a time, at most
 
@@ -21,7 +25,9 @@ class Batch(NamedTuple):
     size: int
 
 
-def batches(model: nn.Module, data: Any, chunk: int = CHUNK) -> Iterator[Batch]:
+def batches(
+    model: nn.Module, data: Any, chunk: int = CHUNK, captured: Captured | None = None, name: str = "data"
+) -> Iterator[Batch]:
     """The data batch by batch, on the model's device and in its dtype; empty batches are left out.
 
     Args:
@@ -29,21 +35,23 @@ def batches(model: nn.Module, data: Any, chunk: int = CHUNK) -> Iterator[Batch]:
         data: A pair of tensors is one dataset, (inputs, targets); anything else an iterable of such pairs, or
             of Hugging Face batches (a dict with ``labels``), that can be iterated again.
         chunk: Samples of a dataset given whole that make a batch.
+        captured: The model's graph, whose inputs those of every batch must be like; None where there is none yet.
+        name: What an error calls the data.
 
     Yields:
         The batches that hold samples.
 
     Raises:
-        DataError: There is no sample, the data can be read only once, or it holds NaN.
+        DataError: There is no sample, the data can be read only once, it holds NaN, or a batch does not fit the graph.
     """
-    n = 0
-    for position, item in enumerate(_items(data, chunk)):
-        batch = _batch(model, item, position)
+    n, lookups = 0, None if captured is None else Lookups(captured)
+    for position, item in enumerate(_items(data, chunk, name)):
+        batch = _batch(model, item, position, name)
         n += batch.size
         if batch.size:
-            yield batch
+            yield batch if lookups is None else _as_captured(batch, lookups, f"{name}: batch {position}: ")
     if not n:
-        raise DataError("data: there is no sample in it")
+        raise DataError(f"{name}: there is no sample in it")
 
 
 def first_inputs(data: Any) -> Any:
@@ -55,25 +63,34 @@ def first_inputs(data: Any) -> Any:
     if data is None:
         raise DataError("pass units=find_units(model, example_inputs): without data the inputs are unknown")
     for position, item in enumerate(_items(data)):
-        if _batch(nn.Identity(), item, position).size:
-            return data[0] if _is_pair(data) else _split(item, position)[0]
+        if _batch(nn.Identity(), item, position, "data").size:
+            return data[0] if _is_pair(data) else _split(item, f"data: batch {position}")[0]
     raise DataError("data: there is no sample in it")
 
 
-def _items(data: Any, chunk: int = CHUNK) -> Iterable[Any]:
+def _items(data: Any, chunk: int = CHUNK, name: str = "data") -> Iterable[Any]:
     """The batches as they are given.
 
     Raises:
         DataError: They are no data, or can be read only once.
     """
-    if isinstance(data, Tensor) or not hasattr(data, "__iter__"):
-        what = "expected (inputs, targets) as tensors, or an iterable of such pairs"
-        raise DataError(f"data: {what}; got {type(data).__name__}")
+    expected = f"{name}: expected (inputs, targets) as tensors, or an iterable of such pairs; got"
+    if isinstance(data, Dataset) and not hasattr(data, "__iter__"):
+        raise DataError(
+            f"{expected} single samples, a {type(data).__name__}: put it into a torch.utils.data.DataLoader"
+        )
+    if isinstance(data, Tensor | Mapping) or not hasattr(data, "__iter__"):
+        raise DataError(f"{expected} {type(data).__name__}")
     if iter(data) is data:
         raise DataError(
-            f"data: a {type(data).__name__} can be read only once; give a list, a DataLoader or a pair of tensors"
+            f"{name}: a {type(data).__name__} can be read only once; give a list, a DataLoader or a pair of tensors"
         )
-    return _chunks(data, chunk) if _is_pair(data) else data
+    if _is_pair(data):
+        return _chunks(data, chunk, name)
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Mapping | tuple | list):
+        raise DataError(f"{expected} ({type(data[0]).__name__}, {type(data[1]).__name__})")
+    found: Iterable[Any] = data
+    return found
 
 
 def _is_pair(data: Any) -> bool:
@@ -84,42 +101,75 @@ def _is_pair(data: Any) -> bool:
     return isinstance(targets, Tensor | None) and isinstance(inputs, Tensor | Mapping | tuple)
 
 
-def _chunks(data: Any, chunk: int) -> Iterator[tuple[Any, Any]]:
-    call, targets = as_call(data[0]), data[1]
-    n = batch_size(call)
-    _check_number(n, targets, "data")
+def _chunks(data: Any, chunk: int, name: str) -> Iterator[tuple[Any, Any]]:
+    call = map_tensors(as_call(data[0]), lambda t: _dense(t, name))
+    targets = None if data[1] is None else _dense(data[1], name)
+    n = batch_size(call, f"{name}: ")
+    _check_number(n, targets, name)
     for start in range(0, n, chunk):
         here = slice(start, start + chunk)
         part = map_tensors(call, lambda t, here=here: t[here] if t.ndim else t)
-        yield part[1] or part[0], targets[here] if isinstance(targets, Tensor) else targets
+        yield part[1] or part[0], None if targets is None else targets[here]
 
 
-def _split(item: Any, position: int) -> tuple[Any, Any]:
+def _split(item: Any, where: str) -> tuple[Any, Any]:
     if isinstance(item, Mapping) and "labels" in item:
         return {name: value for name, value in item.items() if name != "labels"}, item["labels"]
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
-    raise DataError(
-        f"data: batch {position} is a {type(item).__name__}; expected (inputs, targets) or a dict with labels"
-    )
+    form = f"{type(item).__name__}{_contents(item)}"
+    raise DataError(f"{where} is a {form}; expected (inputs, targets) or a dict with labels")
 
 
-def _batch(model: nn.Module, item: Any, position: int) -> Batch:
-    inputs, targets = _split(item, position)
-    call = like_model(model, as_call(inputs))
+def _contents(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return f" with {', '.join(map(str, item)) or 'nothing'}"
+    return f" of {len(item)}" if isinstance(item, tuple | list) else ""
+
+
+def _batch(model: nn.Module, item: Any, position: int, name: str) -> Batch:
+    """Return the samples of one batch, detached from whatever computed them.
+
+    Raises:
+        DataError: Its inputs are no tensors, or it holds NaN.
+    """
+    where = f"{name}: batch {position}"
+    inputs, targets = _split(item, where)
+    if not isinstance(inputs, Tensor | Mapping | tuple | list):
+        form = "a tensor, a tuple of positional inputs or a dict of keyword inputs"
+        raise DataError(f"{where}: expected as inputs {form}, got {type(inputs).__name__}")
+    call = like_model(model, map_tensors(as_call(inputs), lambda t: _dense(t, where)))
+    targets = tensor_like_model(model, _dense(targets, where)) if isinstance(targets, Tensor) else targets
     for tensor in (*tensors(call), targets):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not _finite(tensor):
-            where = "targets" if tensor is targets else "inputs"
-            raise DataError(f"data: the {where} of batch {position} hold NaN or infinite values")
-    n = batch_size(call)
-    _check_number(n, targets, f"data: batch {position}")
-    return Batch(call, tensor_like_model(model, targets) if isinstance(targets, Tensor) else targets, n)
+            which = "targets" if tensor is targets else "inputs"
+            raise DataError(f"{name}: the {which} of batch {position} hold NaN or infinite values")
+    n = batch_size(call, f"{where}: ")
+    _check_number(n, targets, where)
+    return Batch(call, targets, n)
+
+
+def _as_captured(batch: Batch, lookups: Lookups, where: str) -> Batch:
+    call = lookups.captured.spec.match(batch.call, where)
+    lookups.check(call, where)
+    return batch._replace(call=call)
 
 
 def _check_number(n: int, targets: Any, where: str) -> None:
     if isinstance(targets, Tensor) and targets.shape[:1] != (n,):
         given = f"{len(targets)} targets" if targets.ndim else "targets without a first dimension"
         raise DataError(f"{where}: {n} inputs, but {given}")
+
+
+def _dense(tensor: Tensor, where: str) -> Tensor:
+    """Return a tensor whose values alone matter: without what computed it, and made outside of inference mode.
+
+    Raises:
+        DataError: It is sparse or nested.
+    """
+    if tensor.layout != torch.strided:
+        raise DataError(f"{where}: expected dense tensors, got one of layout {tensor.layout}")
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -16,14 +16,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from secateur.errors import DataError
-from secateur.saliency.losses import (
-    LossFunction,
-    binary_cross_entropy,
-    cross_entropy,
-    differentiable,
-    logits_of,
-    squared_error,
-)
+from secateur.saliency.loss_inputs import logits_of
+from secateur.saliency.losses import LossFunction, binary_cross_entropy, cross_entropy, differentiable, squared_error
 
 TINY = 2.0**-54  # below any draw but 0, whose normal would be infinite
 

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from secateur.errors import DataError, ModelError
 from secateur.saliency.data import CHUNK, Batch, batches
 from secateur.saliency.gated_graph import GatedGraph
-from secateur.saliency.losses import LossFunction, correct, differentiable, find_loss, given, measure
+from secateur.saliency.loss_checks import tried
+from secateur.saliency.losses import (
+    LossFunction,
+    check_start,
+    correct,
+    differentiable,
+    evaluate,
+    find_loss,
+    given,
+    measure,
+)
 from secateur.saliency.memory import bytes_held, bytes_of, memory_cap
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
@@ -74,15 +84,17 @@ class Gated:
         seed: For criteria that draw random numbers.
         max_memory: Bytes that may be held beside model and data: a third for the values that no gate changes, if they
             fit, an eighth each for a batch and for what is run on it; None for a quarter of what is free.
+        name: What an error calls the data.
 
     Raises:
         ArgumentError: `max_memory` is no size.
+        DataError: The data is unusable, or the loss.
         ModelError: The model's weights are not finite, the units are another model's, or inference mode is on.
     """
 
     def __init__(
         self, model: nn.Module, units: Units, data: Any = None, loss: Any = None, seed: int = 0,
-        max_memory: int | str | None = None,
+        max_memory: int | str | None = None, name: str = "data",
     ) -> None:  # fmt: skip
         if torch.is_inference_mode_enabled():
             raise ModelError("torch.inference_mode() takes derivatives away for good; use torch.no_grad() instead")
@@ -98,7 +110,7 @@ class Gated:
         self._narrowed: Gated | None = None
         self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
         self.apart: bool | None = None  # whether each sample can have gates of its own; None until tried
-        self._batches: list[Batch] | None = None if data is None else list(batches(model, data, self._samples()))
+        self._batches = None if data is None else self._checked(data, name)
         self._frontiers: list[tuple[Any, ...]] | None = None if data is None else self._hold()
 
     def narrowed(self, g: Tensor) -> Gated:
@@ -114,9 +126,14 @@ class Gated:
         self._narrowed._frontiers = self._narrowed._hold()
         return self._narrowed
 
-    def on(self, data: Any) -> Gated:
-        """Return E(g) on other data, with the same captured graph."""
-        return self.over(list(batches(self.model, data, self._samples())))
+    def _checked(self, data: Any, name: str) -> list[Batch]:
+        captured = self.units.captured
+        several = batches(self.model, data, self._samples(), captured, name)
+        return tried(self._loss, captured, self.model, several)
+
+    def on(self, data: Any, name: str) -> Gated:
+        """Return E(g) on other data, which errors call by this name, with the same captured graph."""
+        return self.over(self._checked(data, name))
 
     def over(self, several: list[Batch]) -> Gated:
         """Return E(g) over batches that were checked before, with the same captured graph."""
@@ -215,16 +232,25 @@ class Gated:
     def loss(self, g: Tensor) -> float:
         """E(g); units gone from sliced sets are sliced out."""
         with torch.no_grad():
-            return sum(
-                batch.share * differentiable(self.loss_function, out, batch.targets).double().item()
-                for batch, out in self.outputs(g)
-            )
+            losses = ((b.share, evaluate(self.loss_function, out, b.targets)) for b, out in self.outputs(g))
+            return self.checked(g, sum(share * one.double().item() for share, one in losses))
 
     def evaluate(self, g: Tensor) -> tuple[float, float | None]:
         """E(g) and the accuracy, None where there are no classes."""
         with torch.no_grad():
             runs = self.narrowed(g).outputs(g)
-            return measure(self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs))
+            loss, right = measure(self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs))
+            return self.checked(g, loss), right
+
+    def checked(self, g: Tensor, loss: float) -> float:
+        """Return E(g).
+
+        Raises:
+            DataError: It is infinite, and that of the network as trained.
+        """
+        if bool((g == 1).all()):
+            check_start(loss)
+        return loss
 
     def predictions(self, g: Tensor) -> int:
         """Return how many predictions an accuracy is taken over; 0 where there are no classes."""

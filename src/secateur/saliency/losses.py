@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,40 +11,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from secateur.errors import DataError, choose
+from secateur.errors import ArgumentError, DataError, SecateurError, choose
+from secateur.saliency.loss_inputs import check_probabilities, classes_of, logits_of, tensor_of, tensors_of
 
 LossFunction = Callable[[Any, Any], Tensor]
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The tensor that a named loss takes: the outputs themselves, their `logits`, or the first of several.
-
-    Raises:
-        DataError: There is no tensor among the outputs.
-    """
-    if isinstance(outputs, Mapping):
-        outputs = outputs.get("logits")
-    elif isinstance(outputs, tuple | list):
-        outputs = outputs[0]
-    if not isinstance(outputs, Tensor):
-        raise DataError(f"loss: expected a tensor of outputs, got {type(outputs).__name__}; pass a function instead")
-    return outputs
-
-
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """−log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1.
+    """−log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1 or probabilities.
 
     Raises:
-        DataError: A target is no class, or there are none.
+        DataError: A target is no class, probabilities do not sum to 1, or there are no targets.
     """
     logits = logits_of(outputs)
-    if not _as_tensor(targets, "cross_entropy").is_floating_point():
-        _check_classes(logits, targets, "cross_entropy")
-    elif targets.shape != logits.shape or logits.ndim < 2:
+    if not tensor_of(targets, "cross_entropy").is_floating_point():
+        return F.cross_entropy(logits, classes_of(logits, targets, "cross_entropy"))
+    if targets.shape != logits.shape or logits.ndim < 2:
         raise DataError(
             f"cross_entropy: expected whole-number classes or probabilities of shape {tuple(logits.shape)}, "
-            f"got {targets.dtype} of shape {tuple(targets.shape)}"
+            f"got {targets.dtype} of shape {tuple(targets.shape)}; targets.long() makes classes of whole numbers"
         )
+    check_probabilities(targets)
     return F.cross_entropy(logits, targets)
 
 
@@ -55,7 +43,7 @@ def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     """
     logits = logits_of(outputs)
     column = logits.shape[:-1] if logits.shape[-1:] == (1,) else logits.shape
-    if _as_tensor(targets, "binary_cross_entropy").shape not in (logits.shape, column):
+    if tensor_of(targets, "binary_cross_entropy").shape not in (logits.shape, column):
         raise DataError(f"binary_cross_entropy: {tuple(targets.shape)} targets for {tuple(logits.shape)} outputs")
     if targets.numel() and not (0 <= targets.min() and targets.max() <= 1):
         span = f"{targets.min().item():g} to {targets.max().item():g}"
@@ -79,27 +67,12 @@ def _values(targets: Tensor, outputs: Tensor) -> Tensor:
     Raises:
         DataError: As `squared_error`.
     """
-    if not _as_tensor(targets, "squared_error").is_floating_point():
-        _check_classes(outputs, targets, "squared_error")
-        targets = F.one_hot(targets.long(), outputs.shape[1]).movedim(-1, 1)
+    if not tensor_of(targets, "squared_error").is_floating_point():
+        classes = classes_of(outputs, targets, "squared_error")
+        targets = F.one_hot(classes, outputs.shape[1]).movedim(-1, 1)
     if targets.shape != outputs.shape:
         raise DataError(f"squared_error: targets of shape {tuple(targets.shape)}, outputs of {tuple(outputs.shape)}")
     return targets
-
-
-def _as_tensor(targets: Any, name: str) -> Tensor:
-    if not isinstance(targets, Tensor):
-        raise DataError(f"{name}: expected a tensor of targets, got {type(targets).__name__}")
-    return targets
-
-
-def _check_classes(outputs: Tensor, targets: Tensor, name: str) -> None:
-    if outputs.ndim < 2 or targets.shape != (outputs.shape[0], *outputs.shape[2:]):
-        raise DataError(f"{name}: class targets of shape {tuple(targets.shape)} for outputs {tuple(outputs.shape)}")
-    classes = outputs.shape[1]
-    if targets.numel() and not (0 <= targets.min() and targets.max() < classes):
-        span = f"{targets.min()} to {targets.max()}"
-        raise DataError(f"{name}: class targets must be in 0 to {classes - 1} for {classes} outputs, got {span}")
 
 
 LOSSES: dict[str, LossFunction] = {
@@ -110,7 +83,13 @@ LOSSES: dict[str, LossFunction] = {
 
 
 def find_loss(loss: str | LossFunction) -> LossFunction:
-    """A loss by name, or the function given."""
+    """Return a loss by name, or the function given.
+
+    Raises:
+        ArgumentError: There is none of this name, or it is a class.
+    """
+    if isinstance(loss, type):
+        raise ArgumentError(f"loss: {loss.__name__} is a class; give an instance, {loss.__name__}()")
     return loss if callable(loss) else choose("loss", loss, LOSSES)
 
 
@@ -137,18 +116,58 @@ def measure(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple
 
 
 def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
-    """The loss of one batch.
+    """Return the loss of one batch.
 
     Raises:
-        DataError: It is not one number, or NaN.
+        DataError: As `value_of`, or it is NaN.
     """
-    value = loss(outputs, targets)
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise DataError(f"loss: expected the mean over the batch, one number, got {shape}")
+    value = value_of(loss, outputs, targets)
     if bool(value.isnan()):
         raise DataError("loss: it is NaN on this data")
+    return value
+
+
+def value_of(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+    """Return the loss of some samples, NaN or not.
+
+    Raises:
+        DataError: It is not one number; the function fails, or changes what it is given.
+    """
+    before = {"outputs": _versions(outputs), "targets": _versions(targets)}
+    value = _call(loss, outputs, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        got = "a complex one" if isinstance(value, Tensor) and value.is_complex() else got
+        raise DataError(f"loss: expected the mean over the batch, one number, got {got}")
+    for name, after in (("outputs", _versions(outputs)), ("targets", _versions(targets))):
+        if after != before[name]:
+            raise DataError(f"loss: it changes its {name} in place; let it work on a copy, {name}.clone()")
     return value.reshape(())
+
+
+def _call(loss: LossFunction, outputs: Any, targets: Any) -> Any:
+    try:
+        return loss(outputs, targets)
+    except (SecateurError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise DataError(f"loss: it fails on this data ({type(error).__name__}: {line})") from error
+
+
+def _versions(value: Any) -> list[int]:
+    """Return how often each tensor was changed in place; nobody counts it of those made in inference mode."""
+    return [tensor._version for tensor in tensors_of(value) if not tensor.is_inference()]
+
+
+def check_start(loss: float | None) -> None:
+    """Refuse an infinite loss of the network as trained; with units removed it may become infinite.
+
+    Raises:
+        DataError: It is.
+    """
+    if loss is not None and not math.isfinite(loss):
+        raise DataError("loss: it is infinite on this data")
 
 
 def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -> Callable[[Any, int], Tensor]:
@@ -164,7 +183,8 @@ def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -
         values = _values(targets, logits_of(outputs)).to(logits_of(outputs).dtype)
         return lambda out, count: _squared(logits_of(out), values, count, own)
     if loss is cross_entropy:
-        return lambda out, count: _means(F.cross_entropy, logits_of(out), targets, count)
+        values = targets if targets.is_floating_point() else targets.long()
+        return lambda out, count: _means(F.cross_entropy, logits_of(out), values, count)
     if loss is binary_cross_entropy:
         values = targets.reshape(logits_of(outputs).shape).to(logits_of(outputs).dtype)
         return lambda out, count: _means(F.binary_cross_entropy_with_logits, logits_of(out), values, count)
@@ -196,12 +216,14 @@ def _pieces(value: Any, count: int) -> Sequence[Any]:
 
 
 def differentiable(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
-    """The loss of one batch whose outputs ask for a derivative.
+    """Return the loss of one batch whose outputs ask for a derivative.
 
     Raises:
-        DataError: As `evaluate`, or the loss has none.
+        DataError: As `evaluate`, or the loss has none, or is infinite.
     """
     value = evaluate(loss, outputs, targets)
+    if bool(value.isinf()):
+        raise DataError("loss: it is infinite on this data")
     if not value.requires_grad and any(isinstance(o, Tensor) and o.requires_grad for o in tree_leaves(outputs)):
         raise DataError("loss: it has no derivative in the outputs; criterion='oracle' needs none")
     return value
@@ -213,11 +235,11 @@ def correct(loss: LossFunction, outputs: Any, targets: Any) -> Tensor | None:
         given = logits_of(outputs)
     except DataError:
         return None
-    if not isinstance(targets, Tensor):
+    if not isinstance(targets, Tensor) or targets.is_complex():
         return None
     if loss is not binary_cross_entropy and given.ndim > 1 and given.shape[1] > 1:
         if not targets.is_floating_point() and targets.shape == (given.shape[0], *given.shape[2:]):
-            return given.argmax(1) == targets
+            return given.argmax(1) == targets.long()
         if targets.shape == given.shape and _one_hot(targets):
             return given.argmax(1) == targets.argmax(1)
         return None

@@ -93,7 +93,7 @@ class Question:
     @cached_property
     def judge(self) -> Gated:
         """E(g) on the samples that judge the result."""
-        return self.gated if self.validation is None else self.gated.on(self.validation)
+        return self.gated if self.validation is None else self.gated.on(self.validation, "validation")
 
     @property
     def samples(self) -> int:

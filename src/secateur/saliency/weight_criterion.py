@@ -75,15 +75,16 @@ def find_weight_criterion(name: str, data: Any, loss: Any) -> WeightCriterion:
     return found
 
 
-def weights_of(question: Question, data: Any) -> Weights:
-    """Return E as a function of the model's weights, on some data.
+def weights_of(question: Question, name: str = "data") -> Weights:
+    """Return E as a function of the model's weights, on the question's data or validation.
 
     Raises:
         ModelError: The model cannot be captured, or uses no weights that can be removed.
     """
     question.all_units.check_model(question.model)
     captured = question.all_units.captured
-    weights = Weights(question.model, captured, data, question.loss, question.seed, question.max_memory)
+    data = question.validation if name == "validation" else question.data
+    weights = Weights(question.model, captured, data, question.loss, question.seed, question.max_memory, name)
     if not weights.removable:
         raise ModelError("granularity='weight': the model uses no parameter of two dimensions or more")
     return weights
@@ -92,7 +93,7 @@ def weights_of(question: Question, data: Any) -> Weights:
 def score_weights(question: Question, criterion: str) -> Saliencies:
     """Return the saliency of every removable weight, by parameter; `secateur.score` with ``granularity="weight"``."""
     found = find_weight_criterion(criterion, question.data, question.loss)
-    values = saliencies_of(found, weights_of(question, question.data))
+    values = saliencies_of(found, weights_of(question))
     return {name: one.cpu() for name, one in values.items()}
 
 

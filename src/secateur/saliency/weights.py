@@ -18,6 +18,7 @@ from secateur.errors import DataError, ModelError, choose
 from secateur.saliency.apart import Apart, find_apart
 from secateur.saliency.data import CHUNK, Batch, batches
 from secateur.saliency.factors import Factor, backward, exact_factors, sampled_factors
+from secateur.saliency.loss_checks import tried
 from secateur.saliency.losses import LossFunction, differentiable, find_loss, given, measure
 from secateur.saliency.memory import bytes_of, memory_cap
 from secateur.saliency.per_sample import Uses, summed_squares
@@ -47,13 +48,14 @@ class Weights:
         seed: For `fisher`.
         max_memory: Bytes that may be held beside model and data: an eighth each for the values of a batch, and for
             what is computed from them at a time; None for a quarter of what is free.
+        name: What an error calls the data.
 
     Attributes:
         names: Of these parameters, those of floating-point numbers; tied ones under the first.
 
     Raises:
         ArgumentError: `max_memory` is no size, or there is no loss of this name.
-        DataError: The data is unusable.
+        DataError: The data is unusable, or the loss.
         ModelError: The model's weights are not finite, or inference mode is on.
 
     >>> from secateur.structure.capture import capture
@@ -65,7 +67,7 @@ class Weights:
 
     def __init__(
         self, model: nn.Module, captured: Captured, data: Any, loss: Any, seed: int = 0,
-        max_memory: int | str | None = None,
+        max_memory: int | str | None = None, name: str = "data",
     ) -> None:  # fmt: skip
         if torch.is_inference_mode_enabled():
             raise ModelError("torch.inference_mode() takes derivatives away for good; use torch.no_grad() instead")
@@ -77,7 +79,9 @@ class Weights:
         used = {captured.weights.get(p.name) for p in captured.graph.find_nodes(op="placeholder") if p.users}
         self.names = [name for name, p in model.named_parameters() if name in used and p.is_floating_point()]
         at_once = CHUNK if captured.spec.fixed else self._at_once()
-        self._batches = [] if data is None else list(batches(model, data, at_once))
+        self._batches: list[Batch] = []
+        if data is not None:
+            self._batches = tried(self._loss, captured, model, batches(model, data, at_once, captured, name))
         self._n = sum(batch.size for batch in self._batches)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, fx
 
@@ -19,7 +19,7 @@ def infer(captured: Captured) -> Net:
     Axes that reach the model's inputs or outputs, or an operation without a rule, are fixed.
     """
     net = Net()
-    used = _used(captured.graph)
+    used = ancestors([captured.graph.output_node()])  # the code of other nodes is run, too, but changes no value
     weights: dict[str, Axes] = {}
     for node in captured.graph.nodes:
         if node.op == "placeholder":
@@ -32,10 +32,10 @@ def infer(captured: Captured) -> Net:
     return net
 
 
-def _used(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that an output depends on; the code of the others is run, too, and ties axes, but changes no value."""
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that these depend on."""
     found: set[fx.Node] = set()
-    rest = [graph.output_node()]
+    rest = list(nodes)
     while rest:
         node = rest.pop()
         rest += [operand for operand in node.all_input_nodes if operand not in found]

@@ -48,7 +48,7 @@ def tensors(call: Call) -> list[Tensor]:
     return [value for value in (*call[0], *call[1].values()) if isinstance(value, Tensor)]
 
 
-def batch_size(call: Call) -> int:
+def batch_size(call: Call, where: str = "") -> int:
     """The number of samples: the first dimension of every tensor that has one.
 
     Raises:
@@ -56,7 +56,8 @@ def batch_size(call: Call) -> int:
     """
     sizes = {len(tensor) for tensor in tensors(call) if tensor.ndim}
     if len(sizes) != 1:
-        raise DataError(f"inputs: expected one number of samples in the first dimension, got {sorted(sizes) or 'none'}")
+        got = sorted(sizes) or "none"
+        raise DataError(f"{where}inputs: expected one number of samples in the first dimension, got {got}")
     return sizes.pop()
 
 
@@ -102,6 +103,32 @@ class TensorSpec:
             return torch.randn(shape, generator=generator, dtype=dtype)
         return torch.randint(self.low, self.high + 1, shape, generator=generator).to(dtype)
 
+    def match(self, tensor: Tensor, name: str) -> Tensor:
+        """Return a tensor of this form, whole numbers of a smaller type in this one.
+
+        Raises:
+            DataError: It has another shape, or holds another kind of numbers.
+        """
+        dtype = getattr(torch, self.dtype)
+        if (tuple(tensor.shape[1:]) if tensor.ndim else None) != self.shape:
+            wanted = () if self.shape is None else ("samples", *self.shape)
+            raise DataError(
+                f"{name} of shape {tuple(tensor.shape)}, the model was captured for ({', '.join(map(str, wanted))})"
+            )
+        if tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point):
+            return tensor
+        if not _holds(dtype, tensor.dtype):
+            raise DataError(f"{name} of {tensor.dtype}, the model was captured for {dtype}")
+        return tensor.to(dtype)
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether both are types of whole numbers, and one has all those of the other."""
+    if any(one.is_floating_point or one.is_complex or one == torch.bool for one in (dtype, other)):
+        return False
+    wide, narrow = torch.iinfo(dtype), torch.iinfo(other)
+    return wide.min <= narrow.min and narrow.max <= wide.max
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -136,6 +163,36 @@ class InputSpec:
     def in_order(self, keywords: Sequence[str]) -> list[Any]:
         """The positional ones, then the keyword ones in this order."""
         return [*self.args, *(dict(self.kwargs)[name] for name in keywords)]
+
+    def match(self, call: Call, where: str = "") -> Call:
+        """Return the call if it has the form of the example.
+
+        Args:
+            call: On the model's device and in its dtype.
+            where: What begins the text of an error.
+
+        Raises:
+            DataError: There are other inputs, or one has another shape or holds another kind of numbers.
+        """
+        (args, kwargs), form = call, dict(self.kwargs)
+        if len(args) != len(self.args) or kwargs.keys() != form.keys():
+            given = f"{len(args)} positional, keywords {sorted(kwargs)}"
+            wanted = f"{len(self.args)} positional, keywords {sorted(form)}"
+            raise DataError(f"{where}inputs: expected {wanted} as in the example, got {given}")
+        several = len(args) + len(kwargs) > 1
+        names = {
+            key: f"{where}inputs[{key!r}]" if several else f"{where}inputs" for key in (*range(len(args)), *kwargs)
+        }
+        matched = (
+            tuple(_match(then, now, names[i]) for i, (then, now) in enumerate(zip(self.args, args, strict=True))),
+            {key: _match(form[key], now, names[key]) for key, now in kwargs.items()},
+        )
+        if self.fixed and batch_size(call) != self.fixed:
+            raise DataError(
+                f"{where}inputs: the model's code fixes the batch at {self.fixed} samples, got {batch_size(call)}; "
+                "give all data in batches of that size"
+            )
+        return matched
 
     @classmethod
     def guess(cls, model: nn.Module) -> InputSpec:
@@ -183,6 +240,16 @@ def check_as_captured(where: str, tensor: bool, then: Any, now: Any) -> None:
         raise DataError(f"{where}: captured with {'a tensor' if tensor else repr(then)}, got {given}")
 
 
+def _match(then: Any, now: Any, name: str) -> Any:
+    """Return a value that has the form of what the graph was captured with.
+
+    Raises:
+        DataError: It has not.
+    """
+    check_as_captured(name, isinstance(then, TensorSpec), then, now)
+    return then.match(now, name) if isinstance(then, TensorSpec) else now
+
+
 def _describe(tensor: Tensor) -> TensorSpec:
     shape = tuple(tensor.shape[1:]) if tensor.ndim else None
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -191,7 +258,7 @@ def _describe(tensor: Tensor) -> TensorSpec:
     if tensor.is_floating_point() or not tensor.numel():
         return TensorSpec(dtype, shape)
     rows = tensor[:8].detach().cpu().clone() if tensor.ndim else None
-    return TensorSpec(dtype, shape, int(tensor.min()), int(tensor.max()), rows)
+    return TensorSpec(dtype, shape, int(tensor.long().min()), int(tensor.long().max()), rows)
 
 
 def _plain(value: Any) -> Any:

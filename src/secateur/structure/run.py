@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from secateur.errors import DataError, ModelError
+from secateur.errors import ModelError
 from secateur.structure.capture import Captured, call_model, evaluating
-from secateur.structure.inputs import Call, TensorSpec, batch_size, check_as_captured, sample_weight
+from secateur.structure.inputs import Call, sample_weight
 
 # Largest difference, relative to the largest value, that rounding alone explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -41,26 +41,13 @@ def fill(captured: Captured, weights: Mapping[str, Tensor], call: Call) -> list[
 
 
 def flatten(captured: Captured, call: Call) -> list[Any]:
-    """The inputs in the graph's order.
+    """Return the inputs in the graph's order.
 
     Raises:
         DataError: There are others than those the graph was captured with.
     """
-    args, kwargs = call
-    if len(args) + len(kwargs) != len(captured.inputs) or set(kwargs) != set(captured.keywords):
-        given = f"{len(args)} positional, keywords {sorted(kwargs)}"
-        wanted = f"{len(captured.inputs) - len(captured.keywords)} positional, keywords {sorted(captured.keywords)}"
-        raise DataError(f"inputs: expected {wanted} as in the example, got {given}")
-    values = [*args, *(kwargs[name] for name in captured.keywords)]
-    for then, now in zip(captured.spec.in_order(captured.keywords), values, strict=True):
-        check_as_captured("inputs", isinstance(then, TensorSpec), then, now)
-    fixed = captured.spec.fixed
-    if fixed and batch_size(call) != fixed:
-        raise DataError(
-            f"inputs: the model's code fixes the batch at {fixed} samples, got {batch_size(call)}; give all data in "
-            "batches of that size"
-        )
-    return values
+    args, kwargs = captured.spec.match(call)
+    return [*args, *(kwargs[name] for name in captured.keywords)]
 
 
 def outputs(captured: Captured, returned: Sequence[Any]) -> Any:
