@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur import saliency
+from secateur.arguments import require_seed
 from secateur.errors import DataError, choose
-from secateur.saliency.data import first_inputs
+from secateur.saliency.found_units import find_or_check
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.weight_criterion import score_weights
-from secateur.structure.units import Units, find_units, require_units
+from secateur.structure.process_state import one_at_a_time
+from secateur.structure.units import Units, require_units
 
 # Saliency of all units [K] at the gates g; those of units already removed are not looked at.
 Saliency = Callable[[Gated, Tensor], Tensor]
@@ -113,6 +115,7 @@ def apply_threshold(values: Tensor, threshold: str | None) -> Tensor:
     return values.clamp(max=choose("threshold", threshold, THRESHOLDS)(values))
 
 
+@one_at_a_time
 def score(
     model: nn.Module,
     data: Any,
@@ -156,9 +159,10 @@ def score(
         shape.
 
     Raises:
-        ArgumentError: An unknown name, or a memory that is no size.
+        ArgumentError: An unknown name, a memory that is no size, a seed that is none, no model, no units.
         DataError: Unusable data or loss, or a criterion that needs them and has none.
-        ModelError: The model cannot be captured, holds NaN, or has no removable units.
+        ModelError: The model cannot be captured, holds NaN, or has no removable units; or `units` were found on another
+            forward.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
     >>> for layer in model: _ = nn.init.ones_(layer.weight)
@@ -166,12 +170,15 @@ def score(
     >>> score(model, (x, torch.zeros(2, 1)), "squared_error", criterion="taylor1")
     {'0': tensor([-5., -5.], dtype=torch.float64)}
     """
+    require_seed(seed)
+    if threshold is not None:
+        choose("threshold", threshold, THRESHOLDS)
     if choose("granularity", granularity, GRANULARITIES) == "weight":
         scores = score_weights(model, data, loss, units, "obd" if criterion is None else criterion, seed, max_memory)
         flat = apply_threshold(torch.cat([one.flatten() for one in scores.values()]), threshold)
         pieces = torch.split(flat, [one.numel() for one in scores.values()])
         return {name: piece.reshape(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}
-    units = require_units(find_units(model, first_inputs(data)) if units is None else units)
+    units = require_units(find_or_check(model, data, units))
     gated = Gated(model, units, data, loss, seed, max_memory)
     found = find_criterion("oracle" if criterion is None else criterion, gated)
     return units.split(apply_threshold(saliency_of(found, gated, ones(model, units)), threshold).cpu())

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.arguments import require_seed
 from secateur.errors import DataError, choose
-from secateur.saliency.data import first_inputs
 from secateur.saliency.factors import exact_factors, sampled_factors
+from secateur.saliency.found_units import find_or_check
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.gauss_newton import expansion
 from secateur.saliency.second_order import matrix
-from secateur.structure.units import Units, find_units, require_units
+from secateur.structure.process_state import one_at_a_time
+from secateur.structure.units import Units, require_units
 
 
+@one_at_a_time
 def interactions(
     model: nn.Module,
     data: Any,
@@ -47,9 +50,10 @@ def interactions(
         A symmetric float64 matrix [K, K] on the CPU, the units in the order of `units.places`.
 
     Raises:
-        ArgumentError: An unknown curvature.
+        ArgumentError: An unknown curvature, a seed that is none, no model, no units.
         DataError: Unusable data or loss.
-        ModelError: The model cannot be captured, holds NaN, or has no removable units.
+        ModelError: The model cannot be captured, holds NaN, or has no removable units; or `units` were found on another
+            forward.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
     >>> for layer in model: _ = nn.init.ones_(layer.weight)
@@ -58,7 +62,8 @@ def interactions(
             [2.5000, 2.5000]], dtype=torch.float64)
     """
     choose("curvature", curvature, CURVATURES)
-    units = require_units(find_units(model, first_inputs(data)) if units is None else units)
+    require_seed(seed)
+    units = require_units(find_or_check(model, data, units))
     gated = Gated(model, units, data, loss, seed, max_memory)
     return expand_loss(gated, ones(model, units), curvature)[1].cpu()
 

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from secateur import saliency
 from secateur.errors import DataError, ModelError, choose
-from secateur.saliency.data import first_inputs
+from secateur.saliency.found_units import find_or_check
 from secateur.saliency.weights import Weights
-from secateur.structure.capture import capture
-from secateur.structure.inputs import as_call, like_model
 from secateur.structure.units import Units
 
 Saliencies = dict[str, Tensor]  # by parameter, of its shape, float64
@@ -79,19 +77,15 @@ def find_weight_criterion(name: str, data: Any, loss: Any) -> WeightCriterion:
 
 
 def weights_of(
-    model: nn.Module, data: Any, loss: Any, units: Units | None, seed: int, max_memory: int | str | None
+    model: nn.Module, data: Any, loss: Any, units: Units, seed: int, max_memory: int | str | None
 ) -> Weights:
-    """E as a function of the model's weights; the graph is that of the units, or captured with the first batch.
+    """Return E as a function of the model's weights; the graph is that of the units.
 
     Raises:
-        ModelError: The model cannot be captured, or uses no weights that can be removed.
+        ModelError: The units are another model's, or it uses no weights that can be removed.
     """
-    if units is None:
-        captured = capture(model, like_model(model, as_call(first_inputs(data))))
-    else:
-        units.check_model(model)
-        captured = units.captured
-    weights = Weights(model, captured, data, loss, seed, max_memory)
+    units.check_model(model)
+    weights = Weights(model, units.captured, data, loss, seed, max_memory)
     if not weights.removable:
         raise ModelError("granularity='weight': the model uses no parameter of two dimensions or more")
     return weights
@@ -103,6 +97,7 @@ def score_weights(
 ) -> Saliencies:  # fmt: skip
     """The saliency of every removable weight, by parameter; `secateur.score` with ``granularity="weight"``."""
     found = find_weight_criterion(criterion, data, loss)
+    units = find_or_check(model, data, units)
     values = saliencies_of(found, weights_of(model, data, loss, units, seed, max_memory))
     return {name: one.cpu() for name, one in values.items()}
 

@@ -10,27 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.arguments import describe
 from secateur.errors import ArgumentError, DataError, ModelError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def as_call(inputs: Any) -> Call:
-    """Example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
+def as_call(inputs: Any, name: str = "example_inputs") -> Call:
+    """Return example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
+
+    Args:
+        inputs: These.
+        name: What an error calls them.
 
     Raises:
-        ArgumentError: They have another form.
+        ArgumentError: They have another form, or there is no tensor among them.
     """
     if isinstance(inputs, Tensor):
         return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
-        return tuple(inputs), {}
-    raise ArgumentError(
-        "example_inputs: expected a tensor, a tuple of positional inputs or a dict of keyword inputs, "
-        f"got {type(inputs).__name__}"
-    )
+    expected = f"{name}: expected a tensor, a tuple of positional inputs or a dict of keyword inputs, got"
+    if isinstance(inputs, str | bytes) or not isinstance(inputs, Mapping | Sequence):
+        raise ArgumentError(f"{expected} {describe(inputs)}")
+    call: Call = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+    if not tensors(call):
+        raise ArgumentError(f"{expected} a {type(inputs).__name__} without a tensor")
+    return call
 
 
 def map_tensors(call: Call, change: Any) -> Call:
