@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from secateur.arguments import require_model
 from secateur.errors import ArgumentError, choose
+from secateur.saliency.losses import find_loss
 from secateur.saliency.weights import Weights
 from secateur.structure.capture import capture
 from secateur.structure.inputs import as_call, like_model
@@ -179,7 +180,7 @@ def curvature_of(
         A function that returns a tensor for each of `model.parameters()`, zero for those without part in the outputs.
 
     Raises:
-        ArgumentError: An unknown kind, no model, no inputs.
+        ArgumentError: An unknown kind or loss, no model, no inputs.
         ModelError: The model cannot be captured.
 
     >>> model, x, t = nn.Linear(2, 1), torch.tensor([[1.0, 3.0]]), torch.zeros(1, 1)
@@ -189,12 +190,13 @@ def curvature_of(
     >>> optimiser = TaylorRoot(model.parameters(), order=2, curvature=lambda: curvature(x, t))
     """
     choose("kind", kind, _KINDS)
+    function = find_loss(loss)
     captured = capture(require_model(model), like_model(model, as_call(example_inputs)))
     seeds = itertools.count()
 
     @one_at_a_time
     def curvature(inputs: Any, targets: Any) -> list[Tensor]:
-        found = _KINDS[kind](Weights(model, captured, [(inputs, targets)], loss, next(seeds)))
+        found = _KINDS[kind](Weights(model, captured, [(inputs, targets)], function, next(seeds)))
         named = model.named_parameters()
         return [found[name].to(p.dtype) if name in found else torch.zeros_like(p) for name, p in named]
 

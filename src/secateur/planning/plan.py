@@ -227,7 +227,7 @@ def _indices(name: str, indices: Iterable[int]) -> tuple[int, ...]:
         several = list(indices)
         chosen = tuple(sorted(map(operator.index, several)))
     except TypeError:
-        raise PlanError(f"{expected}{indices}") from None
+        raise PlanError(f"{expected}{indices!r}") from None
     if any(isinstance(one, bool) or getattr(one, "dtype", None) == torch.bool for one in several):
         raise PlanError(f"{expected}a mask of True and False")
     if not chosen or chosen[0] < 0 or len(set(chosen)) < len(chosen):

@@ -178,7 +178,7 @@ def score(
         flat = apply_threshold(torch.cat([one.flatten() for one in scores.values()]), threshold)
         pieces = torch.split(flat, [one.numel() for one in scores.values()])
         return {name: piece.reshape(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}
-    units = require_units(find_or_check(model, data, units))
+    units = require_units(find_or_check(model, data, units, max_memory))
     gated = Gated(model, units, data, loss, seed, max_memory)
     found = find_criterion("oracle" if criterion is None else criterion, gated)
     return units.split(apply_threshold(saliency_of(found, gated, ones(model, units)), threshold).cpu())

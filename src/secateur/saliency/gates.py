@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, ModelError
-from secateur.saliency.data import CHUNK, Batch, batches
+from secateur.saliency.data import Batch, batches
 from secateur.saliency.gated_graph import GatedGraph
 from secateur.saliency.losses import LossFunction, differentiable, find_loss, given, measure
-from secateur.saliency.memory import bytes_held, bytes_of, memory_cap
+from secateur.saliency.memory import bytes_held, memory_cap, samples_at_once
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
 from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
@@ -98,7 +98,8 @@ class Gated:
         self._narrowed: Gated | None = None
         self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
         self.apart: bool | None = None  # whether each sample can have gates of its own; None until tried
-        self._batches: list[Batch] | None = None if data is None else list(batches(model, data, self._samples()))
+        at_once = samples_at_once(units.captured, self.memory)
+        self._batches: list[Batch] | None = None if data is None else list(batches(model, data, at_once))
         self._frontiers: list[tuple[Any, ...]] | None = None if data is None else self._hold()
 
     def narrowed(self, g: Tensor) -> Gated:
@@ -121,13 +122,6 @@ class Gated:
         other = copy.copy(self)
         other.weights = weights
         return other
-
-    def _samples(self) -> int:
-        """How many samples of a dataset given whole are run at a time."""
-        captured = self.units.captured
-        if captured.spec.fixed is not None:
-            return CHUNK
-        return max(1, min(CHUNK, self.memory // 8 // max(1, bytes_of(captured.graph.nodes))))
 
     def _hold(self) -> list[tuple[Any, ...]] | None:
         """The frontier of every batch, None if they do not fit into a third of the memory."""

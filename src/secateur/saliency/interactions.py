@@ -63,7 +63,7 @@ def interactions(
     """
     choose("curvature", curvature, CURVATURES)
     require_seed(seed)
-    units = require_units(find_or_check(model, data, units))
+    units = require_units(find_or_check(model, data, units, max_memory))
     gated = Gated(model, units, data, loss, seed, max_memory)
     return expand_loss(gated, ones(model, units), curvature)[1].cpu()
 

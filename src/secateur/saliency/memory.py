@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ArgumentError
-from secateur.structure.capture import UNKNOWN, sizes
+from secateur.saliency.data import CHUNK
+from secateur.structure.capture import UNKNOWN, Captured, sizes
 from secateur.text import parse_bytes
 
 
@@ -32,6 +33,13 @@ def memory_cap(max_memory: int | str | None, device: torch.device) -> int:
     if size < 1:
         raise ArgumentError(f"max_memory: expected a size above 0, got {max_memory!r}")
     return size
+
+
+def samples_at_once(captured: Captured, memory: int) -> int:
+    """Return how many samples of a dataset given whole are run at a time: the values of all fit into an eighth."""
+    if captured.spec.fixed is not None:
+        return CHUNK
+    return max(1, min(CHUNK, memory // 8 // max(1, bytes_of(captured.graph.nodes))))
 
 
 def bytes_of(nodes: Iterable[fx.Node]) -> int:

@@ -97,7 +97,7 @@ def score_weights(
 ) -> Saliencies:  # fmt: skip
     """The saliency of every removable weight, by parameter; `secateur.score` with ``granularity="weight"``."""
     found = find_weight_criterion(criterion, data, loss)
-    units = find_or_check(model, data, units)
+    units = find_or_check(model, data, units, max_memory)
     values = saliencies_of(found, weights_of(model, data, loss, units, seed, max_memory))
     return {name: one.cpu() for name, one in values.items()}
 

@@ -10,7 +10,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.structure.capture import check_finite, eval_outputs, evaluating
 from secateur.structure.inputs import Call, like_model
-from secateur.structure.run import difference, run, tolerance
+from secateur.structure.run import difference, flatten, run, tolerance
 from secateur.structure.units import Units
 
 
@@ -31,6 +31,7 @@ def check_units(model: nn.Module, units: Units, call: Call) -> None:
     units.check_model(model)
     check_finite(model)
     call = like_model(model, call)
+    flatten(units.captured, call)  # refuses inputs of another form
     _, relative = difference(eval_outputs(model, call), _graph_outputs(model, units, call))
     if not relative <= tolerance(model):
         gap = f"the captured graph differs from the model by {relative:.2g} of the largest output"

@@ -10,31 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.arguments import describe
 from secateur.errors import ArgumentError, DataError, ModelError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def as_call(inputs: Any, name: str = "example_inputs") -> Call:
-    """Return example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
-
-    Args:
-        inputs: These.
-        name: What an error calls them.
+def as_call(inputs: Any) -> Call:
+    """Example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
 
     Raises:
-        ArgumentError: They have another form, or there is no tensor among them.
+        ArgumentError: They have another form.
     """
     if isinstance(inputs, Tensor):
         return (inputs,), {}
-    expected = f"{name}: expected a tensor, a tuple of positional inputs or a dict of keyword inputs, got"
-    if isinstance(inputs, str | bytes) or not isinstance(inputs, Mapping | Sequence):
-        raise ArgumentError(f"{expected} {describe(inputs)}")
-    call: Call = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    if not tensors(call):
-        raise ArgumentError(f"{expected} a {type(inputs).__name__} without a tensor")
-    return call
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        return tuple(inputs), {}
+    raise ArgumentError(
+        "example_inputs: expected a tensor, a tuple of positional inputs or a dict of keyword inputs, "
+        f"got {type(inputs).__name__}"
+    )
 
 
 def map_tensors(call: Call, change: Any) -> Call:
@@ -128,12 +124,14 @@ class InputSpec:
         """The specification of example inputs.
 
         Raises:
-            ArgumentError: One of them is neither a tensor nor a plain value.
+            ArgumentError: One of them is neither a tensor nor a plain value, or there is no tensor.
         """
         args, kwargs = map_tensors(call, _describe)
         for where, value in (*enumerate(args), *kwargs.items()):
             if not isinstance(value, TensorSpec | int | float | str | None):
                 raise ArgumentError(f"input {where!r}: expected a tensor or a plain value, got {type(value).__name__}")
+        if not tensors(call):
+            raise ArgumentError("example_inputs: there is no tensor among them")
         samples = next((len(tensor) for tensor in tensors(call) if tensor.ndim), None)
         return cls(args, tuple(kwargs.items()), samples=samples)
 
