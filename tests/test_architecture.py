@@ -9,8 +9,8 @@ import secateur
 
 PACKAGE = Path(secateur.__file__).parent
 STAGES = [
-    "errors", "text", "reference", "structure", "saliency", "planning", "cutting", "artifacts", "reporting",
-    "shrink_weights", "shrink", "secateur", "optim", "papers", "bench", "cli",
+    "errors", "text", "arguments", "reference", "structure", "saliency", "planning", "cutting", "artifacts",
+    "reporting", "shrink_weights", "shrink", "secateur", "optim", "papers", "bench", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ANYTHING = {"__init__.py", "__main__.py"}

@@ -157,7 +157,7 @@ def test_score_lists_the_lowest_first(run):
         ((*SHRINK[:-1], "a.onnx", "--remove-units", "2"), 2, "a.onnx: files are written as .safetensors"),
         ((*SHRINK[:-1], "no/a.safetensors", "--remove-units", "2"), 1, "no/a.safetensors: cannot be written"),
         (("score", "my_models", "--data", "x"), 2, "MODEL 'my_models': expected package.module:function"),
-        (("score", "my_models:nothing", "--data", "x"), 2, "expected a torch.nn.Module, got NoneType"),
+        (("score", "my_models:nothing", "--data", "x"), 2, "expected a torch.nn.Module, got None"),
         (("score", "my_models:none", "--data", "x"), 2, "module 'my_models' has no attribute 'none'"),
         (("score", "no_models:none", "--data", "x"), 2, "No module named 'no_models'"),
         (("score", "my_models:network", "--data", "x"), 2, "expected package.module:function or a .npz"),

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from secateur.arguments import require_model
 from secateur.errors import ArgumentError, choose
+from secateur.saliency.losses import find_loss
 from secateur.saliency.weights import Weights
 from secateur.structure.capture import capture
 from secateur.structure.inputs import as_call, like_model
+from secateur.structure.process_state import one_at_a_time
 
 Curvature = Callable[[], Iterable[Tensor]]
 
@@ -71,7 +74,7 @@ class TaylorRoot(torch.optim.Optimizer):
         curvature: Curvature | None = None,
         max_step: float | None = None,
     ) -> None:
-        if order not in (1, 2):
+        if isinstance(order, bool) or order not in (1, 2):
             raise ArgumentError(f"TaylorRoot: expected order 1 or 2, got {order!r}")
         if order == 2 and not callable(curvature):
             raise ArgumentError(f"TaylorRoot: order 2 needs curvature, a function without arguments, got {curvature!r}")
@@ -88,9 +91,10 @@ class TaylorRoot(torch.optim.Optimizer):
         """
         options = self.defaults | param_group
         lr, bound = options["lr"], options["max_step"]
-        if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+        if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < math.inf:
             raise ArgumentError(f"TaylorRoot: expected a finite lr of at least 0, got {lr!r}")
-        if bound is not None and (not isinstance(bound, int | float) or not bound > 0):
+        number = isinstance(bound, int | float) and not isinstance(bound, bool)
+        if bound is not None and not (number and bound > 0):
             raise ArgumentError(f"TaylorRoot: expected a max_step above 0, or None, got {bound!r}")
         super().add_param_group(param_group)
 
@@ -159,6 +163,7 @@ def _checked(values: Any, p: Tensor, what: str) -> Tensor:
     return values.to(p.device, torch.float32 if p.device.type == "mps" else torch.float64)
 
 
+@one_at_a_time
 def curvature_of(
     model: nn.Module, example_inputs: Any, loss: Any, kind: str = "ggn"
 ) -> Callable[[Any, Any], list[Tensor]]:
@@ -175,7 +180,7 @@ def curvature_of(
         A function that returns a tensor for each of `model.parameters()`, zero for those without part in the outputs.
 
     Raises:
-        ArgumentError: An unknown kind.
+        ArgumentError: An unknown kind or loss, no model, no inputs.
         ModelError: The model cannot be captured.
 
     >>> model, x, t = nn.Linear(2, 1), torch.tensor([[1.0, 3.0]]), torch.zeros(1, 1)
@@ -185,11 +190,13 @@ def curvature_of(
     >>> optimiser = TaylorRoot(model.parameters(), order=2, curvature=lambda: curvature(x, t))
     """
     choose("kind", kind, _KINDS)
-    captured = capture(model, like_model(model, as_call(example_inputs)))
+    function = find_loss(loss)
+    captured = capture(require_model(model), like_model(model, as_call(example_inputs)))
     seeds = itertools.count()
 
+    @one_at_a_time
     def curvature(inputs: Any, targets: Any) -> list[Tensor]:
-        found = _KINDS[kind](Weights(model, captured, [(inputs, targets)], loss, next(seeds)))
+        found = _KINDS[kind](Weights(model, captured, [(inputs, targets)], function, next(seeds)))
         named = model.named_parameters()
         return [found[name].to(p.dtype) if name in found else torch.zeros_like(p) for name, p in named]
 

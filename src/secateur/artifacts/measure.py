@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from secateur.artifacts.safetensors import file_size
 from secateur.planning.plan import Plan
+from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units, find_units
 from secateur.text import format_bytes
 
@@ -41,6 +42,7 @@ class Sizes:
         )
 
 
+@one_at_a_time
 def measure(model: nn.Module, example_inputs: Any) -> Sizes:
     """What a network costs.
 
@@ -49,6 +51,7 @@ def measure(model: nn.Module, example_inputs: Any) -> Sizes:
         example_inputs: As for `find_units`.
 
     Raises:
+        ArgumentError: The model or the inputs are no such thing.
         ModelError: The model cannot be captured.
 
     >>> import torch

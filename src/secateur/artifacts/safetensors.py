@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from secateur.arguments import require_model, require_path
 from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
 from secateur.cutting.frozen import Masks, count_moved, freeze
 from secateur.errors import ArgumentError, ArtifactError, ModelError
 from secateur.planning.plan import Plan
 from secateur.structure.inputs import InputSpec
+from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 FORMAT = 1
@@ -163,18 +166,17 @@ def check_path(path: str | os.PathLike[str]) -> None:
     """Refuse a path that cannot be written, before any work is done for it.
 
     Raises:
-        ArgumentError: It ends in something else than .safetensors.
+        ArgumentError: It is no path, or ends in something else than .safetensors.
         ArtifactError: Its folder does not exist or cannot be written to.
     """
-    if Path(path).suffix != ".safetensors":
-        raise ArgumentError(
-            f"{path}: files are written as .safetensors, not as {Path(path).suffix or 'no extension'!r}"
-        )
+    path = require_path(path)
+    if path.suffix != ".safetensors":
+        raise ArgumentError(f"{path}: files are written as .safetensors, not as {path.suffix or 'no extension'!r}")
     try:
-        folder = Path(path).resolve().parent
+        folder = path.resolve().parent
         if not folder.is_dir():
             raise ArtifactError(f"{path}: cannot be written, there is no folder {folder}")
-        if Path(path).is_dir() or not os.access(folder, os.W_OK):
+        if path.is_dir() or not os.access(folder, os.W_OK):
             raise ArtifactError(f"{path}: cannot be written, {folder} allows no new file or this is a folder")
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be written ({error})") from error
@@ -202,7 +204,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         ArtifactError: It cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield temporary
         temporary.replace(target)
@@ -213,6 +215,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@one_at_a_time
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Rebuild a network from its file: cut `model` by the plan in the metadata, then fill in the weights.
 
@@ -224,10 +227,13 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         model: A network of the original architecture and sizes; its weights do not matter, it is not touched.
 
     Raises:
+        ArgumentError: The path or the model is no such thing.
         ArtifactError: The file cannot be read, was not written by Secateur, or does not fit the model.
         ModelError: The model cannot be captured or copied.
         PlanError: The model has not the unit sets that the plan speaks of.
     """
+    path = require_path(path)
+    require_model(model)
     try:
         content, tensors = _read(path)
         plan = _read_plan(content, tensors)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from secateur.arguments import require_instance
 from secateur.errors import ArgumentError, DataError
 
 
@@ -27,10 +28,7 @@ def find_model(name: str) -> nn.Module:
     Raises:
         ArgumentError: There is no such factory, it needs arguments, or it returns no module.
     """
-    model = _call("MODEL", name)
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"MODEL {name!r}: expected a torch.nn.Module, got {type(model).__name__}")
-    return model
+    return require_instance(f"MODEL {name!r}", _call("MODEL", name), nn.Module, "a torch.nn.Module")
 
 
 def find_data(name: str) -> Any:

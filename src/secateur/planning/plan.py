@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
+from secateur.arguments import describe, require_instance
 from secateur.errors import ArgumentError, PlanError
 from secateur.options import Compensation, Ranking
 from secateur.planning.budget import Budget
@@ -92,27 +95,22 @@ class Plan:
                 input that starts with a dense layer.
 
         Raises:
+            ArgumentError: This is no dict of unit sets' names, or the inputs are no such thing.
             PlanError: Indices are negative, repeated, or none is left.
         """
-        pairs = []
-        for name, indices in kept.items():
-            expected = f"kept[{name!r}]: expected one or more different indices from 0, got "
-            try:
-                chosen = tuple(sorted(operator.index(i) for i in indices))
-            except TypeError:
-                raise PlanError(f"{expected}{indices}") from None
-            if not chosen or chosen[0] < 0 or len(set(chosen)) < len(chosen):
-                raise PlanError(f"{expected}{list(chosen)}")
-            pairs.append((name, chosen))
-        return cls(tuple(pairs), inputs=None if example_inputs is None else InputSpec.of(as_call(example_inputs)))
+        if not isinstance(kept, Mapping):
+            raise ArgumentError(f"kept: expected a dict of unit sets' names and the indices kept, got {describe(kept)}")
+        pairs = tuple((name, _indices(name, indices)) for name, indices in kept.items())
+        return cls(pairs, inputs=None if example_inputs is None else InputSpec.of(as_call(example_inputs)))
 
     def at(self, budget: Budget) -> Plan:
         """The prefix that satisfies a budget.
 
         Raises:
             BudgetError: No prefix does; says how far one can get.
-            ArgumentError: The budget asks for what the plan does not know.
+            ArgumentError: The budget is none, or asks for what the plan does not know.
         """
+        require_instance("budget", budget, Budget, "secateur.Budget(...)")
         if self.start is None:
             raise ArgumentError("a plan written by hand has no order to take a prefix of")
         if self.basis is not None:
@@ -189,7 +187,7 @@ class Plan:
             )
         except PlanError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise PlanError(f"plan: not a plan's JSON ({type(error).__name__}: {error})") from error
 
     def __str__(self) -> str:
@@ -213,3 +211,24 @@ class Plan:
         last, predicted = (f"{here.set}[{here.index}]", here.predicted) if isinstance(here, Step) else ("", None)
         accuracy = self.basis.accuracy(here.accuracy) if self.basis else accuracy_alone(here.accuracy)
         return (n, last, number(predicted), number(here.loss), accuracy, here.params, format_bytes(here.bytes))
+
+
+def _indices(name: str, indices: Iterable[int]) -> tuple[int, ...]:
+    """Return the indices that stay of one unit set, in order.
+
+    Raises:
+        ArgumentError: The unit set is not given by its name.
+        PlanError: They are negative or repeated, none is left, or they are no whole numbers.
+    """
+    require_instance("kept", name, str, "names of unit sets, each a str")
+    expected = f"kept[{name!r}]: expected one or more different indices from 0, got "
+    try:
+        several = list(indices)
+        chosen = tuple(sorted(map(operator.index, several)))
+    except TypeError:
+        raise PlanError(f"{expected}{indices!r}") from None
+    if any(isinstance(one, bool) or getattr(one, "dtype", None) == torch.bool for one in several):
+        raise PlanError(f"{expected}a mask of True and False")
+    if not chosen or chosen[0] < 0 or len(set(chosen)) < len(chosen):
+        raise PlanError(f"{expected}{list(chosen)}")
+    return chosen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -15,6 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from secateur.arguments import require_path
 from secateur.artifacts.safetensors import whole_file
 from secateur.errors import ArgumentError, ArtifactError
 
@@ -153,10 +153,10 @@ def check_file(path: str | os.PathLike[str], what: str, *suffixes: str) -> None:
         suffixes: How their names may end, in small letters.
 
     Raises:
-        ArgumentError: It ends in something else.
+        ArgumentError: It is no path, or ends in something else.
         ArtifactError: Its folder does not exist or cannot be written to.
     """
-    path = Path(path)
+    path = require_path(path)
     if path.suffix.lower() not in suffixes:
         found = path.suffix or "no extension"
         raise ArgumentError(f"{path}: {what} are written as {' or '.join(suffixes)}, not as {found!r}")

@@ -14,6 +14,7 @@ from secateur.planning.state import State, Step
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.reporting.page import Cell, Page, Picture, Section, Table, environment, svg, text_of
 from secateur.reporting.plots import STYLES, plain
+from secateur.structure.process_state import one_at_a_time
 
 BARS = 40  # in one picture
 LABEL = 32  # characters of a name beside its bar
@@ -22,6 +23,7 @@ Widths = Mapping[str, tuple[int, int]]
 Points = Sequence[tuple[int, State]]
 
 
+@one_at_a_time  # Matplotlib's settings are the process's
 def result_page(plan: Plan | WeightPlan, before: Sizes, after: Sizes, difference: float, form: str) -> Page:
     """The report on a result of `secateur.shrink`.
 

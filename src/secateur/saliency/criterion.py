@@ -16,6 +16,7 @@ from secateur.errors import DataError, choose
 from secateur.saliency.gates import Gated
 from secateur.saliency.question import Question
 from secateur.saliency.weight_criterion import score_weights, weight_criteria
+from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 # Saliency of all units [K] at the gates g; those of units already removed are not looked at.
@@ -113,6 +114,7 @@ def apply_threshold(values: Tensor, threshold: str | None) -> Tensor:
     return values.clamp(max=choose("threshold", threshold, THRESHOLDS)(values))
 
 
+@one_at_a_time
 def score(
     model: nn.Module,
     data: Any,
@@ -157,9 +159,10 @@ def score(
         shape.
 
     Raises:
-        ArgumentError: An unknown name, or a memory that is no size.
+        ArgumentError: An unknown name, a memory that is no size, a seed that is none, no model, no units.
         DataError: Unusable data or loss, or a criterion that needs them and has none.
-        ModelError: The model cannot be captured, holds NaN, or has no removable units.
+        ModelError: The model cannot be captured, holds NaN, or has no removable units; or `units` were found on another
+            forward.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
     >>> for layer in model: _ = nn.init.ones_(layer.weight)

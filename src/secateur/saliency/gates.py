@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, ModelError
-from secateur.saliency.data import CHUNK, Batch, batches
+from secateur.saliency.data import Batch, batches
 from secateur.saliency.gated_graph import GatedGraph
 from secateur.saliency.loss_checks import tried
 from secateur.saliency.losses import (
@@ -28,7 +28,7 @@ from secateur.saliency.losses import (
     given,
     measure,
 )
-from secateur.saliency.memory import bytes_held, bytes_of, memory_cap
+from secateur.saliency.memory import bytes_held, memory_cap, samples_at_once
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
 from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
@@ -128,7 +128,7 @@ class Gated:
 
     def _checked(self, data: Any, name: str) -> list[Batch]:
         captured = self.units.captured
-        several = batches(self.model, data, self._samples(), captured, name)
+        several = batches(self.model, data, samples_at_once(captured, self.memory), captured, name)
         return tried(self._loss, captured, self.model, several)
 
     def on(self, data: Any, name: str) -> Gated:
@@ -149,13 +149,6 @@ class Gated:
         other = copy.copy(self)
         other.weights = weights
         return other
-
-    def _samples(self) -> int:
-        """How many samples of a dataset given whole are run at a time."""
-        captured = self.units.captured
-        if captured.spec.fixed is not None:
-            return CHUNK
-        return max(1, min(CHUNK, self.memory // 8 // max(1, bytes_of(captured.graph.nodes))))
 
     def _hold(self) -> list[tuple[Any, ...]] | None:
         """The frontier of every batch, None if they do not fit into a third of the memory."""

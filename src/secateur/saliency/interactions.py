@@ -13,9 +13,11 @@ from secateur.saliency.gates import Gated
 from secateur.saliency.gauss_newton import expansion
 from secateur.saliency.question import Question
 from secateur.saliency.second_order import matrix
+from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 
+@one_at_a_time
 def interactions(
     model: nn.Module,
     data: Any,
@@ -48,9 +50,10 @@ def interactions(
         A symmetric float64 matrix [K, K] on the CPU, the units in the order of `units.places`.
 
     Raises:
-        ArgumentError: An unknown curvature.
+        ArgumentError: An unknown curvature, a seed that is none, no model, no units.
         DataError: Unusable data or loss.
-        ModelError: The model cannot be captured, holds NaN, or has no removable units.
+        ModelError: The model cannot be captured, holds NaN, or has no removable units; or `units` were found on another
+            forward.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
     >>> for layer in model: _ = nn.init.ones_(layer.weight)

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ArgumentError
-from secateur.structure.capture import UNKNOWN, sizes
+from secateur.saliency.data import CHUNK
+from secateur.structure.capture import UNKNOWN, Captured, sizes
 from secateur.text import parse_bytes
 
 
@@ -36,6 +37,13 @@ def memory_cap(max_memory: int | str | None, device: torch.device) -> int:
 def free_memory(device: torch.device) -> int:
     """Return how many bytes are free on the device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def samples_at_once(captured: Captured, memory: int) -> int:
+    """Return how many samples of a dataset given whole are run at a time: the values of all fit into an eighth."""
+    if captured.spec.fixed is not None:
+        return CHUNK
+    return max(1, min(CHUNK, memory // 8 // max(1, bytes_of(captured.graph.nodes))))
 
 
 def bytes_of(nodes: Iterable[fx.Node]) -> int:

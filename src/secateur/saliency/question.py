@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from secateur.arguments import require_model, require_seed
 from secateur.errors import DataError
 from secateur.saliency.data import Batch, first_inputs
+from secateur.saliency.found_units import find_or_check
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
 from secateur.saliency.memory import memory_cap
 from secateur.structure.inputs import Call, as_call, like_model, map_tensors, sample_weight
-from secateur.structure.units import Units, require_units, units_of
+from secateur.structure.units import Units, require_units
 
 HELD = 5  # every fifth sample is held back where weights are fitted and a budget bounds the quality
 
@@ -41,13 +43,15 @@ class Question:
         judged_on: On which samples loss and accuracy are measured: "data", "validation", or "held back" from `data`.
 
     Raises:
-        ArgumentError: There is no loss of that name, or `max_memory` is no size.
+        ArgumentError: The model or the seed is none, there is no loss of that name, or `max_memory` is no size.
     """
 
     def __init__(
         self, model: nn.Module, data: Any, loss: Any, units: Units | None = None, *, example_inputs: Any = None,
         validation: Any = None, seed: int = 0, max_memory: int | str | None = None,
     ) -> None:  # fmt: skip
+        require_model(model)
+        require_seed(seed)
         self.model, self.data, self.loss, self.validation = model, data, loss, validation
         self.seed, self.max_memory = seed, max_memory
         self._units, self._example = units, example_inputs
@@ -69,7 +73,7 @@ class Question:
         Raises:
             ModelError: The model cannot be captured.
         """
-        return units_of(self.model, self.call) if self._units is None else self._units
+        return find_or_check(self.model, self.data, self._units, self.max_memory, self._example)
 
     @cached_property
     def units(self) -> Units:

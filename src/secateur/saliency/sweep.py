@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from secateur.errors import ArgumentError
 from secateur.saliency.candidates import change_one
+from secateur.saliency.found_units import find_or_check
 from secateur.saliency.gates import Gated, ones
+from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 
+@one_at_a_time
 def gain_sweep(
     model: nn.Module,
     data: Any,
@@ -40,9 +43,9 @@ def gain_sweep(
         Losses [units, gains], float64, on the CPU.
 
     Raises:
-        ArgumentError: There is no such unit.
+        ArgumentError: There is no such unit, no model, no units.
         DataError: Unusable data or loss.
-        ModelError: The model holds NaN, or the units are another model's.
+        ModelError: The model holds NaN, or the units are another model's or were found on another forward.
 
     >>> from secateur import find_units
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
@@ -51,6 +54,7 @@ def gain_sweep(
     >>> gain_sweep(model, (x, x), "squared_error", find_units(model, x), [("0", 0)], [0, 1, 2])
     tensor([[2., 0., 2.]], dtype=torch.float64)
     """
+    units = find_or_check(model, data, units, max_memory)
     places = {place: k for k, place in enumerate(units.places)}
     for name, index in chosen:
         if (name, index) not in places:

@@ -79,7 +79,7 @@ def weights_of(question: Question, name: str = "data") -> Weights:
     """Return E as a function of the model's weights, on the question's data or validation.
 
     Raises:
-        ModelError: The model cannot be captured, or uses no weights that can be removed.
+        ModelError: The units are another model's, or it uses no weights that can be removed.
     """
     question.all_units.check_model(question.model)
     captured = question.all_units.captured

@@ -124,15 +124,7 @@ def capture(model: nn.Module, call: Call) -> Captured:
     spec = InputSpec.of(call)
     if not batch_size(call):
         raise DataError("inputs: there are no samples in the example")
-    try:
-        inspect.signature(model.forward).bind(*call[0], **call[1])
-        with evaluating(model), torch.no_grad():
-            call_model(model, call)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors(call))
-        raise ModelError(
-            f"{type(model).__name__} does not run on the inputs given, of shape {shapes}: {_line(error)}"
-        ) from error
+    eval_outputs(model, call)
     with evaluating(model):
         try:
             return _read(model, export_model(model, at_least_two(call)), spec)
@@ -141,6 +133,23 @@ def capture(model: nn.Module, call: Call) -> Captured:
                 fixed = replace(spec, fixed=batch_size(call))
                 return _read(model, export_model(model, call, any_batch=False), fixed)
             raise error
+
+
+def eval_outputs(model: nn.Module, call: Call) -> Any:
+    """Return the model's outputs in eval mode.
+
+    Raises:
+        ModelError: It does not run on these inputs.
+    """
+    try:
+        inspect.signature(model.forward).bind(*call[0], **call[1])
+        with evaluating(model), torch.no_grad():
+            return call_model(model, call)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors(call))
+        raise ModelError(
+            f"{type(model).__name__} does not run on the inputs given, of shape {shapes}: {_line(error)}"
+        ) from error
 
 
 def call_model(model: nn.Module, call: Call) -> Any:

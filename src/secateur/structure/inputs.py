@@ -151,12 +151,14 @@ class InputSpec:
         """The specification of example inputs.
 
         Raises:
-            ArgumentError: One of them is neither a tensor nor a plain value.
+            ArgumentError: One of them is neither a tensor nor a plain value, or there is no tensor.
         """
         args, kwargs = map_tensors(call, _describe)
         for where, value in (*enumerate(args), *kwargs.items()):
             if not isinstance(value, TensorSpec | int | float | str | None):
                 raise ArgumentError(f"input {where!r}: expected a tensor or a plain value, got {type(value).__name__}")
+        if not tensors(call):
+            raise ArgumentError("example_inputs: there is no tensor among them")
         samples = next((len(tensor) for tensor in tensors(call) if tensor.ndim), None)
         return cls(args, tuple(kwargs.items()), samples=samples)
 

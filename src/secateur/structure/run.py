@@ -68,11 +68,14 @@ def run(captured: Captured, model: nn.Module, call: Call) -> Any:
 def difference(expected: Any, got: Any) -> tuple[float, float]:
     """Largest absolute difference of the outputs, and the largest relative to the largest value.
 
-    What is NaN, infinite or of another shape differs infinitely.
+    What is NaN, infinite or of another shape differs infinitely, and so do other numbers of outputs.
     """
     absolute = relative = 0.0
-    for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
-        if not isinstance(a, Tensor) or not a.numel():
+    several = tree_leaves(expected), tree_leaves(got)
+    if [isinstance(a, Tensor) for a in several[0]] != [isinstance(b, Tensor) for b in several[1]]:
+        return float("inf"), float("inf")
+    for a, b in zip(*several, strict=True):
+        if not isinstance(a, Tensor) or not (a.numel() or b.numel()):
             continue
         if a.shape != b.shape or a.is_complex() != b.is_complex():
             return float("inf"), float("inf")

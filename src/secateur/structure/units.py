@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.arguments import require_instance, require_model
 from secateur.errors import ArgumentError, ModelError, choose
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
 from secateur.structure.capture import Captured, capture, sizes
 from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model, named_tensors
 from secateur.structure.kinds import Kinds
+from secateur.structure.process_state import one_at_a_time
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of
 from secateur.structure.run import check_capture
@@ -43,6 +45,7 @@ class Units:
             if node.name in captured.weights
         }
         named = named_tensors(model)
+        self._forms = _forms(model, self.axes)
         self._weights = [
             (name, self.axes.get(name), tensor.numel(), tensor.element_size(), isinstance(tensor, nn.Parameter))
             for name, tensor in named.items()
@@ -81,6 +84,7 @@ class Units:
         return len(self.sets)
 
     def __getitem__(self, name: str) -> UnitSet:
+        require_instance("unit set", name, str, "its name, a str")
         sets = {unit_set.name: unit_set for unit_set in self.sets}
         reasons = {one.name: one.reason for one in self.fixed}
         if name in reasons and name not in sets:
@@ -91,13 +95,13 @@ class Units:
         """Refuse a model that these are not the units of.
 
         Raises:
-            ModelError: It lacks one of their weights, or has it in another shape.
+            ModelError: It has other parameters, or lacks a buffer that the graph uses; or the shape or the dtype of one
+                is another.
         """
-        named = named_tensors(model)
-        for name, axes in self.axes.items():
-            wanted = tuple(axis.size for axis in axes)
-            if name not in named or tuple(named[name].shape) != wanted:
-                given = tuple(named[name].shape) if name in named else "none"
+        forms = _forms(model, self.axes)
+        for name in (*self._forms, *forms):
+            wanted, given = self._forms.get(name, "none"), forms.get(name, "none")
+            if wanted != given:
                 raise ModelError(f"units: found on a model whose {name} is {wanted}, this model's is {given}")
 
     @property
@@ -220,6 +224,15 @@ class Units:
     __repr__ = __str__
 
 
+def _forms(model: nn.Module, used: Container[str]) -> dict[str, str]:
+    """Return shape and dtype of each parameter and of the buffers that are used."""
+    return {
+        name: f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in named_tensors(model).items()
+        if isinstance(tensor, nn.Parameter) or name in used
+    }
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
@@ -261,6 +274,7 @@ def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:
     return axis.reason or (f"{axis.sliced}; include='all' removes it as sliced" if sliced else None)
 
 
+@one_at_a_time
 def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated") -> Units:
     """All units that can be removed from a model, and why the others cannot.
 
@@ -274,11 +288,17 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
         include: "gated": the sets whose units can be removed exactly as by a gate of zero; "all": also those
             over which a norm or another statistic is taken (`removal` "sliced").
 
+    Note:
+        Where units are handed in later, the model must still have the forward that they were found on; other weights
+        of the same sizes are fine. Threads may call Secateur at the same time, their calls run one after the other;
+        but while one runs, no model must be called from elsewhere: torch.export patches `torch.nn.Module` for the whole
+        process, and the model itself is in eval mode, with other weights at times.
+
     Returns:
         The unit sets; empty where nothing can be removed.
 
     Raises:
-        ArgumentError: `include` is neither of the two.
+        ArgumentError: The model or the inputs are no such thing, or `include` is neither of the two.
         ModelError: The model cannot be captured, or its weights are not finite.
 
     >>> from torch import nn
@@ -286,7 +306,7 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
     >>> [(s.name, s.size, s.params_per_unit) for s in units], [f.reason for f in units.fixed]
     ([('0', 5, 6)], ['a model output', 'a model input'])
     """
-    return units_of(model, as_call(example_inputs), include)
+    return units_of(require_model(model), as_call(example_inputs), include)
 
 
 def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:

@@ -1,0 +1,133 @@
+"""Checks of what callers pass: an error says which argument it is, what is possible and what was given."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from numbers import Integral, Number, Real
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from secateur.errors import ArgumentError
+
+Kind = TypeVar("Kind")
+
+
+def describe(value: object) -> str:
+    """Return how an error names a value: numbers and texts themselves, anything else by its type.
+
+    >>> describe(1.5), describe(nn.Linear), describe([1, 2])
+    ('1.5', 'the class Linear', 'list')
+    """
+    if isinstance(value, str | bytes | Number | None):
+        return reprlib.repr(value)
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def require_instance(name: str, value: object, kind: type[Kind], expected: str) -> Kind:
+    """Return the value if it is an instance of a class.
+
+    Args:
+        name: The argument's.
+        value: What was given.
+        kind: The class.
+        expected: What the error says is possible.
+
+    Raises:
+        ArgumentError: It is none.
+
+    >>> require_instance("model", nn.Linear, nn.Module, "a torch.nn.Module")
+    Traceback (most recent call last):
+    secateur.errors.ArgumentError: model: expected a torch.nn.Module, got the class Linear; call it first
+    """
+    if not isinstance(value, kind):
+        hint = "; call it first" if isinstance(value, type) and issubclass(value, kind) else ""
+        raise ArgumentError(f"{name}: expected {expected}, got {describe(value)}{hint}")
+    return value
+
+
+def require_model(model: object) -> nn.Module:
+    """Return the model if it is one.
+
+    Raises:
+        ArgumentError: It is no `torch.nn.Module`.
+    """
+    return require_instance("model", model, nn.Module, "a torch.nn.Module")
+
+
+def require_flag(name: str, value: object) -> bool:
+    """Return the value if it is True or False.
+
+    Raises:
+        ArgumentError: It is neither, though it may count as one of them.
+    """
+    return require_instance(name, value, bool, "True or False")
+
+
+def require_whole(name: str, value: Any, least: int, expected: str, most: float = float("inf")) -> int:
+    """Return the value as an int if it is a whole number within bounds.
+
+    Args:
+        name: The argument's.
+        value: What was given; integers of NumPy are whole numbers, bools are none.
+        least: The least that is possible.
+        expected: What the error says is possible.
+        most: The most that is possible.
+
+    Raises:
+        ArgumentError: It is none.
+
+    >>> require_whole("rounds", 0, 1, "a number of rounds above 0")
+    Traceback (most recent call last):
+    secateur.errors.ArgumentError: rounds: expected a number of rounds above 0, got 0
+    """
+    whole = not isinstance(value, bool) and isinstance(value, Integral)
+    if not (whole and least <= value <= most):
+        raise ArgumentError(f"{name}: expected {expected}, got {describe(value)}")
+    return int(value)
+
+
+def require_seed(seed: object) -> int:
+    """Return the seed if `torch.Generator` takes it.
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    return require_whole("seed", seed, -(2**63), "a whole number from -2**63 to 2**64 - 1", 2**64 - 1)
+
+
+def require_number(name: str, value: Any, above: float, most: float, expected: str) -> float:
+    """Return the value as a float if it is a number within bounds.
+
+    Args:
+        name: The argument's.
+        value: What was given; bools and NaN are no numbers.
+        above: What it has to be greater than.
+        most: The most that is possible.
+        expected: What the error says is possible.
+
+    Raises:
+        ArgumentError: It is none.
+
+    >>> require_number("ridge", 1e300, 0, 1e6, "a number above 0, at most 1e6")
+    Traceback (most recent call last):
+    secateur.errors.ArgumentError: ridge: expected a number above 0, at most 1e6, got 1e+300
+    """
+    number = not isinstance(value, bool) and isinstance(value, Real)
+    if not (number and above < value <= most):
+        raise ArgumentError(f"{name}: expected {expected}, got {describe(value)}")
+    return float(value)
+
+
+def require_path(path: object, name: str = "path") -> Path:
+    """Return the path if it is one.
+
+    Raises:
+        ArgumentError: It is no text and no `os.PathLike` of a text.
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise ArgumentError(f"{name}: expected a path, a str or an os.PathLike, got {describe(path)}")
+    return Path(text)

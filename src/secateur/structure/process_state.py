@@ -1,0 +1,33 @@
+"""One call at a time: what a call changes for the whole process, no other thread's call sees or changes.
+
+torch.export patches `nn.Module` itself while it traces, and takes warnings, logging and stderr for itself; models are
+put into eval mode, and hold other weights while a cut is proven. All of that is undone at the end, which is right only
+if nothing else happened in between.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+_LOCK = threading.RLock()  # re-entrant: public functions call each other
+
+
+def one_at_a_time(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Let a function wait until no function so marked runs in another thread.
+
+    >>> one_at_a_time(len)([1, 2])
+    2
+    """
+
+    @functools.wraps(function)
+    def alone(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        with _LOCK:
+            return function(*args, **kwargs)
+
+    return alone
