@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import reprlib
+from collections.abc import Callable
 from numbers import Integral, Number, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, CallError
 
 Kind = TypeVar("Kind")
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 
 def describe(value: object) -> str:
@@ -24,6 +29,30 @@ def describe(value: object) -> str:
     if isinstance(value, str | bytes | Number | None):
         return reprlib.repr(value)
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def checked_call(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Let a function refuse a call that does not fit its signature as everything else that Secateur refuses.
+
+    >>> checked_call(lambda x: x)(1, 2)
+    Traceback (most recent call last):
+    secateur.errors.CallError: <lambda>: too many positional arguments; it is called as <lambda>(x)
+    """
+    signature = inspect.signature(function)
+    name = function.__name__
+    keywords = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    others = [p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    form = f"{name}({', '.join(others)})" + (f", by keyword: {', '.join(keywords)}" if keywords else "")
+
+    @functools.wraps(function)
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise CallError(f"{name}: {error}; it is called as {form}") from None
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def require_instance(name: str, value: object, kind: type[Kind], expected: str) -> Kind:

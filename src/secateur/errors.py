@@ -4,6 +4,7 @@
     ├── ModelError          the model: cannot be captured, holds NaN, has nothing to remove
     ├── DataError           the data or the loss: empty, read once, NaN, targets out of range
     ├── ArgumentError       a name or a value that is not one of those possible (also a ValueError)
+    │   ├── CallError       an argument too many, missing, or of an unknown name (also a TypeError)
     │   └── PlanError       a plan that does not fit the model
     ├── BudgetError         a budget that cannot be met; says how far one can get
     ├── VerificationError   the cut network does not compute what the gated one does
@@ -32,6 +33,10 @@ class DataError(SecateurError):
 
 class ArgumentError(SecateurError, ValueError):
     """An argument is not one of those possible."""
+
+
+class CallError(ArgumentError, TypeError):
+    """A call has an argument too many, lacks one, or names one that there is none of."""
 
 
 class PlanError(ArgumentError):

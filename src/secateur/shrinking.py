@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from secateur.arguments import checked_call, require_instance
 from secateur.artifacts import safetensors
 from secateur.artifacts.measure import measure_units
 from secateur.cutting.biases import with_biases, without_bias
@@ -25,10 +26,13 @@ from secateur.result import Result, Row
 from secateur.saliency.compensation import Compensator
 from secateur.saliency.criterion import GRANULARITIES, criteria
 from secateur.saliency.question import Question
+from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units, units_of
 from secateur.weight_pruning import Loop, shrink_weights
 
 
+@checked_call
+@one_at_a_time
 def rank(
     model: nn.Module,
     data: Any,
@@ -121,8 +125,7 @@ class Ranked(NamedTuple):
 
 
 def _require_budget(budget: Any) -> None:
-    if not isinstance(budget, Budget):
-        raise ArgumentError(f"budget: expected secateur.Budget(...), got {budget!r}")
+    require_instance("budget", budget, Budget, "secateur.Budget(...)")
 
 
 def _options(ranking: Ranking, compensation: Compensation | None, budget: Budget | None) -> Ranking:
@@ -167,6 +170,8 @@ def _with_biases(question: Question, compensation: Compensation | None) -> tuple
     return question.for_model(model, units_of(model, question.call, question.units.include)), biases
 
 
+@checked_call
+@one_at_a_time
 def shrink(
     model: nn.Module,
     data: Any,

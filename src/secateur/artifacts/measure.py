@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from secateur.arguments import checked_call
 from secateur.artifacts.safetensors import file_size
 from secateur.planning.plan import Plan
 from secateur.structure.process_state import one_at_a_time
@@ -42,6 +43,7 @@ class Sizes:
         )
 
 
+@checked_call
 @one_at_a_time
 def measure(model: nn.Module, example_inputs: Any) -> Sizes:
     """What a network costs.

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from secateur.arguments import require_model, require_path
+from secateur.arguments import checked_call, require_model, require_path
 from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
 from secateur.cutting.frozen import Masks, count_moved, freeze
@@ -215,6 +215,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@checked_call
 @one_at_a_time
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Rebuild a network from its file: cut `model` by the plan in the metadata, then fill in the weights.

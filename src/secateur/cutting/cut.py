@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.arguments import checked_call, require_instance, require_model
 from secateur.cutting.attributes import update_attributes
 from secateur.cutting.biases import with_biases, without_bias
 from secateur.cutting.captured_forward import replace_forward
@@ -22,10 +23,13 @@ from secateur.saliency.compensation import compensated
 from secateur.saliency.question import Question
 from secateur.structure.calls import whole_call
 from secateur.structure.inputs import Call, InputSpec, map_tensors
+from secateur.structure.process_state import one_at_a_time
 from secateur.structure.sliced import slice_graph
 from secateur.structure.units import Units, require_units, units_of
 
 
+@checked_call
+@one_at_a_time
 def cut(
     model: nn.Module,
     plan: Plan,
@@ -79,6 +83,8 @@ def cut(
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
+    require_model(model)
+    require_instance("plan", plan, Plan, "a secateur.Plan")
     changed = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
     settings = _settings(plan, compensate, {name: value for name, value in changed.items() if value is not None})
     spec = plan.inputs or InputSpec.guess(model)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur import saliency
+from secateur.arguments import checked_call
 from secateur.errors import DataError, choose
 from secateur.saliency.gates import Gated
 from secateur.saliency.question import Question
@@ -114,6 +115,7 @@ def apply_threshold(values: Tensor, threshold: str | None) -> Tensor:
     return values.clamp(max=choose("threshold", threshold, THRESHOLDS)(values))
 
 
+@checked_call
 @one_at_a_time
 def score(
     model: nn.Module,

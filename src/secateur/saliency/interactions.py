@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.arguments import checked_call
 from secateur.errors import DataError, choose
 from secateur.saliency.factors import exact_factors, sampled_factors
 from secateur.saliency.gates import Gated
@@ -17,6 +18,7 @@ from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 
+@checked_call
 @one_at_a_time
 def interactions(
     model: nn.Module,

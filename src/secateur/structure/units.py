@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.arguments import require_instance, require_model
+from secateur.arguments import checked_call, require_instance, require_model
 from secateur.errors import ArgumentError, ModelError, choose
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
 from secateur.structure.capture import Captured, capture, sizes
@@ -274,6 +274,7 @@ def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:
     return axis.reason or (f"{axis.sliced}; include='all' removes it as sliced" if sliced else None)
 
 
+@checked_call
 @one_at_a_time
 def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated") -> Units:
     """All units that can be removed from a model, and why the others cannot.
