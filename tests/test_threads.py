@@ -126,10 +126,10 @@ def test_threads_shrink_at_once_as_they_would_alone(
 def everything(model: nn.Module, folder: Path) -> list[Any]:
     """What all public functions give for one model, as plain values."""
     units = sc.find_units(model, DATA[0])
-    scores = sc.score(model, DATA, "cross_entropy", units, criterion="hessian")
-    weights = sc.score(model, DATA, "cross_entropy", units, granularity="weight")
-    matrix = sc.interactions(model, DATA, "cross_entropy", units, curvature="hessian")
-    plan = sc.rank(model, DATA, "cross_entropy", units, criterion="taylor2", progress=False)
+    scores = sc.score(model, DATA, "cross_entropy", units=units, criterion="hessian")
+    weights = sc.score(model, DATA, "cross_entropy", units=units, granularity="weight")
+    matrix = sc.interactions(model, DATA, "cross_entropy", units=units, curvature="hessian")
+    plan = sc.rank(model, DATA, "cross_entropy", units=units, criterion="taylor2", progress=False)
     small = sc.cut(model, plan.at(sc.Budget(remove_units=5)))
     result = shrink(model)
     size = result.save(folder / "small.safetensors")

@@ -37,10 +37,10 @@ def network() -> Counting:
 
 Ask = Callable[[nn.Module, Any, Any], object]
 QUESTIONS: dict[str, Ask] = {
-    "score": lambda model, data, units: sc.score(model, data, LOSS, units),
-    "score without a loss": lambda model, data, units: sc.score(model, data, None, units, criterion="activation"),
-    "score of weights": lambda model, data, units: sc.score(model, data, LOSS, units, granularity="weight"),
-    "interactions": lambda model, data, units: sc.interactions(model, data, LOSS, units),
+    "score": lambda model, data, units: sc.score(model, data, LOSS, units=units),
+    "score without a loss": lambda model, data, units: sc.score(model, data, None, units=units, criterion="activation"),
+    "score of weights": lambda model, data, units: sc.score(model, data, LOSS, units=units, granularity="weight"),
+    "interactions": lambda model, data, units: sc.interactions(model, data, LOSS, units=units),
     "gain_sweep": lambda model, data, units: gain_sweep(model, data, LOSS, units, [("0", 1)], [0.0, 2.0]),
 }
 
@@ -60,10 +60,10 @@ def test_units_of_another_forward_are_refused(name: str) -> None:
 def test_without_data_they_are_compared_on_random_inputs(granularity: str) -> None:
     model = network()
     units = sc.find_units(model, X)
-    sc.score(model, None, None, units, criterion="magnitude", granularity=granularity)
+    sc.score(model, None, None, units=units, criterion="magnitude", granularity=granularity)
     model[1] = nn.ReLU()
     with pytest.raises(ModelError, match="units: found on another forward"):
-        sc.score(model, None, None, units, criterion="magnitude", granularity=granularity)
+        sc.score(model, None, None, units=units, criterion="magnitude", granularity=granularity)
 
 
 @pytest.mark.parametrize("name", QUESTIONS)

@@ -174,7 +174,7 @@ def score(
     """
     weights = choose("granularity", granularity, GRANULARITIES) == "weight"
     known: Mapping[str, Any] = weight_criteria() if weights else criteria()
-    name = criterion or ("obd" if weights else "oracle")
+    name = ("obd" if weights else "oracle") if criterion is None else criterion
     choose("weight criterion" if weights else "criterion", name, known)
     if threshold is not None:
         choose("threshold", threshold, THRESHOLDS)
