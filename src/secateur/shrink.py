@@ -23,6 +23,7 @@ from secateur.planning import ranking as orders
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
+from secateur.reporting.paths import check_page
 from secateur.reporting.progress import progress_bar
 from secateur.saliency.compensation import Settings
 from secateur.saliency.criterion import criteria
@@ -90,7 +91,7 @@ class Result:
             ArgumentError: The path ends in something else.
             ArtifactError: It cannot be written.
         """
-        from secateur.reporting.page import check_page, write  # matplotlib is slow to import, and only pages need it
+        from secateur.reporting.page import write  # matplotlib is slow to import, and only pages need it
         from secateur.reporting.result_page import result_page
 
         check_page(path)

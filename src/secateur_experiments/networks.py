@@ -1,17 +1,34 @@
-"""Networks with channels, heads and feed-forward widths; three of them small, for rows of 784 pixels."""
+"""All networks of the experiments: the papers' logistic ones, and some with channels, heads and residual streams."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def logistic_network(widths: Sequence[int], seed: int = 0) -> nn.Sequential:
+    """Return dense layers with logistic sigmoids, the outputs too; Xavier normal weights, biases 0.
+
+    >>> [tuple(p.shape) for p in logistic_network([64, 100, 10]).parameters()]
+    [(100, 64), (100,), (10, 100), (10,)]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # draws nothing
+        nn.init.xavier_normal_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.Sigmoid()]
+    return nn.Sequential(*layers)
+
+
 def convolutional_network(seed: int = 0) -> nn.Sequential:
-    """20 and 50 channels of 5 × 5, each pooled, 200 neurons; ReLU.
+    """Return a network of 20 and 50 channels of 5 × 5, each pooled, and 200 neurons; ReLU.
 
     >>> sum(p.numel() for p in convolutional_network().parameters())
     187780
@@ -26,7 +43,7 @@ def convolutional_network(seed: int = 0) -> nn.Sequential:
 
 
 def small_convolutional_network(seed: int = 0) -> nn.Sequential:
-    """For rows of 64 pixels: 8 and 16 channels of 3 × 3, each pooled, 32 neurons; ReLU.
+    """Return one for rows of 64 pixels: 8 and 16 channels of 3 × 3, each pooled, and 32 neurons; ReLU.
 
     >>> sum(p.numel() for p in small_convolutional_network().parameters())
     3658
@@ -41,7 +58,7 @@ def small_convolutional_network(seed: int = 0) -> nn.Sequential:
 
 
 def residual_network(seed: int = 0) -> nn.Sequential:
-    """A stem of 24 channels, strided and pooled to 7 × 7, and three blocks of 24-48-24 channels there.
+    """Return a stem of 24 channels, strided and pooled to 7 × 7, and three blocks of 24-48-24 channels there.
 
     >>> sum(p.numel() for p in residual_network().parameters())
     63538
@@ -54,7 +71,7 @@ def residual_network(seed: int = 0) -> nn.Sequential:
 
 
 def vision_transformer(seed: int = 0) -> nn.Sequential:
-    """16 patches of 7 × 7 and a class token, 64 wide, 3 layers of 8 heads and 192 feed-forward units.
+    """Return a transformer of 16 patches and a class token, 64 wide, 3 layers of 8 heads and 192 feed-forward units.
 
     >>> sum(p.numel() for p in vision_transformer().parameters())
     130314
@@ -92,7 +109,7 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(*shortcut if stride > 1 else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Twice convolved, and added."""
+        """Convolve twice, and add."""
         h = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
 
@@ -105,7 +122,7 @@ class Attention(nn.Module):
         self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, T, D] to the same."""
+        """Map [N, T, D] to [N, T, D]."""
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
@@ -122,7 +139,7 @@ class Layer(nn.Module):
         self.forth, self.back = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, T, D] to the same."""
+        """Map [N, T, D] to [N, T, D]."""
         x = x + self.attention(self.norm1(x))
         out: Tensor = x + self.back(F.gelu(self.forth(self.norm2(x))))
         return out
@@ -153,8 +170,32 @@ class VisionTransformer(nn.Module):
         self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] to logits."""
+        """Map images [N, C, H, W] to logits."""
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1) + self.positions
         logits: Tensor = self.last(self.norm(self.layers(x))[:, 0])
         return logits
+
+
+def lenet() -> nn.Sequential:
+    """Return a LeNet-5-like network for 28 × 28 grey images: 6 and 16 channels, 120 and 84 neurons."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def resnet18(classes: int = 10) -> nn.Sequential:
+    """Return ResNet-18 with its 7 × 7 stem of stride 2 and its pooling."""
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
+    blocks = [Block(*sizes) for sizes in [*widths, (512, 512, 1)]]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+
+
+class ViT(VisionTransformer):
+    """ViT-tiny at 32 × 32: patches of 4 × 4, 192 wide, 12 layers, 3 heads, a class token."""
+
+    def __init__(self) -> None:
+        super().__init__((3, 32), 4, 192, 12, 3, 768)

@@ -1,97 +1,56 @@
-"""Networks, orders and smaller networks that several figures of the papers share."""
+"""What is measured on one set of data: trained networks, orders and curves, each made once."""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 
-from secateur.papers.data import Dataset
-from secateur.papers.networks import convolutional_network, small_convolutional_network
-from secateur.papers.training import logistic_network, train
-from secateur.planning.plan import Plan
+from secateur import Plan, Units, find_units, rank
+from secateur.artifacts.safetensors import whole_file
+from secateur.errors import ArtifactError
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
-from secateur.shrink import rank
-from secateur.structure.units import Units, find_units
+from secateur_experiments import subjects
+from secateur_experiments.curves import Curve, curve_of
+from secateur_experiments.datasets import Dataset, Pair
+from secateur_experiments.subjects import Subject
+from secateur_experiments.training import train
 
 Value = TypeVar("Value")
-ROUNDING = 1e-12
 ONE, TWO, FOUR = (100,), (50, 50), (50, 50, 50, 50)  # the papers' hidden widths, and what they leave to others
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A network that is pruned.
+class Way(NamedTuple):
+    """How units are removed.
 
     Attributes:
-        name: Its widths.
-        build: From a seed, untrained.
-        loss: By name, of the training and of the saliency.
-        epochs: Of the training.
-        samples: Of the calibration part, on which orders are made; None for all.
-        shortlist: Of the iterative oracle, to save time; None for none.
-        learning_rate: At the start of the training.
+        criterion: By name.
+        ranking: Likewise.
+        compensate: Whether the order knows that the weights left make up for each removal, and they do at the cut.
+        threshold: Of the estimates.
+        shortlist: Of an iterative ranking.
+        fitted: Whether the weights left are fitted at the cut only; the order does not know.
     """
-
-    name: str
-    build: Callable[[int], nn.Module]
-    loss: str
-    epochs: int
-    samples: int | None = None
-    shortlist: int | None = None
-    learning_rate: float = 3e-3
-
-
-class Way(NamedTuple):
-    """How units are removed: a criterion, a ranking, whether the weights left make up for it, a threshold."""
 
     criterion: str
     ranking: str = "iterative"
     compensate: bool = False
     threshold: str | None = None
-
-
-class Course(NamedTuple):
-    """Loss and accuracy on the test part after 0, 1, 2 ... removals from `total` units."""
-
-    total: int
-    loss: list[float]
-    accuracy: list[float]
-
-    def at(self, values: Sequence[float], share: float) -> float:
-        """The value with that share of the units removed, or as many as can be.
-
-        >>> Course(4, [], []).at([0.1, 0.2, 0.3, 0.4], 0.5)
-        0.3
-        """
-        return values[min(round(share * self.total), len(values) - 1)]
-
-    def within(self, points: float = 0.01) -> float:
-        """The largest share removed with accuracy at no point up to there lower than that below the start.
-
-        >>> Course(4, [], [0.9, 0.91, 0.895, 0.8]).within()
-        0.5
-        """
-        return last_within(self.accuracy, points) / self.total
-
-
-def last_within(accuracies: Sequence[float], points: float = 0.01) -> int:
-    """The last place up to which none is lower than that below the first.
-
-    >>> last_within([0.9, 0.91, 0.89, 0.8, 0.9])
-    2
-    """
-    good = [value >= accuracies[0] - points - ROUNDING for value in accuracies]
-    return good.index(False) - 1 if False in good else len(good) - 1
+    shortlist: int | None = None
+    fitted: bool = False
 
 
 @dataclass
 class Study:
-    """What is measured on one set of data; whatever was computed once is kept.
+    """What is measured on one set of data; whatever was computed once is kept, networks and curves in a folder too.
 
     Attributes:
         data: Networks learn its training part, orders are made on its calibration part, and what is left is measured
@@ -99,88 +58,152 @@ class Study:
         epochs: Of the training.
         seeds: One network of each kind for each.
         learning_rate: At the start of the training.
+        folder: From which an interrupted study goes on; made if it is not there; None to keep all in memory.
+        known: All that was computed, by what it is.
+
+    Raises:
+        ArtifactError: The folder cannot be made or what it holds cannot be read.
     """
 
     data: Dataset
     epochs: int
     seeds: Sequence[int] = (0, 1, 2)
     learning_rate: float = 3e-3
-    _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    folder: Path | None = None
+    known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._curves = {} if self.folder is None else _read_curves(self.folder)
 
     def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """What `make` gave when it was first asked for under this key."""
-        if key not in self._known:
-            self._known[key] = make()
-        found: Value = self._known[key]
-        return found
+        """Return what `make` gave when it was first asked for under this key."""
+        if key not in self.known:
+            self.known[key] = make()
+        value: Value = self.known[key]
+        return value
 
     def logistic(self, hidden: Sequence[int]) -> Subject:
-        """The papers' kind of network, with these hidden widths."""
-        widths = [self.data.features, *hidden, self.data.classes]
-        name = "-".join(map(str, widths))
-        build = partial(logistic_network, widths)
-        return Subject(name, build, "squared_error", self.epochs, learning_rate=self.learning_rate)
+        """Return the papers' kind of network, with these hidden widths."""
+        return subjects.logistic(self.data, self.epochs, hidden, self.learning_rate)
 
-    def convolutional(self) -> Subject:
-        """One with channels."""
-        if self.data.features == 784:
-            return Subject("conv 20-50-200", convolutional_network, "cross_entropy", 5, samples=1_000, shortlist=25)
-        return Subject("conv 8-16-32", small_convolutional_network, "cross_entropy", max(1, self.epochs // 5))
+    def smaller(self, subject: Subject, share: float) -> Subject:
+        """Return a logistic network with that share of each width left out, in percent, to be trained likewise."""
+        narrow = self.logistic(subjects.narrowed(subject.hidden, share))
+        return replace(subject, name=narrow.name, build=narrow.build, hidden=narrow.hidden)
 
     def network(self, subject: Subject, seed: int) -> nn.Module:
-        """It, trained."""
-        return self.once(("network", subject.name, seed), lambda: self._trained(subject, seed))
+        """Return it, trained now, before, or in an earlier run.
+
+        Raises:
+            ArtifactError: Its file cannot be read or written.
+        """
+        return self.once(("network", subject.name, seed), partial(self._trained, subject, seed))
 
     def _trained(self, subject: Subject, seed: int) -> nn.Module:
-        model = subject.build(seed)
-        loss = find_loss(subject.loss)
-        train(model, self.data.train, subject.epochs, loss, subject.learning_rate, seed=seed, progress=False)
-        return model
+        model, loss = subject.build(seed), find_loss(subject.loss)
+        path = None if self.folder is None else self.folder / f"{subject.name}-{seed}.pt"
+        if path is None or not path.exists():
+            train(model, self.data.train, subject.epochs, loss, subject.learning_rate, seed=seed, progress=False)
+            if path is not None:
+                with whole_file(path) as temporary:
+                    torch.save(model.state_dict(), temporary)
+            return model
+        try:
+            model.load_state_dict(torch.load(path))
+        except Exception as error:
+            raise ArtifactError(f"{path}: does not hold the weights of {subject.name} ({error})") from error
+        return model.eval()
 
     def units(self, subject: Subject, seed: int) -> Units:
-        """What can be removed from it."""
-        model = self.network(subject, seed)
-        return self.once(("units", subject.name, seed), lambda: find_units(model, self.data.calibration[0][:2]))
+        """Return what counts of what can be removed from it."""
+        return self.once(("units", subject.name, seed), partial(self._found, subject, seed))
+
+    def _found(self, subject: Subject, seed: int) -> Units:
+        units = copy.copy(find_units(self.network(subject, seed), self.data.calibration[0][:2]))
+        units.sets = tuple(unit_set for unit_set in units.sets if subject.counts(unit_set))
+        return units
+
+    def few(self, samples: int | None) -> Pair:
+        """Return the first samples of the calibration part."""
+        x, y = self.data.calibration
+        return x[:samples], y[:samples]
 
     def some(self, samples: int) -> int:
-        """How many of so many there are in the calibration part."""
+        """Return how many of so many there are in the calibration part."""
         return min(samples, len(self.data.calibration[0]))
 
     def gated(self, subject: Subject, seed: int, samples: int | None = None) -> Gated:
-        """It, with gates, on the calibration part or the first of its samples."""
-        x, y = self.data.calibration
-        return Gated(self.network(subject, seed), self.units(subject, seed), (x[:samples], y[:samples]), subject.loss)
+        """Return it with gates, on the calibration part or the first of its samples."""
+        return Gated(self.network(subject, seed), self.units(subject, seed), self.few(samples), subject.loss)
 
-    def plan(self, subject: Subject, seed: int, way: Way) -> Plan:
-        """The whole order, with what is left measured on the test part."""
-        return self.once(("plan", subject.name, seed, way), lambda: self._ranked(subject, seed, way))
-
-    def _ranked(self, subject: Subject, seed: int, way: Way) -> Plan:
-        x, y = self.data.calibration
-        return rank(
-            self.network(subject, seed), (x[: subject.samples], y[: subject.samples]), subject.loss,
-            self.units(subject, seed), way.criterion, way.ranking, threshold=way.threshold, validation=self.data.test,
-            progress=False, compensate=way.compensate, shortlist=subject.shortlist if way == Way("oracle") else None,
-        )  # fmt: skip
-
-    def course(self, subject: Subject, seed: int, way: Way) -> Course:
-        """What is left after each removal."""
-        states = self.plan(subject, seed, way).states
-        total = self.units(subject, seed).total
-        return Course(total, [s.loss or 0.0 for s in states], [s.accuracy or 0.0 for s in states])
-
-    def scratch(self, hidden: Sequence[int], seed: int, share: float) -> tuple[float, float]:
-        """Loss and accuracy on the test part of a smaller network, trained as the whole one was.
+    def order(self, subject: Subject, seed: int, way: Way, **options: Any) -> Plan:
+        """Rank its units on the calibration part.
 
         Args:
-            hidden: Widths of the whole one.
+            subject: The network.
             seed: Of the network.
-            share: Of each width that is left out; at least one unit stays.
+            way: Of removing units.
+            options: More of `secateur.rank`.
         """
-        smaller = self.logistic([max(1, width - round(share * width)) for width in hidden])
-        return self.once(("scratch", smaller.name, seed), lambda: self._measured(smaller, seed))
+        spared = spared_by(subject, way)
+        return rank(
+            self.network(subject, seed), self.few(spared["samples"]), subject.loss, units=self.units(subject, seed),
+            criterion=way.criterion, ranking=way.ranking, compensate=way.compensate, threshold=way.threshold,
+            shortlist=spared["shortlist"], progress=False, **options,
+        )  # fmt: skip
+
+    def plan(self, subject: Subject, seed: int, way: Way) -> Plan:
+        """Return the whole order, with what is left measured on the test part."""
+        make = partial(self.order, subject, seed, way, validation=self.data.test)
+        return self.once(("plan", subject.name, seed, way), make)
+
+    def curve(self, subject: Subject, seed: int, way: Way) -> Curve:
+        """Return what is left after each removal of the whole order."""
+        return curve_of(self.plan(subject, seed, way))
+
+    def scratch(self, subject: Subject, seed: int, share: float) -> tuple[float, float]:
+        """Measure loss and accuracy on the test part of a smaller network, trained as the whole one was.
+
+        Args:
+            subject: The whole one.
+            seed: Of the network.
+            share: Of each width that is left out, in percent; at least one unit stays.
+        """
+        smaller = self.smaller(subject, share)
+        return self.once(("scratch", smaller.name, seed), partial(self._measured, smaller, seed))
 
     def _measured(self, subject: Subject, seed: int) -> tuple[float, float]:
         model, units = self.network(subject, seed), self.units(subject, seed)
         loss, accuracy = Gated(model, units, self.data.test, subject.loss).evaluate(ones(model, units))
         return loss, accuracy or 0.0
+
+    def stored(self, name: str, measure: Callable[[], Curve]) -> Curve:
+        """Return the curve of that name, measured now, before, or in an earlier run.
+
+        Raises:
+            ArtifactError: The file of curves cannot be written.
+        """
+        if name not in self._curves:
+            self._curves[name] = measure()
+            if self.folder is not None:
+                with whole_file(self.folder / "curves.json") as temporary:
+                    temporary.write_text(json.dumps({name: asdict(curve) for name, curve in self._curves.items()}))
+        return self._curves[name]
+
+
+def spared_by(subject: Subject, way: Way) -> dict[str, int | None]:
+    """Return on how many samples an order is made and from which shortlist; the iterative oracle may be spared."""
+    spared = subject.spared if way == Way("oracle") else {}
+    return {"samples": subject.samples, "shortlist": way.shortlist, **spared}
+
+
+def _read_curves(folder: Path) -> dict[str, Curve]:
+    path = folder / "curves.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return {name: Curve(**curve) for name, curve in content.items()}
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be made a folder or read ({error.strerror})") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: holds no curves ({error})") from error

@@ -1,32 +1,13 @@
-"""Networks of the papers and their training, in a few plain lines."""
+"""Training, in a few plain lines."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import nn
 
-from secateur.papers.data import Pair
 from secateur.reporting.progress import progress_bar
 from secateur.saliency.losses import LossFunction, squared_error
-
-
-def logistic_network(widths: Sequence[int], seed: int = 0) -> nn.Sequential:
-    """Dense layers with logistic sigmoids, the outputs too; Xavier normal weights, biases 0.
-
-    >>> [tuple(p.shape) for p in logistic_network([64, 100, 10]).parameters()]
-    [(100, 64), (100,), (10, 100), (10,)]
-    """
-    generator = torch.Generator().manual_seed(seed)
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # draws nothing
-        nn.init.xavier_normal_(layer.weight, generator=generator)
-        nn.init.zeros_(layer.bias)
-        layers += [layer, nn.Sigmoid()]
-    return nn.Sequential(*layers)
+from secateur_experiments.datasets import Pair
 
 
 def train(
@@ -39,7 +20,7 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Adam with cosine decay to zero, no regulariser; the same seed gives the same weights.
+    """Train by Adam with cosine decay to zero and no regulariser; the same seed gives the same weights.
 
     Args:
         model: Its parameters are changed.

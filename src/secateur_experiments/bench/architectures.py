@@ -1,26 +1,22 @@
 """Half of every unit set removed from every architecture of a zoo; the table in docs/architectures.md.
 
-A zoo is a folder with a zoo.py that has `ZOO` (names) and `build(name) -> (model, example inputs)`; the
-environment variable ZOO_DIR says where. All parameters and buffers are random, since what is initialised with
-zero would hide errors; the units that stay are drawn at random. `cut` proves every result in float32 and in
-float64, parameters included, or raises; a result that computes what the original did counts as wrong.
+A zoo is a folder with a zoo.py that has `ZOO` (names) and `build(name) -> (model, example inputs)`. All parameters and
+buffers are random, since what is initialised with zero would hide errors; the units that stay are drawn at random.
+`cut` proves every result in float32 and in float64, parameters included, or raises; a result that computes what the
+original did counts as wrong.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import math
-import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,14 +34,14 @@ LIMIT = 120  # seconds for one model in one mode
 
 
 def zoo(folder: str) -> Any:
-    """The module of that folder."""
+    """Import the module of that folder."""
     sys.path.insert(0, folder)
     with redirect_stdout(sys.stderr):
         return importlib.import_module("zoo")
 
 
 def build(folder: str, name: str) -> tuple[nn.Module, Any]:
-    """A model with random weights, in eval mode, and its example inputs."""
+    """Return a model with random weights, in eval mode, and its example inputs."""
     torch.manual_seed(0)
     model, inputs = zoo(folder).build(name)
     randomise(model)
@@ -53,7 +49,7 @@ def build(folder: str, name: str) -> tuple[nn.Module, Any]:
 
 
 def randomise(model: nn.Module) -> None:
-    """Random values in every parameter and buffer, of a size that lets signals through; variances positive."""
+    """Draw every parameter and buffer, of a size that lets signals through; variances positive."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -66,19 +62,19 @@ def randomise(model: nn.Module) -> None:
 
 
 def half(units: Units, seed: int = 0) -> dict[str, tuple[int, ...]]:
-    """The larger half of every set, at random."""
+    """Draw the larger half of every set."""
     generator = torch.Generator().manual_seed(seed)
     order = {s.name: torch.randperm(s.size, generator=generator).tolist() for s in units}
     return {name: tuple(sorted(indices[: (len(indices) + 1) // 2])) for name, indices in order.items()}
 
 
 def coverage(units: Units, model: nn.Module) -> float:
-    """The share of parameters that go with some unit."""
+    """Return the share of parameters that go with some unit."""
     gone = {s.axis: torch.zeros(s.size, dtype=torch.bool) for s in units}
     stay = total = 0.0
     for name, parameter in model.named_parameters():
-        left = [expand(axis, gone, torch.ones(1, dtype=torch.bool)) for axis in units.axes.get(name, ())]
-        stay += parameter.numel() * math.prod(one.double().mean().item() for one in left)
+        masks = [expand(axis, gone, torch.ones(1, dtype=torch.bool)) for axis in units.axes.get(name, ())]
+        stay += parameter.numel() * math.prod(mask.double().mean().item() for mask in masks)
         total += parameter.numel()
     return 1 - stay / total
 
@@ -99,7 +95,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def shrink(folder: str, name: str, include: Any) -> dict[str, Any]:
-    """One model in one mode: what is left, how it computes, how long it took.
+    """Shrink one model in one mode: what is left, how it computes, how long it took.
 
     Raises:
         SecateurError: There is nothing to remove, or the result computes what the original did.
@@ -107,7 +103,7 @@ def shrink(folder: str, name: str, include: Any) -> dict[str, Any]:
     model, inputs = build(folder, name)
     start = time.perf_counter()
     units = require_units(find_units(model, inputs, include))
-    found = time.perf_counter()
+    identified = time.perf_counter()
     infer(units.captured)
     inferred = time.perf_counter()
     call = units.captured.spec.sample(model, 2)
@@ -121,13 +117,13 @@ def shrink(folder: str, name: str, include: Any) -> dict[str, Any]:
     return {
         "sets": len(units), "units": units.total, "params": before, "left": after, "parts": captured_parts(small),
         "modules": len(list(model.modules())) - 1, "difference": gap, "change": change,
-        "coverage": coverage(units, model), "find_s": found - start, "infer_s": inferred - found,
+        "coverage": coverage(units, model), "find_s": identified - start, "infer_s": inferred - identified,
         "total_s": end - start,
     }  # fmt: skip
 
 
 def attempt(job: tuple[str, str, str]) -> dict[str, Any]:
-    """The same with an error as a result."""
+    """Shrink one model in one mode, with an error as a result."""
     folder, name, include = job
     torch.set_num_threads(1)
     try:
@@ -138,13 +134,13 @@ def attempt(job: tuple[str, str, str]) -> dict[str, Any]:
 
 
 def form(row: dict[str, Any]) -> str:
-    """How a cut network computes."""
+    """Tell how a cut network computes."""
     parts = row["parts"]
     return "live" if not parts else "graph" if list(parts) == [""] else f"live, {len(parts)} parts graph"
 
 
 def markdown(rows: list[dict[str, Any]], command: str) -> str:
-    """The table, and what it sums up to."""
+    """Return the table, and what it sums up to."""
     good = [row for row in rows if "error" not in row]
     lines = [
         "# Architectures",
@@ -189,26 +185,22 @@ def markdown(rows: list[dict[str, Any]], command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """All models, or those named."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("names", nargs="*", help="models; left out: all")
-    options.add_argument("--out", type=Path, help="the Markdown table is written here")
-    options.add_argument("--json", action="store_true", help="print one JSON object for each row")
-    given = options.parse_args()
-    folder = os.environ.get("ZOO_DIR", "")
-    if not Path(folder, "zoo.py").is_file():
-        sys.exit("ZOO_DIR must be the folder of zoo.py")
-    jobs = [(folder, name, include) for name in given.names or list(zoo(folder).ZOO) for include in ("gated", "all")]
-    rows = []
+def compare(folder: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Shrink models in both modes, two at a time.
+
+    Args:
+        folder: Of the zoo.
+        names: Of models; none for all.
+
+    Yields:
+        The rows as they are done.
+    """
+    jobs = [(folder, name, include) for name in names or list(zoo(folder).ZOO) for include in ("gated", "all")]
     with get_context("spawn").Pool(2) as pool:
-        for row in pool.imap(attempt, jobs):
-            rows.append(row)
-            said = row.get("error") or f"{form(row)}, {row['left']:,} of {row['params']:,}, {row['total_s']:.1f} s"
-            print(json.dumps(row) if given.json else f"{row['name']} {row['include']}: {said}", flush=True)
-    if given.out:
-        given.out.write_text(markdown(rows, f"python benchmarks/architectures.py --out {given.out}"))
+        yield from pool.imap(attempt, jobs)
 
 
-if __name__ == "__main__":
-    main()
+def text(row: dict[str, Any]) -> str:
+    """Return a row as one line."""
+    result = row.get("error") or f"{form(row)}, {row['left']:,} of {row['params']:,}, {row['total_s']:.1f} s"
+    return f"{row['name']} {row['include']}: {result}"

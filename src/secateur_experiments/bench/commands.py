@@ -1,14 +1,13 @@
-"""`secateur bench`: arguments and tables."""
+"""`secateur bench`: arguments and tables.
+
+The command line imports this file for its help, so what is slow to import is imported by the command that needs it.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import re
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,41 +16,18 @@ import torch
 import typer
 
 from secateur.artifacts.safetensors import make_folder, whole_file
-from secateur.bench import compensation as compensations
-from secateur.bench import curvature as curvatures
-from secateur.bench import oracle as oracles
-from secateur.bench import quadratic as quadratics
-from secateur.bench import single_weights
-from secateur.bench.curves import Cache, Curve, rows
-from secateur.bench.experiments import experiments
-from secateur.bench.fitting import costs
-from secateur.errors import choose
-from secateur.papers import data as datasets
-from secateur.papers import optimisers as training
-from secateur.reporting import compensation as pages
-from secateur.reporting import optimisers as pictures
-from secateur.reporting.plots import check_picture, growth
+from secateur.cli_options import Json, Picture, print_json
+from secateur.errors import ArgumentError, choose
+from secateur.reporting.paths import check_picture
 from secateur.text import table
+from secateur_experiments.commands import Mnist, Seeds
 
-bench = typer.Typer(help="Both sides of a comparison in one process, and their ratio.", no_args_is_help=True)
-
-
-def _alone(context: typer.Context, as_json: bool) -> bool:
-    """What the user's own code prints goes to stderr, so that the JSON object stays alone on stdout."""
-    if as_json:
-        context.with_resource(redirect_stdout(sys.stderr))
-    return as_json
-
-
-def _picture(path: Path | None) -> Path | None:
-    """Refused before the work where it cannot be written."""
-    if path is not None:
-        check_picture(path)
-    return path
+bench = typer.Typer(help="Compare two sides in one process, and print their ratio.", no_args_is_help=True)
+PICTURE = "compensation-accuracy.png"
 
 
 def _folder(path: Path | None) -> Path | None:
-    """Made if it is not there, and refused before the work where it cannot be written to.
+    """Make a folder if it is not there, and refuse it before the work where it cannot be written to.
 
     Raises:
         ArtifactError: It cannot be made.
@@ -61,18 +37,25 @@ def _folder(path: Path | None) -> Path | None:
     return path
 
 
-PICTURE = "compensation-accuracy.png"
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else", callback=_alone)]
+def _zoo(path: Path) -> Path:
+    """Refuse a folder without a zoo.
+
+    Raises:
+        ArgumentError: There is no zoo.py in it.
+    """
+    if not (path / "zoo.py").is_file():
+        raise ArgumentError(f"zoo: there is no zoo.py in {path}")
+    return path
+
+
 Runs = Annotated[int, typer.Option(help="of each side, of which the median is taken", min=1)]
-Seeds = Annotated[int, typer.Option(help="networks of each kind, of which medians are taken", min=1)]
 Kind = Annotated[Literal["float32", "float64"], typer.Option(help="of weights and data")]
-Mnist = Annotated[Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files")]
-Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="a picture, .png", callback=_picture)]
+Only = Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")]
 
 
 @bench.command()
 def oracle(
-    only: Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")] = None,
+    only: Only = None,
     samples: Annotated[
         int, typer.Option(help="of each network; at most 256 images of the two large ones", min=1)
     ] = 10_000,
@@ -82,8 +65,11 @@ def oracle(
     out: Picture = None,
     as_json: Json = False,
 ) -> None:
-    """Exact saliencies beside passes of the whole model; the time against K; a gain sweep."""
-    names = [choose("only", one, oracles.tasks(samples)) and one for one in only or oracles.tasks(samples)]
+    """Set exact saliencies beside passes of the whole model; time against K; time a gain sweep."""
+    from secateur_experiments.bench import oracle as oracles
+    from secateur_experiments.bench.pictures import growth
+
+    names = [choose("only", name, oracles.tasks(samples)) and name for name in only or oracles.tasks(samples)]
     kind = getattr(torch, dtype)
     rows = list(oracles.compare(names, samples, runs, kind, mnist))
     times, slope = oracles.growth(samples, runs, kind, mnist)
@@ -110,7 +96,9 @@ def curvature(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Second derivatives beside BackPACK, torch.func.hessian and plain backward passes."""
+    """Set second derivatives beside BackPACK, torch.func.hessian and plain backward passes."""
+    from secateur_experiments.bench import curvature as curvatures
+
     rows = list(curvatures.compare(samples, runs, getattr(torch, dtype), mnist, zoo))
     if as_json:
         print_json({"rows": [asdict(row) for row in rows]})
@@ -126,30 +114,34 @@ def quadratic(
     seeds: Seeds = 3,
     as_json: Json = False,
 ) -> None:
-    """The quadratic ranking beside the iterative oracle: accuracy, share removed within one point, time."""
-    data, epochs = experiment(mnist)
-    rows = quadratics.compare(data, epochs, range(seeds))
-    title = (
-        f"quadratic: test accuracy on {data.name} with that share of the hidden units removed, {seeds} networks each"
-    )
-    _show(title, rows, as_json)
+    """Set the quadratic ranking beside the iterative oracle: accuracy, share removed within one point, time."""
+    from secateur_experiments.bench import quadratic as quadratics
+    from secateur_experiments.datasets import digits_or_mnist
+    from secateur_experiments.study import Study
+
+    study = Study(*digits_or_mnist(mnist), range(seeds))
+    rows = quadratics.compare(study)
+    share = "test accuracy on {} with that share of the hidden units removed, {} networks each"
+    _show(f"quadratic: {share.format(study.data.name, seeds)}", rows, as_json)
 
 
 @bench.command()
 def weights(mnist: Mnist = None, as_json: Json = False) -> None:
-    """Optimal Brain Damage beside magnitude on single weights, without and with retraining, and the bytes written."""
-    data, epochs = experiment(mnist)
-    rows = single_weights.compare(data, epochs)
-    title = (
-        f"weights: test accuracy on {data.name} with that share of the weights removed, {single_weights.ROUNDS} rounds"
-    )
-    _show(title, rows, as_json)
+    """Set Optimal Brain Damage beside magnitude on single weights, without and with retraining; count bytes written."""
+    from secateur_experiments.bench import single_weights
+    from secateur_experiments.datasets import digits_or_mnist
+    from secateur_experiments.study import Study
+
+    study = Study(*digits_or_mnist(mnist))
+    rows = single_weights.compare(study)
+    share = "test accuracy on {} with that share of the weights removed, {} rounds"
+    _show(f"weights: {share.format(study.data.name, single_weights.ROUNDS)}", rows, as_json)
 
 
 @bench.command()
 def compensation(
     mnist: Mnist = None,
-    only: Annotated[list[str] | None, typer.Option(help="a network; may be repeated; all if left out")] = None,
+    only: Only = None,
     seeds: Seeds = 3,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="keeps networks and curves; an interrupted run goes on from it")
@@ -159,19 +151,27 @@ def compensation(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Removal with the weights that are left fitted anew beside removal alone: accuracy, share within one point."""
-    data, epochs = experiment(mnist)
-    known = experiments(data, epochs)
+    """Set removal with the weights that are left fitted anew beside removal alone: accuracy, share within one point."""
+    from secateur_experiments.bench import compensation as compensations
+    from secateur_experiments.bench import compensation_page as pages
+    from secateur_experiments.bench import fitting
+    from secateur_experiments.curves import rows
+    from secateur_experiments.datasets import digits_or_mnist
+    from secateur_experiments.study import Study
+    from secateur_experiments.subjects import subjects
+
+    data, epochs = digits_or_mnist(mnist)
+    known = subjects(data, epochs)
     chosen = {name: choose("only", name, known) for name in only or known}
-    curves = compensations.compare(data, chosen, range(seeds), Cache(cache))
+    study = Study(data, epochs, range(seeds), folder=cache)
+    curves = compensations.compare(study, chosen)
     sections = compensations.sections(curves, chosen)
-    spent = [asdict(cost) for cost in (costs(data) if only is None else ())]
+    spent = [asdict(cost) for cost in (fitting.costs(data) if only is None else ())]
     if out is not None:
         pages.picture(sections, out / PICTURE)
-        words = ["--mnist DIR"] if mnist else []
-        words += [f"--only {name}" for name in only or ()] + [f"--seeds {seeds}", "--out DIR"]
-        command = f"secateur bench compensation {' '.join(words)}"
-        page = pages.document(sections, command, _setting(data, seeds, curves), PICTURE, spent)
+        words = [*(["--mnist DIR"] if mnist else []), *(f"--only {name}" for name in only or ())]
+        command = " ".join(["secateur bench compensation", *words, f"--seeds {seeds}", "--out DIR"])
+        page = pages.document(sections, command, compensations.setting(study, curves), PICTURE, spent)
         with whole_file(out / "compensation.md") as temporary:
             temporary.write_text(page, encoding="utf-8")
     if as_json:
@@ -181,31 +181,43 @@ def compensation(
     typer.echo("\n\n".join([*map(pages.text, sections), *([pages.costs(spent)] if spent else [])]))
 
 
-def _setting(data: datasets.Dataset, seeds: int, curves: compensations.Curves) -> str:
-    each: list[Curve] = [curve for ways in curves.values() for several in ways.values() for curve in several]
-    threads = " or ".join(map(str, sorted({curve.threads for curve in each})))
-    return (
-        f"{os.cpu_count()} cores of an {platform.machine()} machine, orders on {threads} thread(s), torch "
-        f"{torch.__version__}. {data.name}: trained on {len(data.train[0]):,} digits with seeds 0 to {seeds - 1}, "
-        f"calibration on the first of these, accuracy on {len(data.test[0]):,} test digits; medians over the seeds."
-    )
-
-
 @bench.command()
 def optimisers(out: Picture = None, as_json: Json = False) -> None:
-    """TaylorRoot beside SGD and Adam on the digits."""
-    runs = training.compare(datasets.digits())
+    """Set TaylorRoot beside SGD and Adam on the digits."""
+    from secateur_experiments.bench import optimisers as trainings
+    from secateur_experiments.bench import pictures
+    from secateur_experiments.datasets import digits
+
+    runs = trainings.compare(digits())
     if out is not None:
         pictures.training({name: asdict(run) for name, run in runs.items()}, "64-32-10 on the digits", out)
     if as_json:
         print_json({name: asdict(run) for name, run in runs.items()})
     else:
-        typer.echo(training.summary(runs))
+        typer.echo(trainings.summary(runs))
 
 
-def experiment(mnist: Path | None) -> tuple[datasets.Dataset, int]:
-    """The data and the epochs of the papers' networks: MNIST from its folder, or the digits."""
-    return (datasets.digits(), 300) if mnist is None else (datasets.mnist(mnist), 15)
+@bench.command()
+def architectures(
+    zoo: Annotated[
+        Path, typer.Option(metavar="DIR", envvar="ZOO_DIR", help="holds zoo.py, which builds models", callback=_zoo)
+    ],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL ...]", help="of the zoo; all if left out")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="for the table in Markdown")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object for each row")] = False,
+) -> None:
+    """Remove half of every unit set from every architecture of a zoo, and prove each result."""
+    from secateur_experiments.bench.architectures import compare, markdown, text
+
+    rows = []
+    for row in compare(str(zoo), names or []):
+        rows.append(row)
+        print_json(row) if as_json else typer.echo(text(row))
+    if out is not None:
+        with whole_file(out) as temporary:
+            temporary.write_text(markdown(rows, f"secateur bench architectures --out {out}"), encoding="utf-8")
 
 
 def _show(title: str, rows: Sequence[Any], as_json: bool) -> None:
@@ -216,7 +228,7 @@ def _show(title: str, rows: Sequence[Any], as_json: bool) -> None:
 
 
 def _rows(rows: Sequence[Any]) -> str:
-    """Fields as columns; those named at_50 and the like, or start, are accuracies."""
+    """Return fields as columns; those named at_50 and the like, or start, are accuracies."""
     names = [field.name for field in fields(rows[0])]
     headings = [re.sub(r"^at (\d+)$", r"\1 %", name.replace("_", " ")) for name in names]
     return table(headings, [[_cell(value) for value in asdict(row).values()] for row in rows])
@@ -230,8 +242,3 @@ def _cell(value: Any) -> Any:
 
 def _machine() -> str:
     return f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
-
-
-def print_json(data: dict[str, Any]) -> None:
-    """One object on stdout, whatever that was redirected to."""
-    typer.echo(json.dumps(data), file=sys.__stdout__)

@@ -56,7 +56,7 @@ class Section:
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a line for each way.
+    """Return a table with a line for each way.
 
     >>> print(accuracies([{"way": "a", "start": 0.9, "accuracy": [None], "within_1pt": 22.0, "seconds": 1.234}]))
     way   start  10 %  within 1pt  order s
@@ -76,7 +76,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def text(section: Section) -> str:
-    """Heading, what it is, table and ratio of one network."""
+    """Return heading, what it is, table and ratio of one network."""
     parts = [f"## {section.name}", section.about, f"```\n{accuracies(section.rows)}\n```"]
     if section.ratio is not None:
         parts.append(f"`obs` with compensation removes {section.ratio:.2f} times the share of the best way without.")
@@ -84,7 +84,7 @@ def text(section: Section) -> str:
 
 
 def costs(spent: Sequence[Mapping[str, Any]]) -> str:
-    """What was timed, as a section.
+    """Return what was timed, as a section.
 
     >>> print(costs([{"task": "net", "seconds": 0.5, "forward": 0.25, "ratio": 2.0}]))
     ## What it costs
@@ -96,7 +96,7 @@ def costs(spent: Sequence[Mapping[str, Any]]) -> str:
     """
     headings = ["task", "seconds", "forward pass", "ratio"]
     cells = [
-        [one["task"], f"{one['seconds']:.3f}", f"{one['forward']:.3f}", f"{one['ratio']:,.1f}"] for one in spent
+        [cost["task"], f"{cost['seconds']:.3f}", f"{cost['forward']:.3f}", f"{cost['ratio']:,.1f}"] for cost in spent
     ]  # fmt: skip
     return f"## What it costs\n\n```\n{table(headings, cells)}\n```"
 
@@ -104,7 +104,7 @@ def costs(spent: Sequence[Mapping[str, Any]]) -> str:
 def document(
     sections: Sequence[Section], command: str, setting: str, picture: str, spent: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """The whole page, in Markdown.
+    """Return the whole page, in Markdown.
 
     Args:
         sections: One for each network.
@@ -128,7 +128,7 @@ def document(
 
 
 def picture(sections: Sequence[Section], path: str | os.PathLike[str]) -> None:
-    """A panel for each network, test accuracy against the share of units removed, one legend below.
+    """Draw a panel for each network, test accuracy against the share of units removed, one legend below.
 
     Args:
         sections: One for each network.

@@ -16,19 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur import reference
-from secateur.bench.networks import lenet
-from secateur.bench.timing import images, in_turns, seconds
+from secateur import find_units, reference
 from secateur.errors import ArgumentError
-from secateur.papers.data import Pair
-from secateur.papers.training import logistic_network
 from secateur.saliency.fisher import fisher
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
 from secateur.saliency.second_order import hessian
 from secateur.saliency.weights import Weights
 from secateur.structure.capture import capture
-from secateur.structure.units import find_units
+from secateur_experiments.bench.timing import in_turns, seconds
+from secateur_experiments.datasets import Pair, images
+from secateur_experiments.networks import lenet, logistic_network
 
 BATCHES = (32, 128, 500, 2000, 10_000)  # sizes that BackPACK is tried with
 WIDTHS = (100, 400)
@@ -80,7 +78,7 @@ TASKS = {
 def compare(
     samples: int, runs: int, dtype: torch.dtype, folder: Path | None, zoo: Path | None = None, progress: bool = True
 ) -> Iterator[Row]:
-    """All rows.
+    """Make all rows.
 
     Args:
         samples: Of the networks' data; at most 2,000 for the Hessian in the gates.
@@ -100,7 +98,7 @@ def compare(
 
 
 def has_backpack(zoo: Path | None) -> bool:
-    """Whether BackPACK can be imported, behind the shim for torchvision in that folder.
+    """Tell whether BackPACK can be imported, behind the shim for torchvision in that folder.
 
     Raises:
         ArgumentError: There is no shim in the folder.
@@ -119,7 +117,7 @@ def has_backpack(zoo: Path | None) -> bool:
 
 
 def of_weights(samples: int, runs: int, dtype: torch.dtype, folder: Path | None, progress: bool) -> Iterator[Row]:
-    """The Gauss-Newton matrix's diagonal in every weight, beside BackPACK's at its best batch."""
+    """Time the Gauss-Newton matrix's diagonal in every weight, beside BackPACK's at its best batch."""
     for name, task in TASKS.items():
         torch.manual_seed(0)
         model, data = task.build().to(dtype).eval(), images(task.shape, samples, dtype, folder)
@@ -141,7 +139,7 @@ def _extended(model: nn.Module) -> nn.Module:
 
 
 def _backpack(model: nn.Module, data: Pair, loss: str, batch: int) -> dict[str, Tensor]:
-    """The diagonal by its extension, for squared error from the mean over all outputs, 2 / outputs of ours."""
+    """Compute the diagonal by its extension, for squared error from the mean over all outputs, 2 / outputs of ours."""
     backpack, extensions = importlib.import_module("backpack"), importlib.import_module("backpack.extensions")
     squared = loss == "squared_error"
     function = backpack.extend(nn.MSELoss() if squared else nn.CrossEntropyLoss())
@@ -157,7 +155,7 @@ def _backpack(model: nn.Module, data: Pair, loss: str, batch: int) -> dict[str, 
 
 
 def of_gates(samples: int, runs: int, dtype: torch.dtype, folder: Path | None, progress: bool) -> Iterator[Row]:
-    """The second derivative in every gate of 784-K-10, beside that of `torch.func.hessian`."""
+    """Time the second derivative in every gate of 784-K-10, beside that of `torch.func.hessian`."""
     for width in WIDTHS:
         torch.manual_seed(0)
         model, data = logistic_network([784, width, 10]).to(dtype), images((784,), samples, dtype, folder)
@@ -176,7 +174,7 @@ def of_gates(samples: int, runs: int, dtype: torch.dtype, folder: Path | None, p
 
 
 def of_passes(samples: int, runs: int, dtype: torch.dtype, progress: bool, classes: int = 1000) -> Iterator[Row]:
-    """`fisher` in every gate of a network of many outputs, beside one pass of the plain model forward and backward."""
+    """Time `fisher` in every gate of a network of many outputs, beside one forward and backward pass of the model."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, classes)).to(dtype)
     data = images((784,), samples, dtype, None, classes)

@@ -9,14 +9,13 @@ from statistics import median
 import torch
 from torch import nn
 
-from secateur.bench.timing import seconds
-from secateur.papers.data import Dataset, Pair
-from secateur.papers.networks import convolutional_network, seeded
-from secateur.papers.training import logistic_network
+from secateur import find_units
 from secateur.saliency.compensation import Compensation, Settings
 from secateur.saliency.gates import Gated
 from secateur.saliency.obs import UnitSurgeon
-from secateur.structure.units import find_units
+from secateur_experiments.bench.timing import seconds
+from secateur_experiments.datasets import Dataset, Pair
+from secateur_experiments.networks import convolutional_network, logistic_network, seeded
 
 RUNS = 5
 WIDTH, INNER, ROWS = 768, 3072, 8192  # of a feed-forward layer, and of its data
@@ -41,7 +40,7 @@ class Cost:
 
 
 def costs(data: Dataset, wide: tuple[int, int, int] = (WIDTH, INNER, ROWS), runs: int = RUNS) -> Iterator[Cost]:
-    """The pass over the calibration data beside a forward pass; then half of a feed-forward layer's units removed.
+    """Time the pass over the calibration data beside a forward pass; then half of a feed-forward layer's units removed.
 
     Args:
         data: Rows for the networks; the convolutional one takes those of 784 pixels alone.
@@ -64,7 +63,7 @@ def costs(data: Dataset, wide: tuple[int, int, int] = (WIDTH, INNER, ROWS), runs
 
 
 def feed_forward(width: int, inner: int, rows: int) -> tuple[nn.Module, Pair]:
-    """A feed-forward layer of random weights, random rows and what it makes of them."""
+    """Return a feed-forward layer of random weights, random rows and what it makes of them."""
     with seeded(0):
         model = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width)).eval()
         x = torch.randn(rows, width)
@@ -73,7 +72,7 @@ def feed_forward(width: int, inner: int, rows: int) -> tuple[nn.Module, Pair]:
 
 
 def _pass(task: str, model: nn.Module, data: Pair, loss: str, runs: int) -> Cost:
-    """From the network and the data to the second moments of all layers, beside a forward pass."""
+    """Time the way from the network and the data to the second moments of all layers, beside a forward pass."""
     units = find_units(model, data[0][:2])
 
     def collect() -> None:
@@ -90,7 +89,7 @@ def _forward(model: nn.Module, data: Pair) -> float:
 
 
 def _surgery(task: str, model: nn.Module, data: Pair) -> Cost:
-    """Each unit chosen among all that are left, and made up for; the second moments are there."""
+    """Time the removal of half of the units, each chosen among all left and made up for, with second moments at hand."""
     compensation = Compensation(Gated(model, find_units(model, data[0][:2]), data, "squared_error"), RIDGE)
     compensation.learn()
 

@@ -23,11 +23,11 @@ from torch.optim import SGD, Adam, Optimizer
 
 from secateur.errors import ArgumentError
 from secateur.optim import Curvature, TaylorRoot, curvature_of
-from secateur.papers.data import Dataset
-from secateur.papers.training import logistic_network
 from secateur.reporting.progress import progress_bar
 from secateur.saliency.losses import squared_error
 from secateur.text import table
+from secateur_experiments.datasets import Dataset
+from secateur_experiments.networks import logistic_network
 
 Make = Callable[[Iterable[nn.Parameter], float, Curvature], Optimizer]
 
@@ -100,7 +100,7 @@ def compare(
 
 
 def summary(runs: Mapping[str, Run]) -> str:
-    """A table of the runs at their ends."""
+    """Return a table of the runs at their ends."""
     rows = [
         (name, f"{r.rate:g}", f"{r.loss[-1]:.4f}", f"{r.accuracy[-1]:.3f}", f"{1000 * r.seconds / r.step[-1]:.2f}")
         for name, r in runs.items()
@@ -134,7 +134,7 @@ def _train(network: nn.Module, data: Dataset, make: Make, rate: float, steps: in
 
 @torch.no_grad()
 def _point(network: nn.Module, data: Dataset) -> tuple[float, float]:
-    """Training loss and test accuracy."""
+    """Measure training loss and test accuracy."""
     (x, y), (test_x, test_y) = data.train, data.test
     return squared_error(network(x), y).item(), (network(test_x).argmax(1) == test_y).double().mean().item()
 

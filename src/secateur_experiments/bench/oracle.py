@@ -14,16 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from secateur.bench.networks import ViT, lenet, resnet18
-from secateur.bench.timing import images, in_turns, seconds
-from secateur.papers.data import Pair
-from secateur.papers.training import logistic_network
+from secateur import Units, find_units, rank
 from secateur.saliency.candidates import change_one
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import find_loss
 from secateur.saliency.sweep import gain_sweep
-from secateur.shrink import rank
-from secateur.structure.units import Units, find_units
+from secateur_experiments.bench.timing import in_turns, seconds
+from secateur_experiments.datasets import Pair, images
+from secateur_experiments.networks import ViT, lenet, logistic_network, resnet18
 
 BATCHES = (64, 256, 1000, 2500, 10_000)  # sizes that the passes of the whole model are tried with
 GROWTH = (50, 100, 200, 400, 800)
@@ -66,7 +64,7 @@ class Task(NamedTuple):
 
 
 def tasks(samples: int) -> dict[str, Task]:
-    """The networks by name."""
+    """Return the networks by name."""
     both = ("single", "iterative")
     return {
         "784-100-10": Task(partial(logistic_network, [784, 100, 10]), (784,), samples, "squared_error", 1, both),
@@ -80,7 +78,7 @@ def tasks(samples: int) -> dict[str, Task]:
 def compare(
     names: Sequence[str], samples: int, runs: int, dtype: torch.dtype, folder: Path | None, progress: bool = True
 ) -> Iterator[Row]:
-    """A row per network and task, alternating between both sides.
+    """Make a row per network and task, alternating between both sides.
 
     Args:
         names: Of `tasks`.
@@ -115,7 +113,7 @@ def compare(
 
 
 def growth(samples: int, runs: int, dtype: torch.dtype, folder: Path | None) -> tuple[dict[int, float], float]:
-    """Median seconds for all saliencies of 784-K-10 by K, and their log-log slope."""
+    """Time all saliencies of 784-K-10: median seconds by K, and their log-log slope."""
     times = {}
     for width in GROWTH:
         task = tasks(samples)["784-100-10"]._replace(build=partial(logistic_network, [784, width, 10]))
@@ -126,13 +124,13 @@ def growth(samples: int, runs: int, dtype: torch.dtype, folder: Path | None) -> 
     return times, statistics.linear_regression(x, y).slope
 
 
-def sweep(samples: int, dtype: torch.dtype, folder: Path | None, units: int = 10, gains: int = 10_001) -> float:
-    """Seconds for E along so many gains from 0 to 10 of so many units of 784-100-10."""
+def sweep(samples: int, dtype: torch.dtype, folder: Path | None, count: int = 10, gains: int = 10_001) -> float:
+    """Time E along so many gains from 0 to 10 of so many units of 784-100-10."""
     task = tasks(samples)["784-100-10"]
     model, data = task.build().to(dtype), images(task.shape, task.samples, dtype, folder)
-    found = find_units(model, data[0][:2])
+    units = find_units(model, data[0][:2])
     alphas = torch.linspace(0, 10, gains)
-    return seconds(partial(gain_sweep, model, data, task.loss, found, found.places[:units], alphas))[0]
+    return seconds(partial(gain_sweep, model, data, task.loss, units, units.places[:count], alphas))[0]
 
 
 Answer = tuple[Tensor, int]  # E and the losses without each unit, one after the other; how many of them
@@ -160,7 +158,7 @@ def _single(model: nn.Module, units: Units, data: Pair, task: Task, batch: int) 
 
 
 def iterative(model: nn.Module, units: Units, data: Pair, loss: str, batch: int) -> tuple[Side, Side]:
-    """The naive side's order is the one that it finds; the losses after each step are compared."""
+    """Return the naive and our side of the whole ranking: each finds its order, losses after each step are compared."""
     slow = copy.deepcopy(model)
 
     def naive() -> Answer:
@@ -180,7 +178,7 @@ def iterative(model: nn.Module, units: Units, data: Pair, loss: str, batch: int)
         return torch.tensor(losses, dtype=torch.float64), passes
 
     def ours() -> Answer:
-        plan = rank(model, data, loss, units, progress=False)
+        plan = rank(model, data, loss, units=units, progress=False)
         return torch.tensor([state.loss for state in plan.states], dtype=torch.float64), 0
 
     return naive, ours
@@ -193,9 +191,9 @@ class _without:  # noqa: N801
         named = dict(model.named_parameters())
         self.kept = []
         for name, index in (units.places[k] for k in removed):
-            for one in units[name].outgoing or ():
-                weight = named[one.tensor].data
-                self.kept.append((weight, one.dim, one.index[index], weight.index_select(one.dim, one.index[index])))
+            for part in units[name].outgoing or ():
+                weight, places = named[part.tensor].data, part.index[index]
+                self.kept.append((weight, part.dim, places, weight.index_select(part.dim, places)))
 
     def __enter__(self) -> None:
         for weight, dim, index, _ in self.kept:
@@ -211,13 +209,13 @@ def _loss(model: nn.Module, data: Pair, loss: str, batch: int) -> float:
     total = 0.0
     with torch.no_grad():
         for rows in torch.split(torch.arange(len(x)), batch):
-            here = slice(int(rows[0]), int(rows[-1]) + 1)
-            total += len(rows) / len(x) * find_loss(loss)(model(x[here]), y[here]).double().item()
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            total += len(rows) / len(x) * find_loss(loss)(model(x[part]), y[part]).double().item()
     return total
 
 
 def best_batch(model: nn.Module, x: Tensor) -> int:
-    """The batch size in which the whole model runs fastest."""
+    """Return the batch size in which the whole model runs fastest."""
 
     def passes(batch: int) -> None:
         with torch.no_grad():

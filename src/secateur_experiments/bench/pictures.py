@@ -1,4 +1,4 @@
-"""The picture of how networks learn by several optimisers."""
+"""Pictures of how networks learn by several optimisers, and of how times grow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def training(
     path: str | os.PathLike[str],
     error: str = "mean training loss",
 ) -> None:
-    """Training loss, in log scale, and test accuracy against the step.
+    """Draw training loss, in log scale, and test accuracy against the step.
 
     Args:
         curves: Optimiser → lists `step`, `loss`, `accuracy`.
@@ -45,4 +45,29 @@ def training(
     figure.suptitle(title, fontweight="bold")
     lines, names = panels[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
+    write(figure, path)
+
+
+def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str]) -> None:
+    """Draw seconds for all K saliencies of a layer against K, both in log scale, beside a line of slope 1.
+
+    Args:
+        times: By K.
+        slope: Of the line through them.
+        path: Where to write it, as PNG.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    panel = figure.subplots()
+    first = next(iter(times))
+    straight = [times[first] * width / first for width in times]
+    panel.loglog(list(times), straight, "--", color=STYLES[0][0], label="in proportion to K")
+    panel.loglog(list(times), list(times.values()), "-s", color=STYLES[1][0], label=f"measured, slope {slope:.2f}")
+    panel.set(xlabel="hidden units K", ylabel="seconds", title="All exact saliencies of 784-K-10")
+    panel.set_xticks(list(times), [str(width) for width in times])
+    panel.minorticks_off()
+    plain(panel)
+    panel.legend(frameon=False)
     write(figure, path)

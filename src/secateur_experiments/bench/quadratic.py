@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,16 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from secateur.bench.curves import Curve
-from secateur.bench.oracle import best_batch, iterative
-from secateur.bench.timing import seconds
-from secateur.papers.data import Dataset
-from secateur.papers.training import logistic_network, train
-from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan
+from secateur import Budget, Plan, Units, rank
 from secateur.reporting.progress import progress_bar
-from secateur.shrink import rank
-from secateur.structure.units import Units, find_units
+from secateur_experiments.bench.oracle import best_batch, iterative
+from secateur_experiments.bench.timing import seconds
+from secateur_experiments.curves import curve_of, units_of, within
+from secateur_experiments.datasets import Dataset
+from secateur_experiments.study import Study
 
 LOSS = "squared_error"
 HIDDEN = ((100,), (50, 50))
@@ -68,36 +64,28 @@ class Row:
 
 
 def compare(
-    data: Dataset, epochs: int, seeds: Sequence[int], hidden: Sequence[Sequence[int]] = HIDDEN,
-    ways: Mapping[str, Mapping[str, Any]] = WAYS, progress: bool = True,
+    study: Study, hidden: Sequence[Sequence[int]] = HIDDEN, ways: Mapping[str, Mapping[str, Any]] = WAYS,
+    progress: bool = True,
 ) -> list[Row]:  # fmt: skip
-    """All rows: one for each network and each way.
+    """Return a row for each network and each way.
 
     Args:
-        data: What they learn; saliency is computed on its calibration part, accuracy on its test part.
-        epochs: Of the training.
-        seeds: One network of each kind for each.
-        hidden: Hidden widths of each kind.
+        study: The data: saliency is computed on its calibration part, accuracy on its test part; and the seeds.
+        hidden: Hidden widths of each kind of network.
         ways: Name → arguments of `secateur.rank`.
         progress: Show a bar on stderr.
     """
     rows: list[Row] = []
     with progress_bar("rankings", progress) as bar:
         for widths in hidden:
-            sizes = [data.features, *widths, data.classes]
-            trained = [_trained(sizes, data, epochs, seed) for seed in seeds]
-            batch = best_batch(trained[0][0], data.calibration[0])
-            naive = seconds(iterative(*trained[0], data.calibration, LOSS, batch)[0])[0]
+            subject = study.logistic(widths)
+            trained = [(study.network(subject, seed), study.units(subject, seed)) for seed in study.seeds]
+            batch = best_batch(trained[0][0], study.data.calibration[0])
+            naive = seconds(iterative(*trained[0], study.data.calibration, LOSS, batch)[0])[0]
             for way, options in ways.items():
                 bar(len(rows), len(hidden) * len(ways))
-                rows.append(_row("-".join(map(str, sizes)), way, options, trained, data, naive))
+                rows.append(_row(subject.name, way, options, trained, study.data, naive))
     return rows
-
-
-def _trained(widths: list[int], data: Dataset, epochs: int, seed: int) -> tuple[nn.Module, Units]:
-    model = logistic_network(widths, seed)
-    train(model, data.train, epochs, seed=seed, progress=False)
-    return model, find_units(model, data.calibration[0][:2])
 
 
 def _row(
@@ -106,20 +94,18 @@ def _row(
 ) -> Row:  # fmt: skip
     plans = [_rank(model, units, data, {**options, "validation": data.test}) for model, units in trained]
     times = [seconds(partial(_rank, model, units, data, options))[0] for model, units in trained]
-    curves = [_accuracies(plan) for plan in plans]
-    total = trained[0][1].total
-    at = {f"at_{share}": median(curve[math.ceil(share * total / 100)] for curve in curves) for share in (30, 50, 70)}
-    start, within = median(curve[0] for curve in curves), median(map(_within_a_point, plans))
+    curves = [curve_of(plan) for plan in plans]
+    at = {f"at_{share}": median(c.at(units_of(share, c.total)) for c in curves) for share in (30, 50, 70)}
     swapped = list(_swapped(trained, data, options)) if options.get("ranking") == "quadratic" else []
     number, before, after = map(fmean, zip(*swapped, strict=True)) if swapped else (None,) * 3
     return Row(
-        network, way, start, **at, within_1pt=within, seconds=median(times), ratio=naive / median(times),
-        swaps=number, before=before, after=after,
+        network, way, median(curve.accuracy[0] for curve in curves), **at, within_1pt=within(curves),
+        seconds=median(times), ratio=naive / median(times), swaps=number, before=before, after=after,
     )  # fmt: skip
 
 
 def _rank(model: nn.Module, units: Units, data: Dataset, options: Mapping[str, Any]) -> Plan:
-    return rank(model, data.calibration, LOSS, units, progress=False, **options)
+    return rank(model, data.calibration, LOSS, units=units, progress=False, **options)
 
 
 def _swapped(
@@ -129,12 +115,3 @@ def _swapped(
         plan = _rank(model, units, data, {**options, "swaps": True, "budget": Budget(remove_fraction=0.5)})
         if plan.swaps is not None:
             yield plan.swaps.number, plan.swaps.before, plan.swaps.after
-
-
-def _accuracies(plan: Plan) -> list[float]:
-    return [state.accuracy or 0.0 for state in plan.states]
-
-
-def _within_a_point(plan: Plan) -> float:
-    accuracies = _accuracies(plan)
-    return Curve(range(len(accuracies)), accuracies, sum(plan.sizes.values())).within

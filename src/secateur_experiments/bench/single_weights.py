@@ -8,12 +8,13 @@ from functools import partial
 
 from torch import nn
 
-from secateur.papers.data import Dataset
-from secateur.papers.training import logistic_network, train
-from secateur.planning.budget import Budget
+from secateur import Budget, find_units, shrink
 from secateur.reporting.progress import progress_bar
-from secateur.shrink import Result, shrink
-from secateur.structure.units import find_units
+from secateur.shrink import Result
+from secateur_experiments.curves import ROUNDING, Curve, units_of
+from secateur_experiments.datasets import Dataset
+from secateur_experiments.study import Study
+from secateur_experiments.training import train
 
 LOSS = "squared_error"
 HIDDEN = (100,)
@@ -55,27 +56,25 @@ class Row:
 
 
 def compare(
-    data: Dataset, epochs: int, hidden: Sequence[int] = HIDDEN, criteria: Sequence[str] = CRITERIA,
-    rounds: int = ROUNDS, progress: bool = True,
+    study: Study, hidden: Sequence[int] = HIDDEN, criteria: Sequence[str] = CRITERIA, rounds: int = ROUNDS,
+    progress: bool = True,
 ) -> list[Row]:  # fmt: skip
-    """All rows.
+    """Return a row for each criterion, without and with training in between.
 
     Args:
-        data: What the network learns; saliency is computed on its calibration part, accuracy on its test part.
-        epochs: Of the training.
+        study: The data: saliency is computed on its calibration part, accuracy on its test part; its first seed.
         hidden: Hidden widths.
         criteria: How weights are scored.
         rounds: In which they are removed, each to the same share of those left.
         progress: Show a bar on stderr.
     """
-    model = logistic_network([data.features, *hidden, data.classes])
-    train(model, data.train, epochs, progress=False)
+    model = study.network(study.logistic(hidden), study.seeds[0])
     rows: list[Row] = []
     with progress_bar("removing weights", progress) as bar:
-        for retrained in (0, max(1, epochs // SHARE)):
+        for retrained in (0, max(1, study.epochs // SHARE)):
             for criterion in criteria:
                 bar(len(rows), 2 * len(criteria))
-                rows.append(_row(model, data, criterion, retrained, rounds))
+                rows.append(_row(model, study.data, criterion, retrained, rounds))
     return rows
 
 
@@ -86,14 +85,15 @@ def _row(model: nn.Module, data: Dataset, criterion: str, retrained: int, rounds
         criterion=criterion, granularity="weight", rounds=rounds, retrain=retrain if retrained else None,
         validation=data.test, progress=False,
     )  # fmt: skip
+    return summary(result, criterion, retrained)
+
+
+def summary(result: Result, criterion: str, retrained: int) -> Row:
+    """Return what a result says, whose weights went in rounds."""
     start, total = result.before.accuracy or 0.0, sum(result.plan.sizes.values())
-    good = [row for row in result.curve if (row.accuracy or 0) >= start - 0.01 - 1e-12]
+    curve = Curve([row.removed for row in result.curve], [row.accuracy or 0.0 for row in result.curve], total)
+    good = [row for row in result.curve if (row.accuracy or 0) >= start - 0.01 - ROUNDING]
     removed, size = (good[-1].removed, good[-1].bytes) if good else (0, result.before.bytes)
-    at = {f"at_{share}": _at(result, share * total / 100) for share in (50, 80, 90, 95, 98)}
+    at = {f"at_{share}": curve.at(units_of(share, total)) for share in (50, 80, 90, 95, 98)}
     within, of_dense = 100 * removed / total, 100 * size / result.before.bytes
     return Row(criterion, retrained, start, **at, within_1pt=within, bytes=size, of_dense=of_dense)
-
-
-def _at(result: Result, removed: float) -> float:
-    """The accuracy after the first round with at least so many weights removed."""
-    return next(row.accuracy or 0.0 for row in result.curve if row.removed >= removed)

@@ -1,1 +1,1 @@
-"""The experiments: data, training, the demonstration."""
+"""The papers' figures, tables and claims, made again."""

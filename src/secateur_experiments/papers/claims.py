@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from secateur.papers import rules
-from secateur.papers.rules import Numbers, Verdict
+from secateur_experiments.papers import rules
+from secateur_experiments.papers.rules import Numbers, Verdict
 
 
 class Claim(NamedTuple):
@@ -162,5 +162,5 @@ CLAIMS = (
 
 
 def judged(numbers: Numbers) -> list[tuple[Claim, Verdict]]:
-    """The claims whose experiments were made."""
+    """Judge the claims whose experiments were made."""
     return [(claim, claim.judge(numbers)) for claim in CLAIMS if all(name in numbers for name in claim.needs)]

@@ -1,4 +1,7 @@
-"""`secateur reproduce`: arguments, and what is printed."""
+"""`secateur reproduce`: arguments, and what is printed.
+
+The command line imports this file for its help, so what is slow to import is imported by the command.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,16 @@ from typing import Annotated
 
 import typer
 
-from secateur.bench.commands import Json, Mnist, Seeds, experiment, print_json
-from secateur.papers import report
-from secateur.papers.claims import judged
-from secateur.papers.finding import Finding
-from secateur.papers.reproduce import EXPERIMENTS, chosen
-from secateur.papers.reproduce import reproduce as run
-from secateur.papers.study import Study
-from secateur.reporting.page import text_of
+from secateur.cli_options import Json, print_json
 from secateur.text import table
+from secateur_experiments.commands import Mnist, Seeds
 
 Figures = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FIGURE ...|all]", help=f"of the papers: {', '.join(EXPERIMENTS)}, or all"),
+    typer.Argument(
+        metavar="[FIGURE ...|all]",
+        help="of the papers: 1 to 12, thresholds, decisions, correlation, deeper, or all",
+    ),
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="for report.html, paper.md, results.json and the pictures")]
 
@@ -32,27 +32,25 @@ def reproduce(
     seeds: Seeds = 3,
     as_json: Json = False,
 ) -> None:
-    """The papers' figures and tables made again, ours beside them, and their claims one by one."""
+    """Make the papers' figures and tables again, ours beside them, and judge their claims one by one."""
+    from secateur_experiments.datasets import digits_or_mnist
+    from secateur_experiments.papers import claims, report
+    from secateur_experiments.papers.reproduce import chosen
+    from secateur_experiments.papers.reproduce import reproduce as run
+    from secateur_experiments.study import Study
+
     names = chosen(figures or ["all"])
     folder = report.folder(out)
-    data, epochs = experiment(mnist)
-    study = Study(data, epochs, range(seeds))
+    study = Study(*digits_or_mnist(mnist), range(seeds))
     findings = run(study, names)
     words = [*(figures or ["all"]), *(["--mnist", "DIR"] if mnist else []), "--out", "DIR", "--seeds", str(seeds)]
-    claims = judged({name: one.numbers for name, one in findings.items()})
-    written = report.write(study, findings, claims, folder, f"secateur reproduce {shlex.join(words)}")
+    judged = claims.judged({name: finding.numbers for name, finding in findings.items()})
+    written = report.write(study, findings, judged, folder, f"secateur reproduce {shlex.join(words)}")
     if as_json:
-        print_json({**report.to_json(findings, claims), "files": list(map(str, written))})
+        print_json({**report.to_json(findings, judged), "files": list(map(str, written))})
         return
-    typer.echo("\n\n".join(map(_text, findings.values())))
-    if claims:
-        rows = [(claim.source, claim.says, verdict.agrees) for claim, verdict in claims]
+    typer.echo("\n\n".join(map(str, findings.values())))
+    if judged:
+        rows = [(claim.source, claim.says, verdict.agrees) for claim, verdict in judged]
         typer.echo(f"\n{table(['where', 'claim', ''], rows, 'Claim by claim')}")
     typer.echo(f"\nreport and pictures: {folder.resolve()}")
-
-
-def _text(finding: Finding) -> str:
-    tables = [
-        table(list(one.columns), [list(map(text_of, row)) for row in one.rows], one.caption) for one in finding.tables
-    ]
-    return "\n\n".join([f"# {finding.title}", *tables])

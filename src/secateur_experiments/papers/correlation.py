@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.papers.degradation import Jobs
-from secateur.papers.finding import Drawing, Finding
-from secateur.papers.study import ONE, TWO, Study, Subject
-from secateur.reporting import figures
 from secateur.reporting.page import Cell, Table
 from secateur.saliency.compensation import Compensation
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.interactions import correlation, expand_loss
 from secateur.saliency.oracle import oracle
+from secateur_experiments.papers import figures
+from secateur_experiments.papers.degradation import Jobs
+from secateur_experiments.papers.finding import Drawing, Finding
+from secateur_experiments.study import ONE, TWO, Study
+from secateur_experiments.subjects import Subject
 
 PAIRS = 100  # of each kind
 SAMPLES = 1_000  # of the calibration part
@@ -53,7 +54,7 @@ class Correlated(NamedTuple):
 
 
 def correlated(study: Study, subject: Subject) -> Correlated:
-    """Of the first network of its kind."""
+    """Measure the first network of its kind."""
     return study.once(("correlated", subject.name), lambda: _correlated(study, subject))
 
 
@@ -66,27 +67,27 @@ def _correlated(study: Study, subject: Subject) -> Correlated:
     units = (alone <= harmless).nonzero()[:, 0].tolist()
     ranked = sorted(itertools.combinations(units, 2), key=lambda pair: -related[pair].item())
     drawn = random.Random(0).sample(ranked, min(PAIRS, len(ranked)))
-    compensation, here = Compensation(gated), gated.loss(g)
+    compensation, whole = Compensation(gated), gated.loss(g)
     pairs = {
-        label: [_pair(gated, compensation, g, here, alone, pair, related[pair].item()) for pair in chosen]
+        label: [_pair(gated, compensation, g, whole, alone, pair, related[pair].item()) for pair in chosen]
         for label, chosen in (("most correlated", ranked[:PAIRS]), ("drawn", drawn))
     }
     return Correlated(related.tolist(), [s.size for s in gated.units], harmless, pairs)
 
 
 def _pair(
-    gated: Gated, compensation: Compensation, g: Tensor, here: float, alone: Tensor, pair: tuple[int, int],
+    gated: Gated, compensation: Compensation, g: Tensor, whole: float, alone: Tensor, pair: tuple[int, int],
     related: float,
 ) -> Pair:  # fmt: skip
     without = g.index_fill(0, torch.tensor(pair), 0)
     compensation.fit(without)
     j, k = pair
-    rises = gated.loss(without) - here, compensation.gated.loss(without) - here
+    rises = gated.loss(without) - whole, compensation.gated.loss(without) - whole
     return Pair(pair, related, (alone[j].item(), alone[k].item()), *rises)
 
 
 def faults(pairs: Sequence[Pair], harmless: float) -> dict[str, float | None]:
-    """The share of pairs that cost more together than two harmless units may, and than both alone; None of no pairs.
+    """Return which share of pairs costs more together than two harmless units may, and than both alone; None of none.
 
     >>> faults([Pair((0, 1), 0.9, (0.1, 0.1), 0.5, 0.05)], 0.1)
     {'fail together': 1.0, 'compensated': 0.0, 'together to alone': 2.5}
@@ -106,28 +107,30 @@ def _percent(share: float | None) -> int | None:
 
 
 def correlation_jobs(study: Study) -> Jobs:
-    """The work behind `neurons`."""
+    """Return the work behind `neurons`."""
     return [partial(correlated, study, study.logistic(hidden)) for hidden in (ONE, TWO)]
 
 
 def neurons(study: Study) -> Finding:
-    """Heat maps of interactions, and how often pairs fail together."""
+    """Make heat maps of interactions, and tell how often pairs fail together."""
     subjects = [study.logistic(hidden) for hidden in (ONE, TWO)]
-    found = {subject.name: correlated(study, subject) for subject in subjects}
+    networks = {subject.name: correlated(study, subject) for subject in subjects}
     drawing = Drawing(
         figures.heat_maps(
             "How the removals of two units depend on each other",
-            {name: (one.matrix, one.sizes) for name, one in found.items()}, "$H_{jk} / \\sqrt{|H_{jj} H_{kk}|}$",
+            {name: (network.matrix, network.sizes) for name, network in networks.items()},
+            "$H_{jk} / \\sqrt{|H_{jj} H_{kk}|}$",
         ),
         "Heat maps of the correlation between the removals of all pairs of units, one for each network.",
         "Red: the two cost more together than apart, each could stand in for the other. Blue: with one gone the other "
         "is of less use. Lines: between layers.",
     )  # fmt: skip
     rows: dict[str, Any] = {
-        name: {label: faults(pairs, one.harmless) for label, pairs in one.pairs.items()} for name, one in found.items()
+        name: {label: faults(pairs, network.harmless) for label, pairs in network.pairs.items()}
+        for name, network in networks.items()
     }
     cells: list[list[Cell]] = [
-        [name, label, len(found[name].pairs[label]), _percent(row["fail together"]), _percent(row["compensated"]),
+        [name, label, len(networks[name].pairs[label]), _percent(row["fail together"]), _percent(row["compensated"]),
          row["together to alone"]]
         for name, both in rows.items() for label, row in both.items()
     ]  # fmt: skip

@@ -7,18 +7,21 @@ from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from secateur.cutting.slices import gates
-from secateur.papers.degradation import Jobs
-from secateur.papers.finding import Drawing, Finding
-from secateur.papers.study import ONE, TWO, Study, Subject, Way
-from secateur.reporting import figures
 from secateur.reporting.page import Cell, Table
 from secateur.saliency.compensation import Compensation
 from secateur.saliency.criterion import find_criterion, saliency_of
 from secateur.saliency.obs import UnitSurgeon
+from secateur_experiments.extra import from_extra
+from secateur_experiments.papers import figures
+from secateur_experiments.papers.degradation import Jobs
+from secateur_experiments.papers.finding import Drawing, Finding
+from secateur_experiments.study import ONE, TWO, Study, Way
+from secateur_experiments.subjects import Subject
+
+stats = from_extra("scipy.stats")
 
 CRITERIA = ("taylor1", "taylor2", "hessian", "ggn", "magnitude", "activation")
 OBS = "obs"  # beside what removal costs after compensation
@@ -38,14 +41,14 @@ class Judged(NamedTuple):
 
     @property
     def correlation(self) -> float:
-        """Spearman's, of the ranks.
+        """Spearman's correlation of the ranks.
 
         >>> Judged(0.0, [1.0, 2.0, 3.0], [10.0, 30.0, 20.0]).correlation
         0.5
         """
         if min(map(len, (set(self.predicted), set(self.measured)))) < 2:
             return 0.0  # of what is always the same
-        return round(float(spearmanr(self.predicted, self.measured).statistic), 12)
+        return round(float(stats.spearmanr(self.predicted, self.measured).statistic), 12)
 
     @property
     def regret(self) -> float:
@@ -63,12 +66,12 @@ Judgement = dict[str, list[Judged]]
 
 
 def judged(study: Study, subject: Subject, seed: int) -> Judgement:
-    """Criterion → what it says along the brute-force order; obs along its own."""
+    """Return criterion → what it says along the brute-force order; obs along its own."""
     return study.once(("judged", subject.name, seed), lambda: _judged(study, subject, seed))
 
 
 def _judged(study: Study, subject: Subject, seed: int) -> Judgement:
-    found: Judgement = {name: [] for name in (*CRITERIA, OBS)}
+    judgement: Judgement = {name: [] for name in (*CRITERIA, OBS)}
     gated, model, units = study.gated(subject, seed, SAMPLES), study.network(subject, seed), study.units(subject, seed)
     for way in (Way("oracle"), Way("obs", compensate=True)):
         plan = study.plan(subject, seed, way)
@@ -77,13 +80,13 @@ def _judged(study: Study, subject: Subject, seed: int) -> Judgement:
             g = gates(model, units, plan.prefix(n).kept)
             share, left = n / units.total, g != 0
             if way.compensate:
-                found[OBS].append(Judged(share, *_after_compensation(gated, g, left)))
+                judgement[OBS].append(Judged(share, *_after_compensation(gated, g, left)))
                 continue
             measured = saliency_of(find_criterion("oracle", gated), gated, g)[left].tolist()
             for name in CRITERIA:
                 predicted = saliency_of(find_criterion(name, gated), gated, g)[left].tolist()
-                found[name].append(Judged(share, predicted, measured))
-    return found
+                judgement[name].append(Judged(share, predicted, measured))
+    return judgement
 
 
 def _after_compensation(gated: Any, g: Tensor, left: Tensor) -> tuple[list[float], list[float]]:
@@ -94,21 +97,21 @@ def _after_compensation(gated: Any, g: Tensor, left: Tensor) -> tuple[list[float
 
 
 def decision_jobs(study: Study) -> Jobs:
-    """The work behind `decisions`."""
+    """Return the work behind `decisions`."""
     return [
         partial(judged, study, study.logistic(hidden), seed) for hidden in (ONE, TWO) for seed in study.seeds
     ]  # fmt: skip
 
 
 def decisions(study: Study) -> Finding:
-    """Rank correlation, regret, and the predicted beside the measured rise."""
+    """Make tables of rank correlation and regret, and set the predicted beside the measured rise."""
     drawings, tables, rows = [], [], dict[str, Any]()
     for hidden in (ONE, TWO):
         subject = study.logistic(hidden)
         several = [judged(study, subject, seed) for seed in study.seeds]
-        rows[subject.name] = {name: summary(name, [one[name] for one in several]) for name in several[0]}
+        rows[subject.name] = {name: summary(name, [network[name] for network in several]) for name in several[0]}
         rows[subject.name]["taylor2"]["to exact"] = median(
-            _apart(one["taylor2"][0], one["hessian"][0]) for one in several
+            _apart(network["taylor2"][0], network["hessian"][0]) for network in several
         )
         tables.append(_table(subject.name, rows[subject.name]))
         drawings += [_over_shares(subject.name, several), _predictions(subject.name, several)]
@@ -122,29 +125,29 @@ def decisions(study: Study) -> Finding:
 
 
 def summary(name: str, several: Sequence[Sequence[Judged]]) -> dict[str, Any]:
-    """Medians over the networks, at the start, in the middle and over all points; errors of what is in loss units."""
+    """Return medians over the networks, at the start, in the middle and over all points, with errors where in the loss."""
     middle = POINTS // 2
     return {
-        "correlation at start": median(one[0].correlation for one in several),
-        "correlation at half": median(one[middle].correlation for one in several),
-        "correlation": median(judged.correlation for one in several for judged in one),
-        "regret": median(sum(judged.regret for judged in one) for one in several),
-        **({"error": median(relative_error(one[0]) for one in several)} if name in IN_LOSS else {}),
+        "correlation at start": median(points[0].correlation for points in several),
+        "correlation at half": median(points[middle].correlation for points in several),
+        "correlation": median(point.correlation for points in several for point in points),
+        "regret": median(sum(point.regret for point in points) for points in several),
+        **({"error": median(relative_error(points[0]) for points in several)} if name in IN_LOSS else {}),
     }  # fmt: skip
 
 
-def _apart(one: Judged, other: Judged) -> float:
-    return relative_error(Judged(0.0, one.predicted, other.predicted))
+def _apart(estimate: Judged, exact: Judged) -> float:
+    return relative_error(Judged(0.0, estimate.predicted, exact.predicted))
 
 
-def relative_error(one: Judged) -> float:
-    """The mean of |predicted − measured|, to the mean of |measured|.
+def relative_error(judged: Judged) -> float:
+    """Return the mean of |predicted − measured|, to the mean of |measured|.
 
     >>> relative_error(Judged(0.0, [1.0, 2.0], [2.0, 2.0]))
     0.25
     """
-    pairs = zip(one.predicted, one.measured, strict=True)
-    return sum(abs(p - m) for p, m in pairs) / max(sum(abs(m) for m in one.measured), TINY)
+    pairs = zip(judged.predicted, judged.measured, strict=True)
+    return sum(abs(p - m) for p, m in pairs) / max(sum(abs(m) for m in judged.measured), TINY)
 
 
 def _table(name: str, rows: dict[str, dict[str, float]]) -> Table:
@@ -163,9 +166,9 @@ def _table(name: str, rows: dict[str, dict[str, float]]) -> Table:
 def _over_shares(name: str, several: Sequence[Judgement]) -> Drawing:
     panels: dict[str, Lines] = {"rank correlation with the truth": {}, "regret": {}}
     for criterion in several[0]:
-        shares = [one.share for one in several[0][criterion]]
+        shares = [point.share for point in several[0][criterion]]
         for what, lines in zip(("correlation", "regret"), panels.values(), strict=True):
-            at = [[getattr(one[criterion][i], what) for one in several] for i in range(POINTS)]
+            at = [[getattr(network[criterion][i], what) for network in several] for i in range(POINTS)]
             lines[criterion] = shares, [median(values) for values in at]
     return Drawing(
         figures.lines_over_shares(f"{name}: decisions", panels),
@@ -177,10 +180,10 @@ def _over_shares(name: str, several: Sequence[Judgement]) -> Drawing:
 def _predictions(name: str, several: Sequence[Judgement]) -> Drawing:
     panels = {}
     for criterion in PREDICT:
-        points = [judged for one in several for judged in one[criterion][: POINTS // 2 + 1 : POINTS // 2]]
+        points = [point for network in several for point in network[criterion][: POINTS // 2 + 1 : POINTS // 2]]
         panels[criterion] = (
-            [value for judged in points for value in judged.predicted],
-            [value for judged in points for value in judged.measured],
+            [value for point in points for value in point.predicted],
+            [value for point in points for value in point.measured],
         )
     return Drawing(
         figures.calibration(f"{name}: predicted and measured rises", panels, "squared error per sample"),

@@ -29,38 +29,38 @@ class Band(NamedTuple):
 
 
 def bands(curves: Sequence[Sequence[Values]], total: int) -> list[Band]:
-    """One for each quantity: the median over networks of equal sizes, and the spread, after 0, 1, 2 ... removals.
+    """Return for each quantity the median over networks of equal sizes, and the spread, after 0, 1, 2 ... removals.
 
     Args:
         curves: Quantity → network → values.
         total: Units there were.
     """
-    found = []
+    spread = []
     for several in curves:
         length = min(map(len, several))
-        values = np.array([one[:length] for one in several])
+        values = np.array([curve[:length] for curve in several])
         shares = (np.arange(length) / total).tolist()
         rows = (np.median(values, 0), values.min(0), values.max(0))
-        found.append(Band(shares, *(row.tolist() for row in rows)))
-    return found
+        spread.append(Band(shares, *(row.tolist() for row in rows)))
+    return spread
 
 
 def degradation(
     title: str, lines: Mapping[str, Sequence[Band]], error: str, points: Mapping[str, Sequence[Band]] | None = None
 ) -> Figure:
-    """Error (left) and accuracy (right) against the share of units removed; bands from the least to the largest.
+    """Draw error (left) and accuracy (right) against the share of units removed; bands from the least to the largest.
 
     Args:
         title: Above the picture.
         lines: Label → error, accuracy.
         error: What the error is, with its unit.
-        points: The same, drawn as single points.
+        points: Likewise, drawn as single points.
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for label, pair in {**lines, **(points or {})}.items():
-        for panel, one in zip(panels, pair, strict=True):
-            band(panel, one, label, joined=label in lines)
+        for panel, values in zip(panels, pair, strict=True):
+            band(panel, values, label, joined=label in lines)
     panels[0].set(ylabel=error, title="error")
     panels[1].set(ylabel="accuracy", title="accuracy", ylim=(0, 1.02))
     for panel in panels:
@@ -92,14 +92,14 @@ def band(panel: Axes, values: Band, label: str, joined: bool = True) -> None:
 
 
 def shares(panel: Axes) -> None:
-    """A share of the units along x."""
+    """Show a share of the units along x."""
     panel.set(xlabel="share of hidden units removed", xlim=(0, 1))
     panel.xaxis.set_major_formatter(PercentFormatter(1.0))
     plain(panel)
 
 
 def with_legend(figure: Figure, panel: Axes, title: str) -> Figure:
-    """A title above, and a panel's legend below."""
+    """Put a title above, and a panel's legend below."""
     figure.suptitle(title, fontweight="bold")
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
@@ -107,7 +107,7 @@ def with_legend(figure: Figure, panel: Axes, title: str) -> Figure:
 
 
 def surfaces(title: str, gains: Values, losses: Mapping[int, Values], error: str) -> Figure:
-    """The error against the gain of the unit that goes next, in log (left) and real scale (right).
+    """Draw the error against the gain of the unit that goes next, in log (left) and real scale (right).
 
     Args:
         title: Above the picture.
@@ -134,7 +134,7 @@ def surfaces(title: str, gains: Values, losses: Mapping[int, Values], error: str
 
 
 def intuition(title: str, gains: Values, lines: Mapping[str, Values], error: str) -> Figure:
-    """A unit's true error and its expansions against its gain; the distance at α = 0 is what its removal costs.
+    """Draw a unit's true error and its expansions against its gain; the distance at α = 0 is what its removal costs.
 
     Args:
         title: Above the picture.
@@ -155,7 +155,7 @@ def intuition(title: str, gains: Values, lines: Mapping[str, Values], error: str
 
 
 def calibration(title: str, panels: Mapping[str, tuple[Values, Values]], unit: str) -> Figure:
-    """The measured against the predicted rise of the error, a point for each removal; on the line they agree.
+    """Draw the measured against the predicted rise of the error, a point for each removal; on the line they agree.
 
     Args:
         title: Above the picture.
@@ -183,7 +183,7 @@ def calibration(title: str, panels: Mapping[str, tuple[Values, Values]], unit: s
 
 
 def lines_over_shares(title: str, panels: Mapping[str, Mapping[str, tuple[Values, Values]]]) -> Figure:
-    """Panels of lines against the share of units removed.
+    """Draw panels of lines against the share of units removed.
 
     Args:
         title: Above the picture.
@@ -201,7 +201,7 @@ def lines_over_shares(title: str, panels: Mapping[str, Mapping[str, tuple[Values
 
 
 def heat_maps(title: str, maps: Mapping[str, tuple[Sequence[Values], Sequence[int]]], label: str) -> Figure:
-    """Matrices with values from −1 to 1, blue and red; lines between unit sets.
+    """Draw matrices with values from −1 to 1, blue and red; lines between unit sets.
 
     Args:
         title: Above the picture.

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from secateur.reporting.page import Picture, Section, Table, svg
+from secateur.reporting.page import Picture, Section, Table, svg, text_of
+from secateur.text import table
 
 
 class Drawing(NamedTuple):
@@ -37,6 +38,10 @@ class Finding:
     numbers: dict[str, Any] = field(default_factory=dict)
 
     def section(self, name: str) -> Section:
-        """Of a report."""
-        pictures = [Picture(svg(one.figure), one.alt, one.caption) for one in self.drawings]
+        """Return it as a section of a report, under this name."""
+        pictures = [Picture(svg(drawing.figure), drawing.alt, drawing.caption) for drawing in self.drawings]
         return Section(name, self.title, self.text, pictures, self.tables)
+
+    def __str__(self) -> str:
+        tables = [table(list(t.columns), [list(map(text_of, row)) for row in t.rows], t.caption) for t in self.tables]
+        return "\n\n".join([f"# {self.title}", *tables])

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from secateur.artifacts.safetensors import make_folder, whole_file
-from secateur.papers.claims import Claim
-from secateur.papers.finding import Finding
-from secateur.papers.rules import Verdict
-from secateur.papers.study import Study
 from secateur.reporting import page as pages
 from secateur.reporting.page import Page, Section, Table
+from secateur.reporting.paths import check_page
 from secateur.reporting.plots import write as write_picture
+from secateur_experiments.papers.claims import Claim
+from secateur_experiments.papers.finding import Finding
+from secateur_experiments.papers.rules import Verdict
+from secateur_experiments.study import Study
+from secateur_experiments.subjects import channels
 
 TITLE = "The Incredible Shrinking Neural Network, reproduced"
 WORDS = (
@@ -25,20 +27,20 @@ WORDS = (
 
 
 def folder(path: str | os.PathLike[str]) -> Path:
-    """Made if it is not there, and refused before the work where it cannot be written to.
+    """Make a folder if it is not there, and refuse it before the work where it cannot be written to.
 
     Raises:
         ArtifactError: It cannot.
     """
     made = make_folder(path)
-    pages.check_page(made / "report.html")
+    check_page(made / "report.html")
     return made
 
 
 def write(
     study: Study, findings: Mapping[str, Finding], claims: list[tuple[Claim, Verdict]], out: Path, command: str
 ) -> list[Path]:
-    """report.html, paper.md, results.json and the pictures as PNG; the files.
+    """Write report.html, paper.md, results.json and the pictures as PNG; return the files.
 
     Args:
         study: What was measured on.
@@ -55,15 +57,15 @@ def write(
     for path, text in zip(written[1:], (markdown(study, claims, command), numbers(findings, claims)), strict=True):
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for name, one in findings.items():
-        for i, drawing in enumerate(one.drawings):
+    for name, finding in findings.items():
+        for i, drawing in enumerate(finding.drawings):
             written.append(out / f"{label(name)}{f'-{i + 1}' if i else ''}.png")
             write_picture(drawing.figure, written[-1])
     return written
 
 
 def label(name: str) -> str:
-    """An experiment's name in file names and links.
+    """Return an experiment's name in file names and links.
 
     >>> label("7"), label("decisions")
     ('figure-7', 'decisions')
@@ -72,16 +74,16 @@ def label(name: str) -> str:
 
 
 def report(study: Study, findings: Mapping[str, Finding], claims: list[tuple[Claim, Verdict]], command: str) -> Page:
-    """The whole page."""
-    said = Section("claims", "Claim by claim", (WORDS,), (), (claim_table(claims),)) if claims else None
-    sections = [*([said] if said else []), *(one.section(label(name)) for name, one in findings.items())]
+    """Return the whole page."""
+    first = [Section("claims", "Claim by claim", (WORDS,), (), (claim_table(claims),))] if claims else []
+    sections = [*first, *(finding.section(label(name)) for name, finding in findings.items())]
     return Page(TITLE, summary(study, claims), settings(study, command), pages.environment(), sections)
 
 
 def summary(study: Study, claims: list[tuple[Claim, Verdict]]) -> list[tuple[str, str]]:
-    """What comes first."""
-    found = [verdict.agrees for _, verdict in claims]
-    counts = ", ".join(f"{found.count(kind)} {kind}" for kind in dict.fromkeys(found))
+    """Return what comes first."""
+    verdicts = [verdict.agrees for _, verdict in claims]
+    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in dict.fromkeys(verdicts))
     return [
         ("Data", study.data.name),
         ("Networks of each kind", str(len(study.seeds))),
@@ -90,26 +92,26 @@ def summary(study: Study, claims: list[tuple[Claim, Verdict]]) -> list[tuple[str
 
 
 def settings(study: Study, command: str) -> dict[str, str]:
-    """How it came about."""
-    data = study.data
+    """Tell how it came about."""
+    data, deeper = study.data, channels(study.data, study.epochs)
     return {
         "Command": command,
         "Data": f"{data.name}: {len(data.train[0]):,} samples to train on, {len(data.calibration[0]):,} to make orders "
         f"on, {len(data.test[0]):,} to test on",
         "Training": f"Adam at {study.learning_rate} with cosine decay, batches of 128, {study.epochs} epochs, squared "
-        f"error, no regulariser; {study.convolutional().name} {study.convolutional().epochs} epochs, cross-entropy",
+        f"error, no regulariser; {deeper.name} {deeper.epochs} epochs, cross-entropy",
         "Seeds": ", ".join(map(str, study.seeds)),
     }
 
 
 def claim_table(claims: list[tuple[Claim, Verdict]]) -> Table:
-    """A row for each claim."""
+    """Return a row for each claim."""
     rows = [[claim.says, claim.source, verdict.measured, verdict.agrees, claim.why] for claim, verdict in claims]
     return Table(["claim", "where", "measured", "verdict", "why"], rows, "What the papers claim, and what was measured")
 
 
 def markdown(study: Study, claims: list[tuple[Claim, Verdict]], command: str) -> str:
-    """The claims as a page in Markdown."""
+    """Return the claims as a page in Markdown."""
     lines = [f"- {name}: {value}" for name, value in settings(study, command).items() if name != "Command"]
     rows = [
         f"| {claim.source} | {claim.says} | {verdict.measured} | {verdict.agrees} | {claim.why} |"
@@ -124,11 +126,11 @@ def markdown(study: Study, claims: list[tuple[Claim, Verdict]], command: str) ->
 
 
 def numbers(findings: Mapping[str, Finding], claims: list[tuple[Claim, Verdict]]) -> str:
-    """All of it as JSON."""
+    """Return all of it as JSON."""
     return json.dumps(to_json(findings, claims), indent=1, allow_nan=False) + "\n"
 
 
 def to_json(findings: Mapping[str, Finding], claims: list[tuple[Claim, Verdict]]) -> dict[str, object]:
-    """Plain data."""
-    said = [{"source": c.source, "claim": c.says, "measured": v.measured, "verdict": v.agrees} for c, v in claims]
-    return {"figures": {name: one.numbers for name, one in findings.items()}, "claims": said}
+    """Return plain data."""
+    rows = [{"source": c.source, "claim": c.says, "measured": v.measured, "verdict": v.agrees} for c, v in claims]
+    return {"figures": {name: finding.numbers for name, finding in findings.items()}, "claims": rows}

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from secateur.errors import choose
-from secateur.papers import correlation, decisions, degradation, surfaces, variants
-from secateur.papers.degradation import Jobs
-from secateur.papers.finding import Finding
-from secateur.papers.study import ONE, TWO, Study
 from secateur.reporting.progress import progress_bar
+from secateur_experiments.papers import correlation, decisions, degradation, surfaces, variants
+from secateur_experiments.papers.degradation import Jobs
+from secateur_experiments.papers.finding import Finding
+from secateur_experiments.study import ONE, TWO, Study
 
 
 class Experiment(NamedTuple):
@@ -41,7 +41,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """The experiments of these names, in the papers' order; "all" for all.
+    """Return the experiments of these names, in the papers' order; "all" for all.
 
     Raises:
         ArgumentError: There is none of a name.

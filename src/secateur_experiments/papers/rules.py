@@ -19,7 +19,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(measured: str, good: bool, partly: bool = False) -> Verdict:
-    """In words."""
+    """Return it in words."""
     return Verdict(measured, AGREES if good else PARTLY if partly else DISAGREES)
 
 
@@ -29,9 +29,9 @@ def _within(numbers: Numbers, figure: str, way: str, points: int = 1) -> float:
 
 def single_layer(numbers: Numbers) -> Verdict:
     """Has no criterion nearly always the least error?"""
-    found = {way: numbers["2"][way]["error"] for way in ("oracle", "taylor1", "taylor2")}
-    least = [min(found, key=lambda way: found[way][i]) for i in range(9)]
-    most = max(least.count(way) for way in found)
+    errors = {way: numbers["2"][way]["error"] for way in ("oracle", "taylor1", "taylor2")}
+    least = [min(errors, key=lambda way: errors[way][i]) for i in range(9)]
+    most = max(least.count(way) for way in errors)
     text = "the least error of three is at nine tenths that of " + _counts(least)
     return verdict(text, most <= 6, most <= 7)
 
@@ -40,15 +40,15 @@ def _counts(names: list[str]) -> str:
     return ", ".join(f"{name} {names.count(name)} times" for name in dict.fromkeys(names))
 
 
-def _shares(found: Mapping[str, float]) -> str:
-    return ", ".join(f"{way} {share:.0%}" for way, share in found.items())
+def _shares(by_way: Mapping[str, float]) -> str:
+    return ", ".join(f"{way} {share:.0%}" for way, share in by_way.items())
 
 
 def less(first: tuple[str, str], second: tuple[str, str], *names: str) -> Callable[[Numbers], Verdict]:
     """Does a way remove less within a point than another? Each with the figure that it is in."""
 
     def judge(numbers: Numbers) -> Verdict:
-        less, more = (_within(numbers, *one) for one in (first, second))
+        less, more = (_within(numbers, figure, way) for figure, way in (first, second))
         text = f"within a point: {_shares(dict(zip(names, (less, more), strict=True)))}"
         return verdict(text, more - less > CLOSE + 1e-9, less < more)
 
@@ -73,7 +73,7 @@ def second_order(figure: str, first_tenth: int) -> Callable[[Numbers], Verdict]:
         first, second, exact = (
             numbers[figure][way]["error"][first_tenth - 1 :] for way in ("taylor1", "taylor2", "hessian")
         )
-        wins, others = (sum(b <= a for a, b in zip(first, one, strict=True)) for one in (second, exact))
+        wins, others = (sum(b <= a for a, b in zip(first, error, strict=True)) for error in (second, exact))
         text = (
             f"no more error than taylor1: taylor2 at {wins} of {len(first)} tenths, the exact second order at {others}"
         )
@@ -130,16 +130,16 @@ def like_brute_force(numbers: Numbers) -> Verdict:
 def inconsistent(numbers: Numbers) -> Verdict:
     """Do ranks agree less with the truth with two hidden layers, or little?"""
     rows = _by_depth(numbers)
-    found = {way: [one[way]["correlation"] for one in rows] for way in ("taylor1", "taylor2", "hessian")}
+    ranks = {way: [row[way]["correlation"] for row in rows] for way in ("taylor1", "taylor2", "hessian")}
     text = "rank correlation with the truth, one layer and two: " + ", ".join(
-        f"{way} {one:.2f} and {two:.2f}" for way, (one, two) in found.items()
+        f"{way} {one:.2f} and {two:.2f}" for way, (one, two) in ranks.items()
     )
-    worse = [found[way][1] < found[way][0] - 0.1 or found[way][1] < 0.7 for way in ("taylor1", "taylor2")]
+    worse = [ranks[way][1] < ranks[way][0] - 0.1 or ranks[way][1] < 0.7 for way in ("taylor1", "taylor2")]
     return verdict(text, all(worse), any(worse))
 
 
 def _by_depth(numbers: Numbers) -> list[Mapping[str, Any]]:
-    """The decisions of the network with one hidden layer, and of that with two."""
+    """Return the decisions of the network with one hidden layer, and of that with two."""
     return [numbers["decisions"][name] for name in sorted(numbers["decisions"], key=lambda name: name.count("-"))]
 
 
@@ -155,11 +155,11 @@ def derivative_is_accurate(numbers: Numbers) -> Verdict:
 def estimates(numbers: Numbers) -> Verdict:
     """Has second order at most half of the first's error, with one layer and with two?"""
     rows = _by_depth(numbers)
-    found = {way: [one[way]["error"] for one in rows] for way in ("taylor1", "taylor2", "hessian")}
+    errors = {way: [row[way]["error"] for row in rows] for way in ("taylor1", "taylor2", "hessian")}
     text = "mean error of the predicted rise in the whole network, to the mean rise, one layer and two: " + ", ".join(
-        f"{way} " + " and ".join(f"{value:.0%}" for value in values) for way, values in found.items()
+        f"{way} " + " and ".join(f"{value:.0%}" for value in values) for way, values in errors.items()
     )
-    pairs = list(zip(found["taylor1"], found["taylor2"], strict=True))
+    pairs = list(zip(errors["taylor1"], errors["taylor2"], strict=True))
     return verdict(text, all(b < 0.5 * a for a, b in pairs), any(b < a for a, b in pairs))
 
 
@@ -194,16 +194,16 @@ def thresholds(numbers: Numbers) -> Verdict:
 
 def uneven(numbers: Numbers) -> Verdict:
     """Can most units go within five points?"""
-    found = {name: _within(numbers, figure, "oracle", 5) for name, figure in (("one layer", "3"), ("two", "8"))}
-    share = min(found.values())
-    return verdict("brute force, within five points: " + _shares(found), share >= 0.6, share >= 0.4)
+    shares = {name: _within(numbers, figure, "oracle", 5) for name, figure in (("one layer", "3"), ("two", "8"))}
+    share = min(shares.values())
+    return verdict("brute force, within five points: " + _shares(shares), share >= 0.6, share >= 0.4)
 
 
 def serially(numbers: Numbers) -> Verdict:
     """Can 40 % go within a point, in both networks?"""
-    found = {name: _within(numbers, figure, "oracle") for name, figure in (("one layer", "3"), ("two", "8"))}
-    good = [share >= 0.4 - CLOSE for share in found.values()]
-    return verdict("brute force, iterative, within a point: " + _shares(found), all(good), any(good))
+    shares = {name: _within(numbers, figure, "oracle") for name, figure in (("one layer", "3"), ("two", "8"))}
+    good = [share >= 0.4 - CLOSE for share in shares.values()]
+    return verdict("brute force, iterative, within a point: " + _shares(shares), all(good), any(good))
 
 
 def no_advantage(numbers: Numbers) -> Verdict:
@@ -222,8 +222,8 @@ def no_advantage(numbers: Numbers) -> Verdict:
 def faults(numbers: Numbers) -> Verdict:
     """Do correlated pairs fail together more often than drawn ones?"""
     rows = [both for both in numbers["correlation"].values() if both["drawn"]["fail together"] is not None]
-    high, fitted = ([one["most correlated"][what] for one in rows] for what in ("fail together", "compensated"))
-    drawn = [one["drawn"]["fail together"] for one in rows]
+    high, fitted = ([row["most correlated"][what] for row in rows] for what in ("fail together", "compensated"))
+    drawn = [row["drawn"]["fail together"] for row in rows]
     text = (
         "pairs of harmless units that fail together, one layer and two: "
         f"{_and(high)} of the most correlated, {_and(drawn)} of drawn ones; with compensation {_and(fitted)}"
@@ -244,9 +244,9 @@ def recursion(numbers: Numbers) -> Verdict:
 
 
 def deeper(numbers: Numbers) -> Verdict:
-    """How much can go there?"""
+    """Tell how much can go there."""
     parts = []
     for name, rows in numbers["deeper"].items():
-        found = {way: rows[way]["within_1pt"] for way in ("oracle", "taylor1", "taylor2", "obs, compensated")}
-        parts.append(f"{name}: {_shares(found)}")
+        shares = {way: rows[way]["within_1pt"] for way in ("oracle", "taylor1", "taylor2", "obs, compensated")}
+        parts.append(f"{name}: {_shares(shares)}")
     return Verdict("within a point: " + "; ".join(parts), OPEN)
