@@ -182,7 +182,7 @@ def inspect(
     include: Include = "all",
     as_json: Json = False,
 ) -> None:
-    """What can be removed, what each unit costs, and what is fixed and why."""
+    """List what can be removed, what each unit costs, and what is fixed and why."""
     network = find_model(model)
     units = units_of(
         network, InputSpec.guess(network).sample(network) if data is None else as_call(first_inputs(find_data(data))),
@@ -207,7 +207,7 @@ def score(
     seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
     as_json: Json = False,
 ) -> None:
-    """The saliency of every unit, lowest first; of single weights what lies between the least and the largest."""
+    """List the saliency of every unit, lowest first; of single weights what lies between the least and the largest."""
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar("scoring"):
@@ -240,7 +240,7 @@ def interactions(
     seed: Annotated[int, typer.Option(help="of fisher")] = 0,
     as_json: Json = False,
 ) -> None:
-    """How units depend on each other: the pairs whose removals know most of each other, and a picture of all."""
+    """Show how units depend on each other: the pairs whose removals know most of each other, and a picture of all."""
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar(f"interactions by {curvature}"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
@@ -32,7 +32,7 @@ class Curve:
     total: int
     seconds: float | None = None
     threads: int = 1
-    loss: Sequence[float] = ()
+    loss: Sequence[float] = field(default_factory=list)
 
     def at(self, removed: int, what: Literal["accuracy", "loss"] = "accuracy") -> float:
         """Return the value with at least so many units removed; −∞ where the curve was given up before.

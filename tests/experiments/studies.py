@@ -1,19 +1,25 @@
-"""A study on few digits with small networks."""
+"""Studies on few digits with small networks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from secateur.papers.data import digits
-from secateur.papers.finding import Finding
-from secateur.papers.study import Study
+from secateur_experiments.datasets import Dataset, digits
+from secateur_experiments.papers.finding import Finding
+from secateur_experiments.study import Study
 
 WHOLE = digits()
-FEW = replace(
-    WHOLE, name="few", **{part: tuple(t[:60] for t in getattr(WHOLE, part)) for part in ("calibration", "test")},
-    train=tuple(t[:200] for t in WHOLE.train),
-)  # fmt: skip
+
+
+def few(train: int, calibration: int, test: int) -> Dataset:
+    """So many digits of each part."""
+    sizes = {"train": train, "calibration": calibration, "test": test}
+    parts = {name: tuple(values[:size] for values in getattr(WHOLE, name)) for name, size in sizes.items()}
+    return replace(WHOLE, name="few", **parts)  # type: ignore[arg-type]
+
+
+FEW = few(200, 60, 60)
 
 
 def study(seeds: tuple[int, ...] = (0, 1)) -> Study:
@@ -25,7 +31,7 @@ def done(experiment: tuple[Any, Any], made: Study) -> Finding:
     work, make = experiment
     for job in work(made):
         job()
-    known = [*made._known]
-    found: Finding = make(made)
-    assert [*made._known] == known
-    return found
+    known = [*made.known]
+    finding: Finding = make(made)
+    assert [*made.known] == known
+    return finding

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secateur import SecateurError
-from secateur.papers import data
+from secateur_experiments import datasets as data
 
 
 def test_digits_are_split_once_and_the_same_every_time():
@@ -89,3 +89,27 @@ def test_shapes_are_those_of_their_seed():
     assert torch.equal(data.random_shape(3), data.random_shape(3))
     assert not torch.equal(data.random_shape(3), data.random_shape(4))
     assert torch.equal(data.random_shape_points(50, 3).train[0], data.random_shape_points(50, 3).train[0])
+
+
+def test_without_a_folder_the_data_are_the_digits(folder):
+    few, epochs = data.digits_or_mnist(None)
+    assert (few.name, few.features, epochs) == ("digits", 64, 300)
+    read, epochs = data.digits_or_mnist(folder)
+    assert (read.name, read.features, epochs) == ("MNIST", 6, 15)
+
+
+def test_images_are_random_unless_the_digits_of_the_folder_have_their_size(tmp_path):
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", torch.arange(3 * 784).reshape(3, 28, 28) % 256)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", torch.arange(3))
+    x, y = data.images((1, 28, 28), 2, torch.float64, tmp_path)
+    assert torch.equal(x.flatten(1), (torch.arange(2 * 784).reshape(2, 784) % 256 / 255).double())
+    assert y.tolist() == [0, 1]
+    for shape, folder, classes in (((784,), None, 10), ((3, 4), tmp_path, 10), ((784,), tmp_path, 3)):
+        x, y = data.images(shape, 5, torch.float32, folder, classes)
+        again, _ = data.images(shape, 5, torch.float32, folder, classes)
+        assert (x.shape, x.dtype) == ((5, *shape), torch.float32)
+        assert torch.equal(x, again)
+        assert 0 <= x.min() < 0.5 < x.max() <= 1
+        assert len(y) == 5
+        assert max(y) < classes

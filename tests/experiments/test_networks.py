@@ -1,4 +1,4 @@
-"""Networks with channels, heads and feed-forward widths."""
+"""All networks of the experiments."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from secateur.papers.networks import (
+from secateur import find_units
+from secateur_experiments.networks import (
     Block,
     VisionTransformer,
+    ViT,
     convolutional_network,
+    lenet,
+    logistic_network,
     residual_network,
+    resnet18,
     seeded,
     vision_transformer,
 )
-from secateur.structure.units import find_units
 
 SETS = {
     convolutional_network: [("channel", 20), ("channel", 50), ("neuron", 200)],
@@ -91,3 +95,27 @@ def test_a_transformer_takes_images_of_its_size():
     assert model(torch.rand(2, 3, 8, 8)).shape == (2, 7)
     assert model.positions.shape == (1, 17, 12)
     assert model.layers[0].forth.weight.shape == (20, 12)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "parameters"),
+    [(lenet, (1, 28, 28), 61_706), (resnet18, (3, 32, 32), 11_181_642), (ViT, (3, 32, 32), 5_362_762)],
+)
+def test_the_networks_that_are_timed_have_their_known_sizes(build, shape, parameters):
+    model = build()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(torch.rand(2, *shape)).shape == (2, 10)
+
+
+def test_a_logistic_network_is_that_of_its_seed_and_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    a, b, c = (logistic_network([3, 5, 2], seed) for seed in (0, 0, 1))
+    assert torch.equal(a[0].weight, b[0].weight)
+    assert not torch.equal(a[0].weight, c[0].weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_start_as_xavier_says_and_biases_at_zero():
+    layer = logistic_network([300, 500, 2])[0]
+    assert abs(layer.weight.std().item() - (2 / 800) ** 0.5) < 2e-3
+    assert not layer.bias.any()

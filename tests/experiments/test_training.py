@@ -5,23 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from secateur.papers.data import digits
-from secateur.papers.training import logistic_network, train
 from secateur.saliency.losses import squared_error
-
-
-def test_a_network_is_that_of_its_seed_and_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    a, b, c = (logistic_network([3, 5, 2], seed) for seed in (0, 0, 1))
-    assert torch.equal(a[0].weight, b[0].weight)
-    assert not torch.equal(a[0].weight, c[0].weight)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_weights_start_as_xavier_says_and_biases_at_zero():
-    layer = logistic_network([300, 500, 2])[0]
-    assert abs(layer.weight.std().item() - (2 / 800) ** 0.5) < 2e-3
-    assert not layer.bias.any()
+from secateur_experiments.datasets import digits
+from secateur_experiments.networks import logistic_network
+from secateur_experiments.training import train
 
 
 def test_training_lowers_the_error_and_repeats_exactly():

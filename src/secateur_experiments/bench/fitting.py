@@ -89,7 +89,7 @@ def _forward(model: nn.Module, data: Pair) -> float:
 
 
 def _surgery(task: str, model: nn.Module, data: Pair) -> Cost:
-    """Time the removal of half of the units, each chosen among all left and made up for, with second moments at hand."""
+    """Time the removal of half of the units, each chosen among all left and made up for, moments at hand."""
     compensation = Compensation(Gated(model, find_units(model, data[0][:2]), data, "squared_error"), RIDGE)
     compensation.learn()
 

@@ -125,7 +125,7 @@ def decisions(study: Study) -> Finding:
 
 
 def summary(name: str, several: Sequence[Sequence[Judged]]) -> dict[str, Any]:
-    """Return medians over the networks, at the start, in the middle and over all points, with errors where in the loss."""
+    """Return medians over the networks, at the start, in the middle and over all points, with errors of losses."""
     middle = POINTS // 2
     return {
         "correlation at start": median(points[0].correlation for points in several),

@@ -3,75 +3,37 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 import secateur as sc
-from secateur.bench import commands, compensation, experiments
-from secateur.bench.compensation import OBS, SCRATCH, WAYS
-from secateur.bench.curves import Cache, Curve, best, middle, rows, units_of, within
-from secateur.bench.fitting import Cost
-from secateur.errors import ArtifactError
-from secateur.papers.data import digits
-from secateur.reporting import compensation as pages
+from experiments.studies import few
+from secateur_experiments import datasets, study, subjects
+from secateur_experiments.bench import compensation, fitting
+from secateur_experiments.bench import compensation_page as pages
+from secateur_experiments.bench.compensation import OBS, SCRATCH, WAYS
+from secateur_experiments.bench.fitting import Cost
+from secateur_experiments.curves import Curve, rows
+from secateur_experiments.study import Study, Way
 
-WHOLE = digits()
-FEW = replace(
-    WHOLE, name="few", **{part: tuple(t[:80] for t in getattr(WHOLE, part)) for part in ("calibration", "test")},
-    train=tuple(t[:300] for t in WHOLE.train),
-)  # fmt: skip
+FEW = few(300, 80, 80)
 SMALL = {
-    name: replace(one, learning_rate=0.1, loss="cross_entropy")  # learn in a few epochs
-    for name, one in (experiments.logistic(FEW, 30, hidden) for hidden in ((8,), (4, 6)))
+    subject.name: replace(subject, loss="cross_entropy")  # learn in a few epochs
+    for subject in (subjects.logistic(FEW, 30, hidden, 0.1) for hidden in ((8,), (4, 6)))
 }
 ALONE = {name: WAYS[name] for name in ("magnitude, single", "oracle, iterative")}
 
 
+def made(seeds=(0,), folder=None):
+    return Study(FEW, 30, seeds, 0.1, folder)
+
+
 @pytest.fixture(scope="module")
 def compared():
-    return compensation.compare(FEW, SMALL, (0, 1), ways=ALONE, progress=False)
-
-
-# ------------------------------------------------------------ curves by hand
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "expected"),
-    [
-        ([0.90, 0.895, 0.89, 0.88, 0.95], 20),  # exactly a point is allowed, and what comes after a drop is not
-        ([0.90, 0.80, 0.90, 0.90, 0.90], 0),
-        ([0.90, 0.90, 0.90, 0.91, 0.89], 40),
-        ([0.90], 0),
-    ],
-)
-def test_the_share_within_a_point_ends_before_the_first_that_is_not(accuracies, expected):
-    assert Curve([0, 1, 2, 3, 4][: len(accuracies)], accuracies, 10).within == expected
-
-
-def test_accuracies_are_read_off_at_shares_and_nothing_is_known_beyond_the_end():
-    curve = Curve([0, 2, 4, 6], [0.9, 0.8, 0.7, 0.6], 10)
-    assert [curve.at(share) for share in (0, 20, 30, 40, 60, 61)] == [0.9, 0.8, 0.7, 0.7, 0.6, -math.inf]
-    assert units_of(30, 10) == 3  # 0.3 · 10 is a little more than 3
-
-
-def test_rows_are_medians_and_a_curve_given_up_counts_as_the_lowest():
-    curves = [
-        Curve([0, 3, 5], [0.90, 0.89, 0.5], 10, 1.0),
-        Curve([0, 3, 5], [0.92, 0.90, 0.8], 10, 3.0),
-        Curve([0, 3], [0.94, 0.94], 10, 2.0),
-    ]
-    (row,) = rows({"net": {"way": curves}})
-    assert (row.network, row.way, row.start, row.seconds) == ("net", "way", 0.92, 2.0)
-    assert row.accuracy == (0.90, 0.90, 0.90, 0.5, 0.5, None, None, None, None)
-    assert row.within_1pt == within(curves) == 30
-    assert middle(curves) == [(0, 0.92), (30, 0.90), (50, 0.5)]
-    (row,) = rows({"net": {SCRATCH: [Curve([0], [0.9], 10)]}})
-    assert (row.seconds, row.accuracy) == (None, (None,) * 9)
+    return compensation.compare(made((0, 1)), SMALL, ALONE, progress=False)
 
 
 def test_the_ratio_is_to_the_best_way_without_compensation():
@@ -82,8 +44,6 @@ def test_the_ratio_is_to_the_best_way_without_compensation():
     assert compensation.ratio(ways) is None
     assert compensation.ratio({**ways, OBS: flat(50), SCRATCH: flat(90)}) == 2.5
     assert compensation.ratio({"taylor1, single": flat(0), OBS: flat(50)}) is None
-    assert best(ways, ["taylor1, single", "magnitude, single"]) == "taylor1, single"
-    assert best(ways, ["magnitude, single"]) is None
 
 
 # ------------------------------------------------------------ measured ones
@@ -97,9 +57,9 @@ def test_each_network_is_pruned_in_each_way_with_each_seed(compared):
 
 
 def test_accuracies_are_those_of_the_plan(compared):
-    name, one = "64-4-6-10", SMALL["64-4-6-10"]
-    model = compensation.Job(name, one, 1, FEW, Cache(), print)._network(name, one)
-    plan = sc.rank(model, FEW.calibration, "cross_entropy", validation=FEW.test, progress=False)
+    name = "64-4-6-10"
+    model = made().network(SMALL[name], 1)
+    plan = sc.rank(model, FEW.calibration, "cross_entropy", criterion="oracle", validation=FEW.test, progress=False)
     curve = compared[name]["oracle, iterative"][1]
     expected = [state.accuracy for state in plan.states]
     assert list(curve.accuracy) == pytest.approx(expected[: len(curve.removed)])
@@ -116,82 +76,82 @@ def test_smaller_networks_are_trained_from_scratch(compared):
 
 
 def test_weights_are_fitted_where_the_way_says_so():
-    curves = compensation.compare(
-        FEW, SMALL, (0,), ways={**ALONE, OBS: WAYS[OBS]}, scratch=False, progress=False
-    )  # fmt: skip
-    for ways in curves.values():
-        assert len(ways[OBS][0].removed) > 2
-        alone = max(sum(ways[way][0].accuracy[:5]) for way in ALONE)
-        assert sum(ways[OBS][0].accuracy[:5]) >= alone - 0.05
+    ways = {**ALONE, OBS: WAYS[OBS], "fitted": Way("magnitude", "single", fitted=True)}
+    for curves in compensation.compare(made(), SMALL, ways, scratch=False, progress=False).values():
+        assert len(curves[OBS][0].removed) > 2
+        alone = max(sum(curves[way][0].accuracy[:5]) for way in ALONE)
+        assert sum(curves[OBS][0].accuracy[:5]) >= alone - 0.05
+        fitted, plain = (curves[way][0].accuracy for way in ("fitted", "magnitude, single"))
+        assert fitted[0] == plain[0]
+        assert fitted[1:4] != plain[1:4]
 
 
 def test_a_curve_is_given_up_where_accuracy_is_far_below_the_start():
-    job = compensation.Job("net", replace(SMALL["64-8-10"], every=10), 0, FEW, Cache(), lambda *_: None)
-    curve = job._measure(lambda n: 0.9 - 0.01 * n, 100, 90, 1.5)
+    job = compensation.Job(made(), replace(SMALL["64-8-10"], every=10), 0, lambda *_: None)
+    curve = job.measure(lambda n: 0.9 - 0.01 * n, 100, 90, 1.5)
     assert (list(curve.removed), curve.seconds) == ([0, 10, 20], 1.5)
-    assert list(job._measure(lambda _: 0.9, 100, 35, 1.5).removed) == [0, 10, 20, 30]
+    assert list(job.measure(lambda _: 0.9, 100, 35, 1.5).removed) == [0, 10, 20, 30]
     assert curve.threads == torch.get_num_threads()
 
 
 def test_only_units_that_count_are_removed_and_the_oracle_may_be_spared(monkeypatch):
     seen = []
 
-    def ranked(model, calibration, loss, units, **options):
+    def ranked(model, calibration, loss, *, units, **options):
         seen.append((len(calibration[0]), [unit_set.name for unit_set in units], options.get("shortlist")))
-        return sc.rank(model, calibration, loss, units, **options)
+        return sc.rank(model, calibration, loss, units=units, **options)
 
-    monkeypatch.setattr(compensation, "rank", ranked)
-    one = replace(SMALL["64-4-6-10"], counts=lambda s: s.size == 6, spared={"samples": 20, "shortlist": 2})
-    curves = compensation.compare(FEW, {"net": one}, (0,), ways=ALONE, scratch=False, progress=False)["net"]
+    monkeypatch.setattr(study, "rank", ranked)
+    subject = replace(SMALL["64-4-6-10"], counts=lambda s: s.size == 6, spared={"samples": 20, "shortlist": 2})
+    curves = compensation.compare(made(), {"net": subject}, ALONE, scratch=False, progress=False)["net"]
     assert seen == [(80, ["2"], None), (20, ["2"], 2)]
     assert {curve.total for (curve,) in curves.values()} == {6}
 
 
-# ------------------------------------------------------------ the cache
+def test_networks_that_are_not_logistic_are_spared_what_takes_long(monkeypatch):
+    for what in ("pruned", "scratch"):
+        monkeypatch.setattr(compensation.Job, what, lambda *_: Curve([0], [0.5], 1))
+    subject = replace(SMALL["64-8-10"], hidden=())
+    curves = compensation.compare(made(), {**SMALL, "other": subject}, progress=False)
+    assert list(curves["64-8-10"]) == [*WAYS, SCRATCH]
+    spared = ["oracle, iterative, compensated", "obs, shortlist 5, compensated", SCRATCH]
+    assert list(curves["other"]) == [way for way in [*WAYS, SCRATCH] if way not in spared]
 
 
 def test_an_interrupted_bench_goes_on(tmp_path, monkeypatch):
     def run():
-        return compensation.compare(FEW, SMALL, (0,), Cache(tmp_path / "new"), ALONE, progress=False)
+        return compensation.compare(made(folder=tmp_path / "new"), SMALL, ALONE, progress=False)
 
     def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(compensation.Job, "_scratch", stop)
+        patch.setattr(compensation.Job, "train_smaller", stop)
         with pytest.raises(KeyboardInterrupt):
             run()
-    assert len(json.loads((tmp_path / "new/curves.json").read_text())) == 4
-    found = run()
+    names = json.loads((tmp_path / "new/curves.json").read_text())
+    assert list(names) == [
+        f"{network} | seed 0 | 80 samples | {way}" for way in ALONE for network in ("64-8-10", "64-4-6-10")
+    ]
+    curves = run()
     assert {path.name for path in (tmp_path / "new").iterdir()} >= {"64-8-10-0.pt", "64-4-6-10-0.pt", "64-1-10-0.pt"}
-    for what in ("_pruned", "_scratch", "_network"):
+    for what in ("prune", "train_smaller"):
         monkeypatch.setattr(compensation.Job, what, stop)
-    assert run() == found
+    monkeypatch.setattr(study, "train", stop)
+    assert run() == curves
 
 
-def test_trained_networks_are_read_again(tmp_path):
-    def build():
-        return nn.Linear(2, 2)
-
-    trained = Cache(tmp_path).network("net", build, lambda model: nn.init.ones_(model.weight))
-    again = Cache(tmp_path).network("net", build, lambda _: pytest.fail("trained twice"))
-    assert torch.equal(trained.weight, again.weight)
-    (tmp_path / "net.pt").write_bytes(b"no weights")
-    with pytest.raises(ArtifactError, match=r"net\.pt: does not hold the weights of net"):
-        Cache(tmp_path).network("net", build, print)
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", '{"a": {"b": 1}}'])
-def test_a_broken_file_of_curves_is_refused(tmp_path, content):
-    (tmp_path / "curves.json").write_text(content)
-    with pytest.raises(ArtifactError, match=r"curves\.json: holds no curves"):
-        Cache(tmp_path)
-
-
-def test_a_cache_that_is_no_folder_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ArtifactError, match="file: cannot be made a folder"):
-        Cache(tmp_path / "file")
+def test_what_spares_the_oracle_is_in_the_name_of_its_curve():
+    measured = made()
+    subject = replace(SMALL["64-8-10"], spared={"samples": 20, "shortlist": 2})
+    named = []
+    measured.stored = lambda name, _: named.append(name)
+    job = compensation.Job(measured, subject, 1, print)
+    for label, way in (("oracle, iterative", Way("oracle")), ("obs", Way("obs", compensate=True, shortlist=5))):
+        job.pruned(label, way)
+    assert named == [
+        "64-8-10 | seed 1 | 20 samples | oracle, iterative | shortlist 2", "64-8-10 | seed 1 | 80 samples | obs"
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------ the page and the command
@@ -205,9 +165,9 @@ def run(command_line):
 @pytest.fixture
 def quick(monkeypatch):
     """The command on few digits, small networks and few ways."""
-    monkeypatch.setattr(commands, "experiment", lambda _: (FEW, 30))
-    monkeypatch.setattr(commands, "experiments", lambda *_: SMALL)
-    monkeypatch.setattr(commands, "costs", lambda data: [Cost(f"pass over {data.name}", 0.25, 0.125, 2.0)])
+    monkeypatch.setattr(datasets, "digits_or_mnist", lambda _: (FEW, 30))
+    monkeypatch.setattr(subjects, "subjects", lambda *_: SMALL)
+    monkeypatch.setattr(fitting, "costs", lambda data: [Cost(f"pass over {data.name}", 0.25, 0.125, 2.0)])
     monkeypatch.setattr(compensation, "compare", partial(compensation.compare, ways=ALONE, progress=False))
 
 
@@ -218,7 +178,7 @@ def test_the_page_holds_the_tables_numbers(compared):
     assert "The setting." in page
     assert "![Test accuracy against the share of units removed](a.png)" in page
     for row in rows(compared):
-        (line,) = (one for one in pages.text(section_of(sections, row)).splitlines() if one.startswith(row.way))
+        (line,) = (line for line in pages.text(section_of(sections, row)).splitlines() if line.startswith(row.way))
         assert line in page
         assert f" {row.start:.4f} " in line
         assert f" {row.within_1pt:.3g}" in line
@@ -283,6 +243,6 @@ def test_the_command_prints_its_tables(run, quick, tmp_path):
 def test_what_cannot_be_done_is_refused_before_the_work(run, quick, monkeypatch, tmp_path, words, code, message):
     monkeypatch.setattr(compensation, "compare", lambda *_: pytest.fail("work was done"))
     (tmp_path / "FILE").touch()
-    found, _, err = run(*(word.replace("FILE", str(tmp_path / "FILE")) for word in words))
-    assert found == code
+    exit_code, _, err = run(*(word.replace("FILE", str(tmp_path / "FILE")) for word in words))
+    assert exit_code == code
     assert message in err

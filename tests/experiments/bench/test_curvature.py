@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur.bench.curvature import TASKS, has_backpack, of_gates, of_passes, of_weights
 from secateur.errors import ArgumentError
+from secateur_experiments.bench.curvature import TASKS, has_backpack, of_gates, of_passes, of_weights
 
 
 def test_the_hessian_in_the_gates_is_that_of_torch_func() -> None:

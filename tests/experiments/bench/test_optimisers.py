@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
-from matplotlib.figure import Figure
 
 from secateur import SecateurError
-from secateur.papers import optimisers
-from secateur.papers.data import digits
-from secateur.papers.optimisers import OPTIMISERS, Run, compare, summary
-from secateur.papers.training import logistic_network
-from secateur.reporting import optimisers as pictures
 from secateur.saliency.losses import squared_error
+from secateur_experiments.bench import optimisers
+from secateur_experiments.bench.optimisers import OPTIMISERS, Run, compare, summary
+from secateur_experiments.datasets import digits
+from secateur_experiments.networks import logistic_network
 
 
 @pytest.fixture(scope="module")
@@ -73,39 +69,3 @@ def test_the_table_shows_the_ends():
     assert title == "after 10 steps, at the best of five learning rates"
     assert heads.split("  ")[0] == "optimiser"
     assert row.split() == ["SGD", "0.3", "0.2500", "0.900", "2.00"]
-
-
-@pytest.fixture
-def figure(monkeypatch, tmp_path, runs):
-    kept = []
-    monkeypatch.setattr(pictures, "Figure", lambda **options: kept.append(Figure(**options)) or kept[0])
-    curves = {name: asdict(run) for name, run in runs.items()}
-    pictures.training(curves, "a title", tmp_path / "picture.png", "squared error per sample")
-    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
-    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
-    return kept[0]
-
-
-def test_the_picture_shows_every_run(figure, runs):
-    assert [panel.get_title() for panel in figure.axes] == ["loss against steps", "accuracy against steps"]
-    assert [panel.get_yscale() for panel in figure.axes] == ["log", "linear"]
-    for panel, what in zip(figure.axes, ("loss", "accuracy"), strict=True):
-        for line, (name, run) in zip(panel.lines, runs.items(), strict=True):
-            assert line.get_label() == name
-            assert list(line.get_xdata()) == [0, 10, 20]
-            assert list(line.get_ydata()) == asdict(run)[what]
-
-
-def test_the_picture_is_labelled_and_no_two_lines_look_alike(figure):
-    assert figure.get_suptitle() == "a title"
-    assert [panel.get_ylabel() for panel in figure.axes] == ["squared error per sample", "test accuracy"]
-    assert [panel.get_xlabel() for panel in figure.axes] == ["steps", "steps"]
-    styles = [(line.get_color(), line.get_marker()) for line in figure.axes[0].lines]
-    assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == len(OPTIMISERS)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(OPTIMISERS)
-
-
-def test_a_picture_that_cannot_be_written_is_refused(tmp_path):
-    curves = {"SGD": {"step": [0], "loss": [1.0], "accuracy": [0.1]}}
-    with pytest.raises(SecateurError, match=r"no-folder/a\.png: cannot be written"):
-        pictures.training(curves, "a title", tmp_path / "no-folder" / "a.png")

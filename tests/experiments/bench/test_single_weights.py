@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import replace
 
 import pytest
-from torch import nn
 
-from secateur.bench import single_weights
-from secateur.papers.data import digits
+from experiments.studies import WHOLE, few
+from secateur_experiments.bench import single_weights
+from secateur_experiments.study import Study
 
-FEW = replace(digits(), **{part: tuple(t[:100] for t in getattr(digits(), part)) for part in ("calibration", "test")})
+FEW = few(len(WHOLE.train[0]), 100, 100)
 
 
 @pytest.fixture(scope="module")
 def compared():
-    return single_weights.compare(FEW, 120, (30,), ("obd", "random"), 8, progress=False)
+    return single_weights.compare(Study(FEW, 120), (30,), ("obd", "random"), 8, progress=False)
 
 
 def test_each_criterion_is_tried_without_and_with_training(compared):
@@ -39,17 +38,16 @@ def test_training_in_between_makes_up_for_much(compared):
     assert trained.within_1pt > without.within_1pt + 10
 
 
-def test_the_largest_share_is_that_of_the_last_round_within_a_point(monkeypatch):
+def test_the_largest_share_is_that_of_the_last_round_within_a_point():
     rounds = [(20, 0.895, 700), (40, 0.5, 500), (60, 0.89, 300), (98, 0.88, 100)]
     curve = [Namespace(removed=removed, accuracy=accuracy, bytes=size) for removed, accuracy, size in rounds]
     whole = Namespace(accuracy=0.9, bytes=1000)
     result = Namespace(curve=curve, before=whole, plan=Namespace(sizes={"a": 60, "b": 40}))
-    monkeypatch.setattr(single_weights, "shrink", lambda *_, **__: result)
-    row = single_weights._row(nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 10)), FEW, "obd", 0, 4)
+    row = single_weights.summary(result, "obd", 0)
     assert (row.within_1pt, row.bytes, row.of_dense) == (60, 300, 30)
     assert (row.start, row.at_50, row.at_98) == (0.9, 0.89, 0.88)
     curve[0].accuracy = curve[2].accuracy = 0.1
-    row = single_weights._row(nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 10)), FEW, "obd", 0, 4)
+    row = single_weights.summary(result, "obd", 0)
     assert (row.within_1pt, row.bytes, row.of_dense) == (0, 1000, 100)
 
 
@@ -61,6 +59,8 @@ def test_the_bytes_are_those_of_the_largest_share_within_a_point(compared):
 
 
 def test_accuracies_are_those_of_the_first_round_that_has_removed_so_many():
-    curve = [Namespace(removed=removed, accuracy=accuracy) for removed, accuracy in ((5, 0.9), (8, 0.7), (9, 0.4))]
-    found = [single_weights._at(Namespace(curve=curve), removed) for removed in (4, 5, 5.5, 9)]
-    assert found == [0.9, 0.9, 0.7, 0.4]
+    rounds = [(50, 0.9), (79, 0.7), (90, 0.4), (95, 0.3), (99, 0.2)]
+    curve = [Namespace(removed=removed, accuracy=accuracy, bytes=100) for removed, accuracy in rounds]
+    result = Namespace(curve=curve, before=Namespace(accuracy=0.9, bytes=1000), plan=Namespace(sizes={"a": 100}))
+    row = single_weights.summary(result, "obd", 0)
+    assert (row.at_50, row.at_80, row.at_90, row.at_95, row.at_98) == (0.9, 0.4, 0.4, 0.3, 0.2)

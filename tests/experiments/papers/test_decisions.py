@@ -7,13 +7,13 @@ from statistics import median
 import pytest
 import torch
 
+from experiments.studies import FEW, done, study
 from secateur.cutting.slices import gates
-from secateur.papers import correlation, decisions
-from secateur.papers.correlation import Pair, faults
-from secateur.papers.decisions import Judged
-from secateur.papers.study import Way
 from secateur.saliency.interactions import interactions
-from studies import FEW, done, study
+from secateur_experiments.papers import correlation, decisions
+from secateur_experiments.papers.correlation import Pair, faults
+from secateur_experiments.papers.decisions import Judged
+from secateur_experiments.study import Way
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +28,10 @@ def small(monkeypatch):
 def test_criteria_are_judged_by_what_removals_cost_along_the_brute_force_order():
     made = study()
     subject = made.logistic((4, 3))
-    found = decisions.judged(made, subject, 1)
-    assert list(found) == [*decisions.CRITERIA, "obs"]
+    judgement = decisions.judged(made, subject, 1)
+    assert list(judgement) == [*decisions.CRITERIA, "obs"]
     plan, gated = made.plan(subject, 1, Way("oracle")), made.gated(subject, 1)
-    for i, one in enumerate(found["taylor2"]):
+    for i, one in enumerate(judgement["taylor2"]):
         n = i * 7 // 3
         assert one.share == n / 7
         g = gates(made.network(subject, 1), made.units(subject, 1), plan.prefix(n).kept)
@@ -41,23 +41,23 @@ def test_criteria_are_judged_by_what_removals_cost_along_the_brute_force_order()
         assert one.regret == pytest.approx(
             rises[one.predicted.index(min(one.predicted))] - min(rises), rel=1e-3, abs=1e-6
         )
-    assert len(found["obs"][1].predicted) == 7 - 2
+    assert len(judgement["obs"][1].predicted) == 7 - 2
 
 
 def test_the_table_of_decisions():
     made = study()
-    found = done((decisions.decision_jobs, decisions.decisions), made)
-    assert list(found.numbers) == ["64-6-10", "64-4-3-10"]
+    finding = done((decisions.decision_jobs, decisions.decisions), made)
+    assert list(finding.numbers) == ["64-6-10", "64-4-3-10"]
     several = [decisions.judged(made, made.logistic((6,)), seed)["taylor1"] for seed in made.seeds]
-    row = found.numbers["64-6-10"]["taylor1"]
+    row = finding.numbers["64-6-10"]["taylor1"]
     assert row["correlation at start"] == median(one[0].correlation for one in several)
     assert row["regret"] == median(sum(judged.regret for judged in one) for one in several)
-    rows = found.numbers["64-4-3-10"]
-    assert found.numbers["64-6-10"]["taylor2"]["to exact"] < 1e-3 < rows["taylor2"]["to exact"]
+    rows = finding.numbers["64-4-3-10"]
+    assert finding.numbers["64-6-10"]["taylor2"]["to exact"] < 1e-3 < rows["taylor2"]["to exact"]
     assert "error" in rows["ggn"]
     assert "error" not in rows["magnitude"]
-    assert [line[0] for line in found.tables[0].rows] == [*decisions.CRITERIA, "obs"]
-    assert len(found.drawings) == 4
+    assert [line[0] for line in finding.tables[0].rows] == [*decisions.CRITERIA, "obs"]
+    assert len(finding.drawings) == 4
 
 
 def test_a_criterion_that_says_the_truth_has_no_regret():
@@ -71,26 +71,26 @@ def test_a_criterion_that_says_the_truth_has_no_regret():
 def test_pairs_are_measured_alone_together_and_compensated():
     made = study()
     subject = made.logistic((6,))
-    found = correlation.correlated(made, subject)
+    network = correlation.correlated(made, subject)
     gated, units = made.gated(subject, 0), made.units(subject, 0)
     g = torch.ones(6)
     alone = [gated.loss(g.index_fill(0, torch.tensor([k]), 0)) - gated.loss(g) for k in range(6)]
-    assert found.harmless == pytest.approx(max(0, sorted(alone)[2]), rel=1e-3)
-    assert found.sizes == [units.total]
-    matrix = interactions(gated.model, FEW.calibration, "squared_error", units, "hessian")
-    for kind, pairs in found.pairs.items():
+    assert network.harmless == pytest.approx(max(0, sorted(alone)[2]), rel=1e-3)
+    assert network.sizes == [units.total]
+    matrix = interactions(gated.model, FEW.calibration, "squared_error", units=units, curvature="hessian")
+    for kind, pairs in network.pairs.items():
         assert len(pairs) == 2, kind
         for pair in pairs:
             j, k = pair.units
             assert pair.alone == pytest.approx((alone[j], alone[k]), rel=1e-3, abs=1e-6)
-            assert max(pair.alone) <= found.harmless * (1 + 1e-6)
+            assert max(pair.alone) <= network.harmless * (1 + 1e-6)
             together = gated.loss(g.index_fill(0, torch.tensor(pair.units), 0)) - gated.loss(g)
             assert pair.together == pytest.approx(together, rel=1e-3, abs=1e-6)
             expected = matrix[j, k] / (matrix[j, j] * matrix[k, k]).abs().sqrt()
             assert pair.correlation == pytest.approx(expected.item(), rel=1e-3)
-    most = [pair.correlation for pair in found.pairs["most correlated"]]
+    most = [pair.correlation for pair in network.pairs["most correlated"]]
     assert most == sorted(most, reverse=True)
-    assert max(pair.correlation for pair in found.pairs["drawn"]) <= most[0]
+    assert max(pair.correlation for pair in network.pairs["drawn"]) <= most[0]
 
 
 def test_pairs_fail_together_where_they_cost_more_than_two_harmless_units():
@@ -106,8 +106,8 @@ def test_no_pairs_have_no_shares():
 
 
 def test_the_table_of_pairs():
-    found = done((correlation.correlation_jobs, correlation.neurons), study())
-    assert [line[:3] for line in found.tables[0].rows] == [
+    finding = done((correlation.correlation_jobs, correlation.neurons), study())
+    assert [line[:3] for line in finding.tables[0].rows] == [
         [name, kind, 2] for name in ("64-6-10", "64-4-3-10") for kind in ("most correlated", "drawn")
     ]  # fmt: skip
-    assert found.tables[0].rows[0][3] == round(100 * found.numbers["64-6-10"]["most correlated"]["fail together"])
+    assert finding.tables[0].rows[0][3] == round(100 * finding.numbers["64-6-10"]["most correlated"]["fail together"])

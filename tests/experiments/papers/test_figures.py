@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.reporting import figures
+from secateur_experiments.papers import figures
 
 
 def labels(figure):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from secateur import find_units, rank, score
-from secateur.papers.data import mnist
-from secateur.papers.training import logistic_network, train
+from secateur_experiments.datasets import mnist
+from secateur_experiments.networks import logistic_network
+from secateur_experiments.training import train
 
 SEEDS = (0, 1, 2)
 LOSS = "squared_error"
@@ -42,8 +43,9 @@ def accuracies(folder: Path, hidden: tuple[int, ...], way: str) -> list[float]:
         criterion, ranking, *refresh = way.split("/")
         options = {"refresh": int(refresh[0])} if refresh else {}
         plan = rank(
-            model, data.calibration, LOSS, units, criterion, ranking, validation=data.test, progress=False, **options
-        )
+            model, data.calibration, LOSS, units=units, criterion=criterion, ranking=ranking, validation=data.test,
+            progress=False, **options,
+        )  # fmt: skip
         curves.append([state.accuracy for state in plan.states])
     return [median(values) for values in zip(*curves, strict=True)]
 
