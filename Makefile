@@ -24,7 +24,7 @@ bench: .venv/ready  ## the oracle beside passes of the whole model, ratios from 
 zoo: .venv/zoo  ## libraries of real architectures, for the tests that ZOO_DIR switches on
 
 architectures: .venv/zoo  ## docs/architectures.md from the zoo in ZOO_DIR
-	$(BIN)/python benchmarks/architectures.py --out docs/architectures.md
+	$(BIN)/secateur bench architectures --out docs/architectures.md
 
 .venv/zoo: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm

@@ -1,23 +1,40 @@
-"""The public names, and the one direction in which the stages import each other."""
+"""The public names, the one direction in which the stages import each other, and what an import brings along."""
 
 import ast
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import secateur
+import secateur_experiments
 
 PACKAGE = Path(secateur.__file__).parent
+EXPERIMENTS = Path(secateur_experiments.__file__).parent
+ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
-    "errors", "text", "arguments", "reference", "structure", "saliency", "planning", "cutting", "artifacts",
-    "reporting", "shrink_weights", "shrink", "secateur", "optim", "papers", "bench", "cli",
+    "errors", "text", "arguments", "options", "reference", "structure", "saliency", "planning", "cutting", "artifacts",
+    "reporting", "result", "weight_pruning", "shrinking", "secateur", "optim", "cli_options", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
+ROOMS = [
+    "extra", "curves", "datasets", "networks", "training", "subjects", "study", "demo_report", "demo", "commands",
+    "papers", "bench",
+]  # fmt: skip
 ANYTHING = {"__init__.py", "__main__.py"}
-FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+
+
+FILES, EXPERIMENT_FILES = files_of(PACKAGE), files_of(EXPERIMENTS)
 
 PUBLIC = [
-    "Budget", "Plan", "SecateurError", "Units", "cut", "find_units", "interactions", "load", "measure", "rank", "score",
+    "Budget", "Compensation", "Plan", "SecateurError", "Units", "cut", "find_units", "interactions", "load", "measure", "rank",
+    "score",
     "shrink",
 ]  # fmt: skip
 
@@ -34,33 +51,37 @@ def test_a_public_name_can_be_imported_and_says_what_it_is(name: str) -> None:
     assert public.__doc__
 
 
-def imported(source: str, file: str) -> set[str]:
-    """The stages that a file imports from, at any level of nesting, those for type checkers too."""
-    package = ["secateur", *file.split("/")[:-1]]
-    found = set()
+# ------------------------------------------------------------ one direction
+
+
+def imported(source: str, file: str, package: str = "secateur") -> set[str]:
+    """What a file imports from a package, at any level of nesting, for type checkers too: stages, or the package."""
+    inside = [package, *file.split("/")[:-1]]
+    stages = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {stage(alias.name.split(".")) for alias in node.names}
+            stages |= {stage(alias.name.split("."), package) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
+            start = inside[: len(inside) - node.level + 1] if node.level else []
             path = [*start, *(node.module or "").split(".")]
-            found |= {stage([part for part in [*path, alias.name] if part]) for alias in node.names}
-    return found - {None}
+            stages |= {stage([part for part in [*path, alias.name] if part], package) for alias in node.names}
+    return {name for name in stages if name is not None}
 
 
-def stage(path: list[str]) -> str | None:
+def stage(path: list[str], package: str) -> str | None:
     """The stage of a dotted name; the package itself for one of its public names; None outside of it."""
-    if path[0] != "secateur":
+    if path[0] != package:
         return None
-    inside = len(path) > 1 and ((PACKAGE / path[1]).is_dir() or (PACKAGE / f"{path[1]}.py").exists())
-    public = len(path) == 2 and path[1] in PUBLIC
-    return path[1] if inside and not public else "secateur"
+    root = ROOTS[package]
+    inside = len(path) > 1 and ((root / path[1]).is_dir() or (root / f"{path[1]}.py").exists())
+    public = package == "secateur" and len(path) == 2 and path[1] in PUBLIC
+    return path[1] if inside and not public else package
 
 
-def against(source: str, file: str) -> set[str]:
+def against(source: str, file: str, package: str = "secateur", order: Sequence[str] = STAGES) -> set[str]:
     """The stages that a file imports from although they come after its own."""
     own = file.split("/")[0].removesuffix(".py")
-    return {other for other in imported(source, file) if STAGES.index(other) > STAGES.index(own)}
+    return {other for other in imported(source, file, package) if order.index(other) > order.index(own)}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file not in ANYTHING])
@@ -69,10 +90,42 @@ def test_a_module_imports_in_the_direction_of_data_flow(file: str) -> None:
     assert against((PACKAGE / file).read_text(), file) == set()
 
 
+@pytest.mark.parametrize("file", [file for file in EXPERIMENT_FILES if file not in ANYTHING])
+def test_so_does_an_experiment(file: str) -> None:
+    assert file.split("/")[0].removesuffix(".py") in ROOMS
+    assert against((EXPERIMENTS / file).read_text(), file, "secateur_experiments", ROOMS) == set()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_library_knows_nothing_of_the_experiments(file: str) -> None:
+    assert imported((PACKAGE / file).read_text(), file, "secateur_experiments") == set()
+    assert "secateur_experiments" not in (PACKAGE / file).read_text()
+
+
+@pytest.mark.parametrize("file", [file for file in EXPERIMENT_FILES if file.startswith("papers/")])
+def test_the_papers_and_the_benchmarks_know_nothing_of_each_other(file: str) -> None:
+    assert "bench" not in imported((EXPERIMENTS / file).read_text(), file, "secateur_experiments")
+    benches = [name for name in EXPERIMENT_FILES if name.startswith("bench/")]
+    sources = {name: (EXPERIMENTS / name).read_text() for name in benches}
+    assert [name for name in benches if "papers" in imported(sources[name], name, "secateur_experiments")] == []
+
+
 def test_there_is_something_to_check() -> None:
-    assert {file.split("/")[0] for file in FILES} >= {"errors.py", "reference.py", "structure", "saliency", "shrink.py"}
-    found = {other for file in FILES for other in imported((PACKAGE / file).read_text(), file)}
-    assert {"errors", "structure", "saliency", "planning", "cutting", "artifacts"} <= found
+    assert {file.split("/")[0] for file in FILES} >= {
+        "errors.py",
+        "reference.py",
+        "structure",
+        "saliency",
+        "shrinking.py",
+    }
+    stages = {other for file in FILES for other in imported((PACKAGE / file).read_text(), file)}
+    assert {"errors", "structure", "saliency", "planning", "cutting", "artifacts"} <= stages
+    sources = {file: (EXPERIMENTS / file).read_text() for file in EXPERIMENT_FILES}
+    rooms = {other for file in sources for other in imported(sources[file], file, "secateur_experiments")}
+    assert {"curves", "study", "papers", "bench"} <= rooms
+    assert {"secateur", "saliency", "reporting"} <= {
+        other for file in sources for other in imported(sources[file], file, "secateur")
+    }
 
 
 @pytest.mark.parametrize(
@@ -84,7 +137,7 @@ def test_there_is_something_to_check() -> None:
         ("if TYPE_CHECKING:\n    from secateur.planning import budget", "reference.py", "planning"),
         ("from secateur import saliency", "structure/units.py", "saliency"),
         ("from secateur import find_units", "reference.py", "secateur"),
-        ("import secateur as sc", "shrink.py", "secateur"),
+        ("import secateur as sc", "shrinking.py", "secateur"),
         ("from ..cutting import cut", "saliency/gates.py", "cutting"),
         ("from .. import shrink", "reporting/tables.py", "secateur"),
         ("from ...planning.plan import Plan", "structure/rules/net.py", "planning"),
@@ -102,12 +155,40 @@ def test_an_import_against_the_direction_is_found(source: str, file: str, offenc
         ("from .axis import Axis\nfrom . import run", "structure/units.py"),
         ("from secateur import saliency", "saliency/criterion.py"),
         ("import torch\nfrom torch import nn", "errors.py"),
-        ("import secateur as sc", "papers/figures.py"),
+        ("import secateur as sc", "optim.py"),
         ("from secateur.shrinking import shrink", "cli.py"),
+        ("from secateur_experiments.study import Study", "errors.py"),  # for which there is a test of its own
     ],
 )
 def test_an_import_in_the_direction_is_not(source: str, file: str) -> None:
     assert against(source, file) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "rooms"),
+    [
+        ("from secateur_experiments.study import Study", {"study"}),
+        ("import secateur_experiments", {"secateur_experiments"}),
+        ("def f():\n    from secateur_experiments import datasets", {"datasets"}),
+        ("from secateur.shrinking import shrink", set()),
+    ],
+)
+def test_an_import_of_the_experiments_is_found(source: str, rooms: set[str]) -> None:
+    assert imported(source, "cli.py", "secateur_experiments") == rooms
+
+
+# ------------------------------------------------------------ what an import brings along
+
+
+def test_importing_secateur_imports_nothing_that_only_its_pages_tables_and_commands_need() -> None:
+    code = "import sys, secateur; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"torch", "secateur.shrinking"} <= set(loaded)
+    roots = {name.split(".")[0] for name in loaded}
+    assert roots.isdisjoint({"matplotlib", "sklearn", "scipy", "typer", "jinja2", "rich", "secateur_experiments"})
+
+
+# ------------------------------------------------------------ printing
 
 
 def prints(source: str) -> list[int]:
@@ -116,9 +197,12 @@ def prints(source: str) -> list[int]:
     return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file != "cli.py"])
-def test_nothing_but_the_command_line_prints(file: str) -> None:
-    assert prints((PACKAGE / file).read_text()) == []
+@pytest.mark.parametrize(
+    "path",
+    [*(PACKAGE / file for file in FILES if file != "cli.py"), *(EXPERIMENTS / file for file in EXPERIMENT_FILES)],
+)
+def test_nothing_but_the_command_line_prints(path: Path) -> None:
+    assert prints(path.read_text()) == []
 
 
 def test_a_print_is_found() -> None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import asdict
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,12 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from secateur import load
-from secateur.bench import quadratic, single_weights
-from secateur.papers.training import logistic_network
+from secateur_experiments.networks import logistic_network
 
 FACTORY = """
 import torch
-from secateur.papers.training import logistic_network
+from secateur_experiments.networks import logistic_network
 
 def network():
     return logistic_network([4, 6, 3]).double()
@@ -163,7 +158,6 @@ def test_score_lists_the_lowest_first(run):
         (("score", "my_models:network", "--data", "x"), 2, "expected package.module:function or a .npz"),
         (("score", "my_models:network", "--data", "x.npz"), 1, "x.npz: cannot be read"),
         (("score", "my_models:network"), 2, "Missing option '--data'"),
-        (("demo", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped IDX file"),
         (("prune",), 2, "No such command 'prune'"),
         (
             (*SHRINK, "--remove-units", "2", "--refresh", "3", "--no-compensate"), 2,
@@ -189,13 +183,6 @@ def test_score_lists_the_lowest_first(run):
         ((*PAIRS[:-2],), 1, "a loss"),
         (("interactions", "my_models:none", "--data", "x", "--out", "a.svg"), 2, "a.svg: pictures are written as .png"),
         (("interactions", "my_models:none", "--data", "x", "--out", "no/a.png"), 1, "no/a.png: cannot be written (No"),
-        (("bench", "oracle", "--out", "no/a.png"), 1, "no/a.png: cannot be written (No such file or directory)"),
-        (("bench", "optimisers", "--out", "no/a.png"), 1, "no/a.png: cannot be written (No such file or directory)"),
-        (("bench", "oracle", "--runs", "0"), 2, "should be greater than or equal to 1"),
-        (("bench", "curvature", "--samples", "0"), 2, "should be greater than or equal to 1"),
-        (("bench", "quadratic", "--seeds", "0"), 2, "should be greater than or equal to 1"),
-        (("bench", "quadratic", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped"),
-        (("bench", "weights", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_on_stderr_with_its_exit_code(run, tmp_path, words, code, text):
@@ -272,10 +259,7 @@ def test_arrays_of_other_names_are_refused(run, tmp_path):
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "shrink", "score", "inspect", "interactions", "bench"))
-    code, out, _ = run("bench", "--help")
-    assert code == 0
-    assert all(name in out for name in ("oracle", "curvature", "quadratic", "weights", "optimisers"))
+    assert all(f"│ {name} " in out for name in ("shrink", "score", "inspect", "interactions"))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +283,6 @@ def test_help_names_every_command(run):
         ),
         (("score",), ("--granularity",)),
         (("interactions",), ("--curvature", "--out", "--most", "--json")),
-        (("bench", "quadratic"), ("--seeds", "--mnist", "--json")),
     ],
 )
 def test_help_says_what_each_option_is_for(run, words, options):
@@ -402,59 +385,66 @@ def test_interactions_of_one_unit_are_none(run, tmp_path):
     assert (code, len(out.splitlines())) == (0, 1)
 
 
-@pytest.mark.parametrize("name", ["quadratic", "weights"])
-def test_a_benchmark_prints_what_was_measured_and_its_rows(run, monkeypatch, name):
-    made = {
-        "quadratic": [quadratic.Row("4-6-3", "oracle", 0.9512, 0.9, 0.8, 0.7, 34.0, 0.01234, 5678.9, 2.0, 0.5, 0.25)],
-        "weights": [single_weights.Row("obd", 0, 0.9512, 0.9, 0.8, 0.7, 0.6, 0.5, 65.31, 12257, 39.79)],
-    }[name]
-    module = {"quadratic": quadratic, "weights": single_weights}[name]
-    monkeypatch.setattr(module, "compare", lambda *_, **__: made)
-    code, out, err = run("bench", name)
-    title, _, head, row = out.splitlines()
+COMMANDS = """
+import typer
+
+group = typer.Typer(help="Do several things.")
+
+@group.command()
+def one() -> None:
+    typer.echo("first")
+
+@group.command()
+def two(count: int = 2) -> None:
+    typer.echo("second " * count)
+
+def greet(name: str, loud: bool = False) -> None:
+    \"""Say hello.\"""
+    typer.echo(f"hello {name}".upper() if loud else f"hello {name}")
+"""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install a package with these entry points of the group `secateur.commands`."""
+
+    def install(**points: str) -> None:
+        folder = tmp_path / "site" / "other-1.0.dist-info"
+        folder.mkdir(parents=True)
+        (tmp_path / "site" / "other_commands.py").write_text(COMMANDS)
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+        lines = [f"{name} = {value}" for name, value in points.items()]
+        (folder / "entry_points.txt").write_text("\n".join(["[secateur.commands]", *lines]))
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        sys.modules.pop("other_commands", None)
+
+    return install
+
+
+def test_other_packages_offer_commands_and_groups_of_them(run, installed):
+    installed(**{"say-hello": "other_commands:greet", "more": "other_commands:group"})
+    code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert title.startswith(f"{name}: test accuracy on digits with that share of the ")
-    assert f"torch {torch.__version__}" in title
-    assert "50 %" in head
-    assert "0.951" in row
-    assert ("5,679" if name == "quadratic" else "12,257") in row
-    assert json.loads(run("bench", name, "--json")[1]) == {"rows": [asdict(made[0])]}
+    for words in (["say-hello", "Say", "hello."], ["more", "Do", "several", "things."]):
+        assert words in [line.strip("│ ").split() for line in out.splitlines()]
+    assert run("say-hello", "world", "--loud") == (0, "HELLO WORLD\n", "")
+    assert run("more", "one") == (0, "first\n", "")
+    assert run("more", "two", "--count", "3") == (0, "second second second \n", "")
+    assert run("say-hello")[0] == 2
 
 
-def test_bench_prints_both_sides(run, tmp_path):
-    options = ("--samples", "50", "--runs", "1", "--only", "784-100-10", "--out", str(tmp_path / "growth.png"))
-    code, out, _ = run("bench", "oracle", *options, "--json")
-    found = json.loads(out)
-    assert code == 0
-    assert [(row["network"], row["task"], row["passes"]) for row in found["rows"]] == [
-        ("784-100-10", "single", 100),
-        ("784-100-10", "iterative", 5049),
-    ]
-    for row in found["rows"]:
-        assert row["ratio"] == pytest.approx(row["naive_s"] / row["ours_s"])
-        assert row["max_difference"] <= 1e-9
-    assert found["sweep_s"] > 0
-    assert list(found["growth_s"]) == ["50", "100", "200", "400", "800"]
-    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
-    code, _, err = run("bench", "oracle", "--only", "nope")
-    assert (code, err) == (
-        2,
-        "secateur: unknown only 'nope'; one of: 784-100-10, 784-50-50-10, LeNet-5, ResNet-18, ViT-tiny\n",
-    )
-
-
-def test_an_interrupt_leaves_no_file(tmp_path):
-    command = [sys.executable, "-m", "secateur", "demo", "--out", str(tmp_path / "out")]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, env=os.environ, preexec_fn=heard)
-    while not (tmp_path / "out").exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, b"")
-    assert b"Traceback" not in err
-    assert list((tmp_path / "out").iterdir()) == []
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("shrink", "other_commands:greet", "there is a command of that name already"),
+        ("hello", "other_commands:absent", "cannot be imported (module 'other_commands' has no attribute 'absent')"),
+        ("hello", "no_commands:greet", "cannot be imported (No module named 'no_commands')"),
+    ],
+)
+def test_an_entry_point_that_is_no_new_command_is_an_error(run, installed, name, value, text):
+    installed(**{name: value})
+    message = f"secateur: entry point {name} = {value} of secateur.commands: {text}\n"
+    assert run("inspect", "my_models:network") == (1, "", message)
 
 
 DROPPED = """

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-import architectures as bench
 import secateur as sc
 from secateur.structure.infer import infer
 from secateur.structure.run import difference, in_double
+from secateur_experiments.bench import architectures
 
 SAMPLE = [
     "torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/densenet121", "torchvision/shufflenet_v2_x1_0",
@@ -47,10 +47,10 @@ def outputs(model: nn.Module, inputs: Any) -> Any:
 @pytest.mark.parametrize("name", SAMPLE)
 def test_zeroing_the_removed_slices_of_the_original_gives_what_the_cut_does(folder: str, name: str) -> None:
     """Not by axes and gates: the original's own code, with every parameter of a removed unit set to zero."""
-    model, inputs = bench.build(folder, name)
+    model, inputs = architectures.build(folder, name)
     model, inputs = model.double(), doubled(inputs)
     units = sc.find_units(model, inputs)
-    kept = bench.half(units)
+    kept = architectures.half(units)
     small = sc.cut(model, sc.Plan.from_kept(kept, inputs)).eval()
     got, whole = outputs(small, inputs), outputs(model, inputs)
     parameters = dict(model.named_parameters())
@@ -69,9 +69,9 @@ def test_zeroing_the_removed_slices_of_the_original_gives_what_the_cut_does(fold
 @pytest.mark.parametrize("include", ["gated", "all"])
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_cut_has_the_parameters_and_sizes_predicted(folder: str, name: str, include: Any) -> None:
-    model, inputs = bench.build(folder, name)
+    model, inputs = architectures.build(folder, name)
     units = sc.find_units(model, inputs, include)
-    kept = bench.half(units)
+    kept = architectures.half(units)
     small = sc.cut(model, sc.Plan.from_kept(kept, inputs))
     counts = {name: len(indices) for name, indices in kept.items()}
     assert sum(p.numel() for p in small.parameters()) == units.params(counts) < units.params({})
@@ -84,7 +84,7 @@ def test_a_cut_has_the_parameters_and_sizes_predicted(folder: str, name: str, in
 def test_resnet_50_and_vit_b_16_are_found_in_seconds(folder: str) -> None:
     total = 0.0
     for name in ("torchvision/resnet50", "torchvision/vit_b_16"):
-        model, inputs = bench.build(folder, name)
+        model, inputs = architectures.build(folder, name)
         start = time.perf_counter()
         units = sc.find_units(model, inputs)
         total += time.perf_counter() - start

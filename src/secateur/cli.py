@@ -7,22 +7,21 @@ import signal
 import sys
 import threading
 from dataclasses import asdict
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
-from secateur.bench import commands
-from secateur.bench.commands import Json, Picture, experiment, print_json
-from secateur.bench.reproduce import reproduce
+from secateur.cli_options import Json, Picture, print_json
 from secateur.errors import ArgumentError, SecateurError
-from secateur.papers.demo import demo as run_demo
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
-from secateur.reporting.page import check_page
-from secateur.reporting.plots import heat_map
+from secateur.reporting.paths import check_page
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
 from secateur.saliency.criterion import criteria, standard_errors
@@ -42,8 +41,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(commands.bench, name="bench")
-app.command()(reproduce)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory, which returns the trained model")]
 Data = Annotated[
@@ -72,24 +69,6 @@ Granularity = Annotated[
     Literal["unit", "weight"], typer.Option(help="unit: neurons, channels, heads; weight: single weights, set to zero")
 ]
 Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="folder for pictures and networks")] = Path("demo-out"),
-    mnist: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files, instead of the digits")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """The main job on real digits: train, prune by every criterion, cut, save, load, compare."""
-    data, epochs = experiment(mnist)
-    reports = run_demo(data, [[100], [50, 50]], out, epochs)
-    if as_json:
-        print_json({"networks": [report.to_json() for report in reports]})
-    else:
-        typer.echo("\n\n\n".join(map(str, reports)))
-        typer.echo(f"\nThe pictures are in {out.resolve()}")
 
 
 @app.command()
@@ -204,7 +183,7 @@ def inspect(
     include: Include = "all",
     as_json: Json = False,
 ) -> None:
-    """What can be removed, what each unit costs, and what is fixed and why."""
+    """List what can be removed, what each unit costs, and what is fixed and why."""
     network = find_model(model)
     units = units_of(
         network, InputSpec.guess(network).sample(network) if data is None else as_call(first_inputs(find_data(data))),
@@ -229,7 +208,7 @@ def score(
     seed: Annotated[int, typer.Option(help="of criteria that draw random numbers")] = 0,
     as_json: Json = False,
 ) -> None:
-    """The saliency of every unit, lowest first; of single weights what lies between the least and the largest."""
+    """List the saliency of every unit, lowest first; of single weights what lies between the least and the largest."""
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar("scoring"):
@@ -266,7 +245,7 @@ def interactions(
     seed: Annotated[int, typer.Option(help="of fisher")] = 0,
     as_json: Json = False,
 ) -> None:
-    """How units depend on each other: the pairs whose removals know most of each other, and a picture of all."""
+    """Show how units depend on each other: the pairs whose removals know most of each other, and a picture of all."""
     network, batches = find_model(model), find_data(data)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar(f"interactions by {curvature}"):
@@ -275,12 +254,39 @@ def interactions(
         )
     related = correlation(matrix)
     if out is not None:
+        from secateur.reporting.plots import heat_map  # matplotlib is slow to import
+
         sizes = {unit_set.name: unit_set.size for unit_set in units}
         heat_map(related, sizes, "How removing one unit changes what another costs", out)
     if as_json:
         print_json({"units": units.places, "matrix": matrix.tolist()})
     else:
         typer.echo(pairs(matrix, related, units.places, most))
+
+
+def command_line() -> TyperGroup:
+    """Return our commands with those that other packages offer by entry points of the group `secateur.commands`.
+
+    The value of each is a function or a `typer.Typer`, in a module that is quick to import.
+
+    Raises:
+        SecateurError: There is a command of that name already, or it cannot be imported.
+    """
+    group = get_group(app)
+    for point in entry_points(group="secateur.commands"):
+        where = f"entry point {point.name} = {point.value} of secateur.commands"
+        if point.name in group.commands:
+            raise SecateurError(f"{where}: there is a command of that name already")
+        try:
+            command = point.load()
+        except Exception as error:
+            raise SecateurError(f"{where}: cannot be imported ({error})") from error
+        one = typer.Typer()
+        one.add_typer(command, name=point.name) if isinstance(command, typer.Typer) else one.command(point.name)(
+            command
+        )
+        group.add_command(get_group(one).commands[point.name])
+    return group
 
 
 def interrupt(*_: object) -> None:
@@ -300,7 +306,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, interrupt)
     try:
-        app()
+        command_line()()
     except SecateurError as error:
         typer.echo(f"secateur: {error}", err=True)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)

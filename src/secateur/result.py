@@ -13,6 +13,7 @@ from secateur.artifacts.measure import Sizes
 from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
+from secateur.reporting.paths import check_page
 
 
 class Row(NamedTuple):
@@ -72,7 +73,7 @@ class Result:
             ArgumentError: The path ends in something else.
             ArtifactError: It cannot be written.
         """
-        from secateur.reporting.page import check_page, write  # matplotlib is slow to import, and only pages need it
+        from secateur.reporting.page import write  # matplotlib is slow to import, and only pages need it
         from secateur.reporting.result_page import result_page
 
         check_page(path)

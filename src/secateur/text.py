@@ -7,10 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from secateur.errors import ArgumentError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -47,7 +43,11 @@ def format_bytes(size: int) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
-    """Rows under headings; a column whose first value is a number is aligned to the right."""
+    """Lay out rows under headings; a column whose first value is a number is aligned to the right."""
+    from rich.console import Console  # not needed by those who import Secateur and print nothing
+    from rich.table import Table
+    from rich.text import Text
+
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     made = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):

@@ -15,12 +15,12 @@ from cases import CASES, in_batches, random_kept, randomise
 from random_networks import RandomArchitecture
 from secateur import find_units
 from secateur.errors import DataError
-from secateur.papers.training import logistic_network
 from secateur.reference import leave_one_out
 from secateur.saliency import candidates
 from secateur.saliency.candidates import change_one
 from secateur.saliency.gates import Gated, ones
 from secateur.saliency.losses import LOSSES, stacked
+from secateur_experiments.networks import logistic_network
 
 
 def assert_equal_one_by_one(gated: Gated, g: Tensor, left: Tensor | None = None) -> int:

@@ -72,8 +72,8 @@ PEAK = """
 import sys, torch
 from pathlib import Path
 from secateur import find_units, rank, score
-from secateur.bench.networks import lenet
-from secateur.papers.training import logistic_network
+from secateur_experiments.networks import lenet
+from secateur_experiments.networks import logistic_network
 
 def resident(what):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 
 from secateur.artifacts.safetensors import whole_file
 from secateur.errors import ArgumentError
-from secateur.reporting.plots import check_file
+from secateur.reporting.paths import check_page
 
 Cell = str | int | float | None
 OWN = ("summary", "settings", "environment")  # the sections that every page has
@@ -211,16 +211,6 @@ def html(page: Page) -> str:
     )
     templates.filters |= {"cell": text_of, "inline": _inline}
     return templates.get_template("report.html.j2").render(page=page, version=version("secateur"))
-
-
-def check_page(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that no page can be written to, before any work is done for it.
-
-    Raises:
-        ArgumentError: It ends in something else than .html or .htm.
-        ArtifactError: Its folder does not exist or cannot be written to.
-    """
-    check_file(path, "pages", ".html", ".htm")
 
 
 def write(page: Page, path: str | os.PathLike[str]) -> None:

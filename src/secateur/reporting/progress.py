@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 
 @contextlib.contextmanager
 def progress_bar(what: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A bar while the block runs; call what it yields with (done, total)."""
+    """Show a bar while the block runs; call what it yields with (done, total)."""
+    from rich.console import Console  # not needed by those who import Secateur and show nothing
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:

@@ -1,1 +1,0 @@
-"""The experiments: data, training, the demonstration."""

@@ -1,0 +1,53 @@
+"""Paths of pages and pictures, checked before any work is done for them and without the libraries that draw."""
+
+from __future__ import annotations
+
+import os
+from tempfile import TemporaryFile
+
+from secateur.arguments import require_path
+from secateur.errors import ArgumentError, ArtifactError
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that no picture can be written to, before any work is done for it.
+
+    Raises:
+        ArgumentError: It ends in something else than .png.
+        ArtifactError: Its folder does not exist or cannot be written to.
+    """
+    _check_file(path, "pictures", ".png")
+
+
+def check_page(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that no page can be written to, before any work is done for it.
+
+    Raises:
+        ArgumentError: It ends in something else than .html or .htm.
+        ArtifactError: Its folder does not exist or cannot be written to.
+    """
+    _check_file(path, "pages", ".html", ".htm")
+
+
+def _check_file(path: str | os.PathLike[str], what: str, *suffixes: str) -> None:
+    """Refuse a path that no such file can be written to.
+
+    Args:
+        path: Where to write.
+        what: Such files, in the plural.
+        suffixes: How their names may end, in small letters.
+
+    Raises:
+        ArgumentError: It is no path, or ends in something else.
+        ArtifactError: Its folder does not exist or cannot be written to.
+    """
+    path = require_path(path)
+    if path.suffix.lower() not in suffixes:
+        suffix = path.suffix or "no extension"
+        raise ArgumentError(f"{path}: {what} are written as {' or '.join(suffixes)}, not as {suffix!r}")
+    if path.is_dir():
+        raise ArtifactError(f"{path}: cannot be written, it is a folder")
+    try:
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from error

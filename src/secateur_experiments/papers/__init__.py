@@ -1,0 +1,1 @@
+"""The papers' figures, tables and claims, made again."""
