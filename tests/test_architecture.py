@@ -33,9 +33,8 @@ def files_of(folder: Path) -> list[str]:
 FILES, EXPERIMENT_FILES = files_of(PACKAGE), files_of(EXPERIMENTS)
 
 PUBLIC = [
-    "Budget", "Compensation", "Plan", "SecateurError", "Units", "cut", "find_units", "interactions", "load", "measure", "rank",
-    "score",
-    "shrink",
+    "Budget", "Compensation", "Plan", "SecateurError", "Units", "criterion", "cut", "find_units", "interactions", "load",
+    "measure", "rank", "score", "shrink",
 ]  # fmt: skip
 
 
