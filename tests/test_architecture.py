@@ -9,7 +9,7 @@ import secateur
 
 PACKAGE = Path(secateur.__file__).parent
 STAGES = [
-    "errors", "text", "reference", "structure", "saliency", "planning", "cutting", "artifacts", "reporting",
+    "errors", "plugins", "text", "reference", "structure", "saliency", "planning", "cutting", "artifacts", "reporting",
     "shrink_weights", "shrink", "secateur", "optim", "papers", "bench", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
@@ -17,8 +17,8 @@ ANYTHING = {"__init__.py", "__main__.py"}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 PUBLIC = [
-    "Budget", "Plan", "SecateurError", "Units", "cut", "find_units", "interactions", "load", "measure", "rank", "score",
-    "shrink",
+    "Budget", "Plan", "SecateurError", "Units", "criterion", "cut", "find_units", "interactions", "load", "measure",
+    "rank", "score", "shrink",
 ]  # fmt: skip
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import _thread
+import math
 import signal
 import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,11 +26,12 @@ from secateur.reporting.page import check_page
 from secateur.reporting.plots import heat_map
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
-from secateur.saliency.criterion import criteria, standard_errors
 from secateur.saliency.criterion import score as run_score
+from secateur.saliency.criterion import standard_errors
 from secateur.saliency.data import first_inputs
 from secateur.saliency.interactions import correlation
 from secateur.saliency.interactions import interactions as run_interactions
+from secateur.saliency.registry import criteria
 from secateur.shrink import shrink as run_shrink
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import find_units, units_of
@@ -234,7 +236,7 @@ def score(
     with progress_bar("scoring"):
         scores = run_score(network, batches, loss, units, criterion, threshold, granularity, seed, max_memory)
     if as_json:
-        print_json({name: values.tolist() for name, values in scores.items()})
+        print_json({name: _plain(values.tolist()) for name, values in scores.items()})
     elif granularity == "weight":
         rows = [(name, *spread(values)) for name, values in scores.items()]
         typer.echo(table(["parameter", "weights", "least", "quarter", "median", "three quarters", "largest"], rows))
@@ -274,6 +276,11 @@ def interactions(
         print_json({"units": units.places, "matrix": matrix.tolist()})
     else:
         typer.echo(pairs(matrix, related, units.places, most))
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    """Return nested numbers as JSON has them: null for those that are infinite."""
+    return [_plain(one) if isinstance(one, list) else one if math.isfinite(one) else None for one in values]
 
 
 def interrupt(*_: object) -> None:

@@ -25,9 +25,9 @@ from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.progress import progress_bar
 from secateur.saliency.compensation import Settings
-from secateur.saliency.criterion import criteria
 from secateur.saliency.data import first_inputs
 from secateur.saliency.gates import Gated
+from secateur.saliency.registry import Criterion, Saliency, as_criterion
 from secateur.shrink_weights import shrink_weights
 from secateur.structure.inputs import as_call, like_model
 from secateur.structure.units import Units, find_units, require_units, units_of
@@ -115,7 +115,7 @@ def rank(
     data: Any,
     loss: Any,
     units: Units | None = None,
-    criterion: str | None = None,
+    criterion: str | Saliency | None = None,
     ranking: str = "iterative",
     budget: Budget | None = None,
     threshold: str | None = None,
@@ -185,21 +185,21 @@ def rank(
     (3, 8, True)
     """
     settings = _settings(compensate, ridge, weighting, recalibrate)
-    criterion = _criterion(criterion, ranking, refresh, settings)  # before the capture: a typo costs none
+    found = _criterion(criterion, ranking, refresh, settings)  # before the capture: a typo costs none
     units = require_units(find_units(model, first_inputs(data)) if units is None else units)
     return _rank(
-        model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress, shortlist, refresh,
+        model, data, loss, units, found, ranking, budget, threshold, validation, seed, progress, shortlist, refresh,
         swaps, max_memory, settings, (),
     )  # fmt: skip
 
 
 def _rank(
-    model: nn.Module, data: Any, loss: Any, units: Units, criterion: str, ranking: str, budget: Budget | None,
+    model: nn.Module, data: Any, loss: Any, units: Units, criterion: Criterion, ranking: str, budget: Budget | None,
     threshold: str | None, validation: Any, seed: int, progress: bool, shortlist: int | None, refresh: int | None,
     swaps: bool, max_memory: int | str | None, settings: Settings | None, biases: tuple[str, ...],
 ) -> Plan:  # fmt: skip
     size = partial(safetensors.file_size, model, units, biases=biases)
-    with progress_bar(f"ranking by {criterion}", progress) as bar:
+    with progress_bar(f"ranking by {criterion.name}", progress) as bar:
         plan = orders.rank(
             model, data, loss, units, size, criterion, ranking, budget, threshold, validation, seed, shortlist,
             refresh, swaps, max_memory, settings, on_step=bar,
@@ -207,12 +207,12 @@ def _rank(
     return dataclasses.replace(plan, biases=biases)
 
 
-def _criterion(criterion: str | None, ranking: str, refresh: int | None, settings: Settings | None) -> str:
+def _criterion(
+    criterion: str | Saliency | None, ranking: str, refresh: int | None, settings: Settings | None
+) -> Criterion:
     choose("ranking", ranking, orders.RANKINGS)
     fitted = settings is not None and settings.weights
-    name = orders.own_criterion(ranking, refresh, fitted) if criterion is None else criterion
-    choose("criterion", name, criteria())
-    return name
+    return as_criterion(orders.own_criterion(ranking, refresh, fitted) if criterion is None else criterion)
 
 
 def _settings(compensate: bool, ridge: float | None, weighting: str, recalibrate: bool) -> Settings | None:
@@ -228,7 +228,7 @@ def shrink(
     budget: Budget,
     example_inputs: Any = None,
     units: Units | None = None,
-    criterion: str | None = None,
+    criterion: str | Saliency | None = None,
     ranking: str = "iterative",
     threshold: str | None = None,
     validation: Any = None,
@@ -326,13 +326,13 @@ def shrink(
     require_units(units)
     compensate = compensate and data is not None
     settings = _settings(compensate, ridge, weighting, recalibrate)
-    criterion = _criterion(criterion, ranking, refresh, settings)
+    found = _criterion(criterion, ranking, refresh, settings)
     biases = without_bias(model, units) if add_bias else ()
     if biases:
         model = with_biases(model, biases)
         units = units_of(model, like_model(model, as_call(example)), units.include)
     order = _rank(
-        model, data, loss, units, criterion, ranking, budget, threshold, validation, seed, progress, shortlist, refresh,
+        model, data, loss, units, found, ranking, budget, threshold, validation, seed, progress, shortlist, refresh,
         swaps, max_memory, settings, biases,
     )  # fmt: skip
     plan, weights = order.at(budget), dict[str, Tensor]()
@@ -346,13 +346,14 @@ def shrink(
 
 
 def _without_weights(
-    model: nn.Module, data: Any, loss: Any, budget: Budget, example: Any, units: Units, criterion: str, validation: Any,
-    seed: int, progress: bool, retrain: Callable[[nn.Module], object] | None, rounds: int,
+    model: nn.Module, data: Any, loss: Any, budget: Budget, example: Any, units: Units, criterion: str | Saliency,
+    validation: Any, seed: int, progress: bool, retrain: Callable[[nn.Module], object] | None, rounds: int,
     max_memory: int | str | None,
 ) -> Result:  # fmt: skip
-    with progress_bar(f"removing weights by {criterion}", progress) as bar:
+    found = as_criterion(criterion, "weight")
+    with progress_bar(f"removing weights by {found.name}", progress) as bar:
         network, plan, difference = shrink_weights(
-            model, data, loss, budget, like_model(model, as_call(example)), units, criterion, validation, seed, retrain,
+            model, data, loss, budget, like_model(model, as_call(example)), units, found, validation, seed, retrain,
             rounds, max_memory, on_round=bar,
         )  # fmt: skip
     end = plan.steps[-1] if plan.steps else plan.start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +21,9 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import State
 from secateur.planning.removals import Operated, Ordered, Removals
 from secateur.planning.weight_plan import WeightPlan, WeightStep
-from secateur.saliency.surgeon import Surgeon
-from secateur.saliency.weight_criterion import WeightCriterion, find_weight_criterion, saliencies_of, weights_of
+from secateur.saliency.registry import Criterion
+from secateur.saliency.surgeon import Surgeon, obs
+from secateur.saliency.weight_criterion import saliencies_of, weights_of
 from secateur.saliency.weights import Weights
 from secateur.structure.capture import check_finite
 from secateur.structure.inputs import Call, named_tensors
@@ -33,8 +35,8 @@ POINTS = 20  # measured on the way where nothing is trained in between
 
 
 def shrink_weights(
-    model: nn.Module, data: Any, loss: Any, budget: Budget, call: Call, units: Units, criterion: str, validation: Any,
-    seed: int, retrain: Retrain | None, rounds: int, max_memory: int | str | None, on_round: OnRound,
+    model: nn.Module, data: Any, loss: Any, budget: Budget, call: Call, units: Units, criterion: Criterion,
+    validation: Any, seed: int, retrain: Retrain | None, rounds: int, max_memory: int | str | None, on_round: OnRound,
 ) -> tuple[nn.Module, WeightPlan, float]:  # fmt: skip
     """`secateur.shrink` with ``granularity="weight"``: a copy without weights, which they are, and its difference.
 
@@ -47,15 +49,15 @@ def shrink_weights(
         raise ArgumentError(f"rounds: expected a number above 0, got {rounds!r}")
     if retrain is not None and not callable(retrain):
         raise ArgumentError(f"retrain: expected a function of the model, got {retrain!r}")
-    found = find_weight_criterion(criterion, data, loss)
+    criterion.require(data is not None, loss is not None)
     try:
         network = copy.deepcopy(model)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
     weights = weights_of(network, data, loss, units, seed, max_memory)
     measured = weights if validation is None else weights_of(network, validation, loss, units, seed, max_memory)
-    plan = WeightLoop(weights, measured, units, found, budget, retrain).run(rounds, on_round)
-    changed = retrain is not None or found.compensates
+    plan = WeightLoop(weights, measured, units, criterion, budget, retrain).run(rounds, on_round)
+    changed = retrain is not None or criterion.saliency is obs
     return network, plan, check_masked(network if changed else model, network, units.captured, plan.masks, call)
 
 
@@ -75,7 +77,7 @@ class WeightLoop:
     """
 
     def __init__(
-        self, weights: Weights, measured: Weights, units: Units, found: WeightCriterion, budget: Budget,
+        self, weights: Weights, measured: Weights, units: Units, found: Criterion, budget: Budget,
         retrain: Retrain | None,
     ) -> None:  # fmt: skip
         self.weights, self.measured, self.units = weights, measured, units
@@ -145,7 +147,7 @@ class WeightLoop:
                 **vars(self._state()),
                 round=number,
                 removed=self._removed(),
-                predicted=rise if self.found.in_loss_units else None,
+                predicted=rise if self.found.in_loss_units and math.isfinite(rise) else None,
                 trained=self.retrain is not None,
             )
             self.steps.append(step)
@@ -176,7 +178,7 @@ class WeightLoop:
     def _removals(self) -> Removals:
         gone = self._gone()
         limits = torch.tensor([limit - gone[name] for name, limit in self.limits.items()]).to(self.sets.device)
-        if self.found.compensates:
+        if self.found.saliency is obs:  # which changes the weights that are left
             return Operated(Surgeon(self.weights, self.kept), self.sets, limits)
         saliency = torch.cat([one.flatten() for one in saliencies_of(self.found, self.weights).values()])
         return Ordered(saliency, self.weights.flat(), self.kept, self.sets, limits)

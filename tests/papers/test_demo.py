@@ -16,7 +16,7 @@ from secateur.papers import demo as module
 from secateur.papers.data import digits
 from secateur.papers.demo import demo
 from secateur.papers.training import logistic_network, train
-from secateur.saliency.criterion import criteria
+from secateur.saliency.registry import criteria
 
 WAYS = {f"{c}/{r}" for c in criteria() for r in ("single", "iterative")} | {
     f"{c}/quadratic" for c in ("ggn", "fisher", "hessian")

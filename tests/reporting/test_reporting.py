@@ -10,7 +10,7 @@ from secateur import SecateurError
 from secateur.reporting import plots
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import at_tenths, pairs, saliencies, spread
-from secateur.saliency.criterion import criteria
+from secateur.saliency.registry import criteria
 
 CURVES = {
     f"{c}/{r}": {"removed": [0, 1, 2, 3], "loss": [0.1, 0.2, 0.4, 0.8], "accuracy": [1.0, 0.9, 0.5, None]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from secateur.planning.order import FileSize, OnStep, Order
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
 from secateur.saliency.compensation import Compensation, Settings
-from secateur.saliency.criterion import THRESHOLDS, Criterion, apply_threshold, criteria, find_criterion, saliency_of
+from secateur.saliency.criterion import THRESHOLDS, apply_threshold, find_criterion, saliency_of
 from secateur.saliency.gates import Gated
 from secateur.saliency.interactions import CURVATURES
 from secateur.saliency.obs import UnitSurgeon
 from secateur.saliency.oracle import rises
+from secateur.saliency.registry import Criterion, Saliency, as_criterion, criteria
 from secateur.structure.units import Units
 
 RANKINGS = {"single": "single", "iterative": "iterative", "quadratic": "quadratic"}
@@ -48,7 +50,7 @@ def rank(
     loss: Any,
     units: Units,
     file_size: FileSize,
-    criterion: str | None = None,
+    criterion: str | Saliency | Criterion | None = None,
     ranking: str = "iterative",
     budget: Budget | None = None,
     threshold: str | None = None,
@@ -69,7 +71,7 @@ def rank(
         loss: As for `secateur.score`.
         units: The model's units.
         file_size: Bytes of the written file, by the units kept.
-        criterion: A criterion's name; None for the ranking's own.
+        criterion: A criterion, its name or its function; None for the ranking's own.
         ranking: "single", "iterative" or "quadratic".
         budget: Where to stop; None to go on until one unit is left in each set.
         threshold: "mean" or "median".
@@ -89,29 +91,29 @@ def rank(
         ArgumentError: An unknown name, or a budget that is none.
     """
     compensate = settings is not None
-    criterion = own_criterion(ranking, refresh, compensate) if criterion is None else criterion
+    chosen = as_criterion(own_criterion(ranking, refresh, compensate) if criterion is None else criterion)
     if threshold is not None:
         choose("threshold", threshold, THRESHOLDS)
     if budget is not None and not isinstance(budget, Budget):
         raise ArgumentError(f"budget: expected secateur.Budget(...), got {budget!r}")
     if shortlist is not None:
-        _check_shortlist(shortlist, criterion, ranking, threshold, compensate)
+        _check_shortlist(shortlist, chosen.name, ranking, threshold, compensate)
     _check_refresh(refresh, ranking, compensate)
-    _check_quadratic(ranking, criterion, threshold, swaps, budget)
+    _check_quadratic(ranking, chosen.name, threshold, swaps, budget)
     gated = Gated(model, units, data, loss, seed, max_memory)
-    found = find_criterion(criterion, gated)
+    found = find_criterion(chosen, gated)
     measured = gated if validation is None else Gated(model, units, validation, loss, max_memory=max_memory)
-    surgeon = None if settings is None else UnitSurgeon(Compensation(gated, settings), criterion == "obs")
+    surgeon = None if settings is None else UnitSurgeon(Compensation(gated, settings), found.name == "obs")
     order = Order(measured, file_size, budget, surgeon, None if ranking == "quadratic" else refresh)
     gated = gated if surgeon is None else surgeon.gated
     exchanged = None
     if ranking == "quadratic":
-        order, exchanged = rank_quadratic(gated, order, criterion, refresh, swaps, on_step)
+        order, exchanged = rank_quadratic(gated, order, found.name, refresh, swaps, on_step)
     else:
         _rank_by_saliency(gated, order, found, ranking == "iterative", threshold, shortlist, on_step)
     kept = tuple(order.kept().items())
     return Plan(
-        kept, order.start, tuple(order.steps), units.captured.spec, criterion, ranking, exchanged, compensate
+        kept, order.start, tuple(order.steps), units.captured.spec, found.name, ranking, exchanged, compensate
     )  # fmt: skip
 
 
@@ -130,7 +132,8 @@ def _rank_by_saliency(
         if saliency is None or again:
             saliency = _scores(found, gated, order, candidates, threshold, shortlist)
         best = order.least(saliency, candidates)
-        order.remove(best, saliency[best].item() if found.in_loss_units else None)
+        predicted = saliency[best].item()  # infinite where the criterion could judge none that is left
+        order.remove(best, predicted if found.in_loss_units and math.isfinite(predicted) else None)
         on_step(len(order.steps), order.longest)
 
 
