@@ -15,8 +15,8 @@ PACKAGE = Path(secateur.__file__).parent
 EXPERIMENTS = Path(secateur_experiments.__file__).parent
 ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
-    "errors", "text", "arguments", "options", "reference", "structure", "saliency", "planning", "cutting", "artifacts",
-    "reporting", "result", "weight_pruning", "shrinking", "secateur", "optim", "cli_options", "cli",
+    "errors", "plugins", "text", "arguments", "options", "reference", "structure", "saliency", "planning", "cutting",
+    "artifacts", "reporting", "result", "weight_pruning", "shrinking", "secateur", "optim", "cli_options", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ROOMS = [
@@ -33,8 +33,8 @@ def files_of(folder: Path) -> list[str]:
 FILES, EXPERIMENT_FILES = files_of(PACKAGE), files_of(EXPERIMENTS)
 
 PUBLIC = [
-    "Budget", "Compensation", "Plan", "SecateurError", "Units", "criterion", "cut", "find_units", "interactions", "load",
-    "measure", "rank", "score", "shrink",
+    "Budget", "Compensation", "Plan", "SecateurError", "Units", "criterion", "cut", "find_units", "interactions",
+    "load", "measure", "rank", "score", "shrink",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.saliency.criterion import score
 from secateur.saliency.interactions import interactions
+from secateur.saliency.registry import criterion
 from secateur.shrinking import rank, shrink
 from secateur.structure.units import Units, find_units
 
@@ -18,6 +19,7 @@ __all__ = [
     "Plan",
     "SecateurError",
     "Units",
+    "criterion",
     "cut",
     "find_units",
     "interactions",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import _thread
+import math
 import signal
 import sys
 import threading
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -24,12 +25,13 @@ from secateur.planning.plan import Plan
 from secateur.reporting.paths import check_page
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
-from secateur.saliency.criterion import criteria, standard_errors
 from secateur.saliency.criterion import score as run_score
+from secateur.saliency.criterion import standard_errors
 from secateur.saliency.data import first_inputs
 from secateur.saliency.interactions import correlation
 from secateur.saliency.interactions import interactions as run_interactions
 from secateur.saliency.question import Question
+from secateur.saliency.registry import criteria
 from secateur.shrinking import shrink as run_shrink
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import find_units, units_of
@@ -217,7 +219,7 @@ def score(
             seed=seed, max_memory=max_memory,
         )  # fmt: skip
     if as_json:
-        print_json({name: values.tolist() for name, values in scores.items()})
+        print_json({name: _plain(values.tolist()) for name, values in scores.items()})
     elif granularity == "weight":
         rows = [(name, *spread(values)) for name, values in scores.items()]
         typer.echo(table(["parameter", "weights", "least", "quarter", "median", "three quarters", "largest"], rows))
@@ -287,6 +289,11 @@ def command_line() -> TyperGroup:
         )
         group.add_command(get_group(one).commands[point.name])
     return group
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    """Return nested numbers as JSON has them: null for those that are infinite."""
+    return [_plain(one) if isinstance(one, list) else one if math.isfinite(one) else None for one in values]
 
 
 def interrupt(*_: object) -> None:

@@ -55,16 +55,16 @@ class ArtifactError(SecateurError):
     """A file cannot be written or read."""
 
 
-def choose(what: str, name: str, table: Mapping[str, Value]) -> Value:
+def choose(what: str, name: str, table: Mapping[str, Value], note: str = "") -> Value:
     """The entry called `name`.
 
     Raises:
-        ArgumentError: There is none; the message lists those there are.
+        ArgumentError: There is none; the message lists those there are, and ends with the note.
 
     >>> choose("ranking", "best", {"single": 1, "iterative": 2})
     Traceback (most recent call last):
     secateur.errors.ArgumentError: unknown ranking 'best'; one of: single, iterative
     """
     if not isinstance(name, str) or name not in table:
-        raise ArgumentError(f"unknown {what} {name!r}; one of: {', '.join(table)}")
+        raise ArgumentError(f"unknown {what} {name!r}; one of: {', '.join(table)}{note}")
     return table[name]

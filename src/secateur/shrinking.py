@@ -24,8 +24,8 @@ from secateur.planning.ranking import rank as rank_units
 from secateur.reporting.progress import progress_bar
 from secateur.result import Result, Row
 from secateur.saliency.compensation import Compensator
-from secateur.saliency.criterion import GRANULARITIES, criteria
 from secateur.saliency.question import Question
+from secateur.saliency.registry import GRANULARITIES, Criterion, Saliency, as_criterion
 from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units, units_of
 from secateur.weight_pruning import Loop, shrink_weights
@@ -39,7 +39,7 @@ def rank(
     loss: Any,
     *,
     units: Units | None = None,
-    criterion: Any = None,
+    criterion: str | Saliency | None = None,
     ranking: str = "iterative",
     budget: Budget | None = None,
     threshold: str | None = None,
@@ -113,7 +113,7 @@ def rank(
         _require_budget(budget)
     options = _options(Ranking(criterion, ranking, threshold, shortlist, refresh, swaps), compensation, budget)
     question = Question(model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory)
-    return _ranked(question, options, compensation, budget, progress).plan
+    return _ranked(question, *options, compensation, budget, progress).plan
 
 
 class Ranked(NamedTuple):
@@ -128,16 +128,18 @@ def _require_budget(budget: Any) -> None:
     require_instance("budget", budget, Budget, "secateur.Budget(...)")
 
 
-def _options(ranking: Ranking, compensation: Compensation | None, budget: Budget | None) -> Ranking:
-    """Return the ranking with its criterion, which is known to exist; nothing is captured for that."""
-    resolved = ranking.resolved(compensation is not None and compensation.fit, budget is not None and budget.least)
-    choose("criterion", resolved.criterion, criteria())
-    return resolved
+def _options(ranking: Ranking, compensation: Compensation | None, budget: Budget | None) -> tuple[Ranking, Criterion]:
+    """Return the ranking with its criterion's name, and the criterion; nothing is captured for that."""
+    given = None if ranking.criterion is None else as_criterion(ranking.criterion)
+    named = dataclasses.replace(ranking, criterion=given and given.name)
+    resolved = named.resolved(compensation is not None and compensation.fit, budget is not None and budget.least)
+    return resolved, given or as_criterion(resolved.criterion)
 
 
 def _ranked(
-    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None, progress: bool
-) -> Ranked:
+    question: Question, ranking: Ranking, criterion: Criterion, compensation: Compensation | None,
+    budget: Budget | None, progress: bool,
+) -> Ranked:  # fmt: skip
     """Make the order; where weights are fitted and a budget bounds the quality, samples that none was fitted on judge.
 
     Raises:
@@ -155,7 +157,7 @@ def _ranked(
         return safetensors.file_size(question.model, question.units, plan)
 
     with progress_bar(f"ranking by {ranking.criterion}", progress) as bar:
-        plan = rank_units(question, ranking, compensator, budget, size, bar)
+        plan = rank_units(question, ranking, criterion, compensator, budget, size, bar)
     return Ranked(dataclasses.replace(plan, biases=biases), question, compensator)
 
 
@@ -180,7 +182,7 @@ def shrink(
     *,
     example_inputs: Any = None,
     units: Units | None = None,
-    criterion: Any = None,
+    criterion: str | Saliency | None = None,
     ranking: str = "iterative",
     threshold: str | None = None,
     validation: Any = None,
@@ -264,11 +266,12 @@ def shrink(
     )
     if choose("granularity", granularity, GRANULARITIES) == "weight":
         _refuse_for_weights(options, compensate, fitting)
-        return _without_weights(question, criterion, loop, budget, progress)
+        chosen = as_criterion("obd" if criterion is None else criterion, "weight")
+        return _without_weights(question, chosen, loop, budget, progress)
     loop.refuse_for_units()
     compensation = _compensation(compensate, fitting, data)
-    options = _options(options, compensation, budget)
-    return _shrunk(question, _ranked(question, options, compensation, budget, progress), budget)
+    ranked = _ranked(question, *_options(options, compensation, budget), compensation, budget, progress)
+    return _shrunk(question, ranked, budget)
 
 
 def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compensation | None:
@@ -325,10 +328,9 @@ def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
     )
 
 
-def _without_weights(question: Question, criterion: str | None, loop: Loop, budget: Budget, progress: bool) -> Result:
-    name = "obd" if criterion is None else criterion
-    with progress_bar(f"removing weights by {name}", progress) as bar:
-        network, plan, difference = shrink_weights(question, name, loop, budget, on_round=bar)
+def _without_weights(question: Question, criterion: Criterion, loop: Loop, budget: Budget, progress: bool) -> Result:
+    with progress_bar(f"removing weights by {criterion.name}", progress) as bar:
+        network, plan, difference = shrink_weights(question, criterion, loop, budget, on_round=bar)
     end = plan.steps[-1] if plan.steps else plan.start
     before, after = (
         dataclasses.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,8 +22,9 @@ from secateur.planning.state import State
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.saliency.losses import check_start
 from secateur.saliency.question import Question
-from secateur.saliency.surgeon import Surgeon
-from secateur.saliency.weight_criterion import WeightCriterion, find_weight_criterion, saliencies_of, weights_of
+from secateur.saliency.registry import Criterion
+from secateur.saliency.surgeon import Surgeon, obs
+from secateur.saliency.weight_criterion import saliencies_of, weights_of
 from secateur.saliency.weights import Weights
 from secateur.structure.capture import check_finite
 from secateur.structure.inputs import named_tensors
@@ -66,7 +68,7 @@ class Loop:
 
 
 def shrink_weights(
-    question: Question, criterion: str, loop: Loop, budget: Budget, on_round: OnRound
+    question: Question, criterion: Criterion, loop: Loop, budget: Budget, on_round: OnRound
 ) -> tuple[nn.Module, WeightPlan, float]:
     """Return a copy of the model without weights, which weights these are, and how far it is from the masked graph.
 
@@ -76,7 +78,7 @@ def shrink_weights(
         ModelError: The model cannot be copied, or training leaves weights that are not finite.
         VerificationError: The copy would not compute what the graph does with the masks.
     """
-    found = find_weight_criterion(criterion, question.data, question.loss)
+    criterion.require(question.data is not None, question.loss is not None)
     model, units = question.model, question.all_units
     try:
         network = copy.deepcopy(model)
@@ -85,8 +87,8 @@ def shrink_weights(
     asked = question.for_model(network, units)
     weights = weights_of(asked)
     measured = weights if asked.validation is None else weights_of(asked, "validation")
-    plan = WeightLoop(weights, measured, units, found, budget, loop.retrain).run(loop.rounds, on_round)
-    changed = loop.retrain is not None or found.compensates
+    plan = WeightLoop(weights, measured, units, criterion, budget, loop.retrain).run(loop.rounds, on_round)
+    changed = loop.retrain is not None or criterion.saliency is obs
     reference = network if changed else model
     return network, plan, check_masked(reference, network, units.captured, plan.masks, question.call)
 
@@ -107,7 +109,7 @@ class WeightLoop:
     """
 
     def __init__(
-        self, weights: Weights, measured: Weights, units: Units, found: WeightCriterion, budget: Budget,
+        self, weights: Weights, measured: Weights, units: Units, found: Criterion, budget: Budget,
         retrain: Retrain | None,
     ) -> None:  # fmt: skip
         self.weights, self.measured, self.units = weights, measured, units
@@ -178,7 +180,7 @@ class WeightLoop:
                 **vars(self._state()),
                 round=number,
                 removed=self._removed(),
-                predicted=rise if self.found.in_loss_units else None,
+                predicted=rise if self.found.in_loss_units and math.isfinite(rise) else None,
                 trained=self.retrain is not None,
             )
             self.steps.append(step)
@@ -209,7 +211,7 @@ class WeightLoop:
     def _removals(self) -> Removals:
         gone = self._gone()
         limits = torch.tensor([limit - gone[name] for name, limit in self.limits.items()]).to(self.sets.device)
-        if self.found.compensates:
+        if self.found.saliency is obs:  # which changes the weights that are left
             return Operated(Surgeon(self.weights, self.kept), self.sets, limits)
         saliency = torch.cat([one.flatten() for one in saliencies_of(self.found, self.weights).values()])
         return Ordered(saliency, self.weights.flat(), self.kept, self.sets, limits)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from secateur import Budget, SecateurError, find_units, load, rank
-from secateur.saliency.criterion import criteria
+from secateur.saliency.registry import criteria
 from secateur_experiments.datasets import digits
 from secateur_experiments.demo import demo, reloaded_difference
 from secateur_experiments.networks import logistic_network

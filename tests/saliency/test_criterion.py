@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from cases import CASES, randomise
 from secateur import find_units, reference, score
 from secateur.errors import ArgumentError, DataError, ModelError, SecateurError
-from secateur.saliency.criterion import apply_threshold, criteria
+from secateur.saliency.criterion import apply_threshold
 from secateur.saliency.losses import cross_entropy
 from secateur.saliency.obs import UnitSurgeon
+from secateur.saliency.registry import criteria
 from secateur.structure.units import Units
 
 CRITERIA = tuple(criteria())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ from secateur.planning.order import FileSize, OnStep, Order
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
 from secateur.saliency.compensation import Compensator
-from secateur.saliency.criterion import Criterion, apply_threshold, criteria, find_criterion, saliency_of
+from secateur.saliency.criterion import apply_threshold, find_criterion, saliency_of
 from secateur.saliency.gates import Gated
 from secateur.saliency.obs import UnitSurgeon
 from secateur.saliency.oracle import rises
 from secateur.saliency.question import Question
+from secateur.saliency.registry import Criterion, criteria
 
 CHEAP = "taylor1"  # makes the shortlist: one backward pass
 
@@ -28,14 +30,15 @@ def criteria_for(ranking: str) -> list[str]:
 
 
 def rank(
-    question: Question, ranking: Ranking, compensator: Compensator | None, budget: Budget | None, file_size: FileSize,
-    on_step: OnStep = lambda *_: None,
+    question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
+    file_size: FileSize, on_step: OnStep = lambda *_: None,
 ) -> Plan:  # fmt: skip
     """Return the order of removals; `secateur.rank` is this with the size of the written file filled in.
 
     Args:
         question: The model, its units, the data.
-        ranking: How saliencies make an order; with its criterion.
+        ranking: How saliencies make an order; names the criterion.
+        criterion: Computes the saliencies.
         compensator: Makes the weights that stay make up for each removal; None to leave them as they are.
         budget: Where to stop; None to go on until one unit is left in each set.
         file_size: Bytes of the written file, by the units kept.
@@ -48,7 +51,7 @@ def rank(
         BudgetError: The budget is out of reach.
         DataError: The criterion needs data or a loss, and there is none.
     """
-    criterion = find_criterion(ranking.criterion, question.gated)
+    find_criterion(criterion, question.gated)
     surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs")
     gated = question.gated if surgeon is None else surgeon.gated
     if ranking.ranking == "quadratic":
@@ -58,7 +61,7 @@ def rank(
         _BySaliency(criterion, gated, order, ranking).run(on_step)
     return Plan(
         tuple(order.kept().items()), order.start, tuple(order.steps), question.units.captured.spec,
-        replace(ranking, criterion=criterion.name), compensator.settings if compensator else None, swaps,
+        ranking, compensator.settings if compensator else None, swaps,
         basis=order.basis,
     )  # fmt: skip
 
@@ -79,7 +82,8 @@ class _BySaliency:
             if saliency is None or self.ranking.ranking == "iterative":
                 saliency = self._scores(candidates)
             best = order.least(saliency, candidates)
-            order.remove(best, saliency[best].item() if self.criterion.in_loss_units else None)
+            predicted = saliency[best].item()  # infinite where the criterion could judge none that is left
+            order.remove(best, predicted if self.criterion.in_loss_units and math.isfinite(predicted) else None)
             on_step(len(order.steps), order.longest)
 
     def _scores(self, candidates: list[int]) -> Tensor:

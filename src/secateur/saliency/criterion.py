@@ -1,103 +1,35 @@
-"""What a criterion is, and where criteria are found."""
+"""The saliency of every unit by any criterion."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib import import_module
-from pkgutil import iter_modules
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur import saliency
 from secateur.arguments import checked_call
-from secateur.errors import DataError, choose
+from secateur.errors import ArgumentError, DataError, choose
 from secateur.saliency.gates import Gated
 from secateur.saliency.question import Question
-from secateur.saliency.weight_criterion import score_weights, weight_criteria
+from secateur.saliency.registry import GRANULARITIES, Criterion, Granularity, Saliency, as_criterion
+from secateur.saliency.weight_criterion import score_weights
 from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
-# Saliency of all units [K] at the gates g; those of units already removed are not looked at.
-Saliency = Callable[[Gated, Tensor], Tensor]
-Needs = Literal["nothing", "data", "loss"]
 
-
-@dataclass(frozen=True)
-class Criterion:
-    """A way to compute or estimate saliency.
-
-    Attributes:
-        name: As users give it.
-        saliency: The function.
-        needs: Nothing but weights, data without targets, or data and a loss.
-        in_loss_units: Whether it predicts the rise of the loss.
-        measures: Whether it measures that, so that it is right also for units of sliced sets, whose norms do not
-            see a gate's derivative.
-        error: The standard errors [K] of what it draws at random, where it does.
-    """
-
-    name: str
-    saliency: Saliency
-    needs: Needs
-    in_loss_units: bool
-    measures: bool
-    error: Saliency | None = None
-
-    def approximate_for(self, units: Units) -> list[str]:
-        """The unit sets for which its estimates leave something out."""
-        estimates = self.in_loss_units and not self.measures
-        return [unit_set.name for unit_set in units if estimates and unit_set.removal == "sliced"]
-
-
-_CRITERIA: dict[str, Criterion] = {}
-
-
-def criterion(
-    name: str,
-    needs: Needs = "loss",
-    in_loss_units: bool = True,
-    measures: bool = False,
-    error: Saliency | None = None,
-) -> Callable[[Saliency], Saliency]:
-    """Register the decorated function under this name."""
-
-    def register(function: Saliency) -> Saliency:
-        _CRITERIA[name] = Criterion(name, function, needs, in_loss_units, measures, error)
-        return function
-
-    return register
-
-
-def criteria() -> dict[str, Criterion]:
-    """All criteria by name: every module of this package is loaded."""
-    for module in iter_modules(saliency.__path__):
-        import_module(f"{saliency.__name__}.{module.name}")
-    return dict(sorted(_CRITERIA.items()))
-
-
-def find_criterion(name: str, gated: Gated) -> Criterion:
-    """The criterion of that name, with all that it needs given.
+def find_criterion(chosen: str | Saliency | Criterion, gated: Gated) -> Criterion:
+    """The criterion of that name, or that a function is, with all that it needs given.
 
     Raises:
-        ArgumentError: There is none of that name.
+        ArgumentError: There is none.
         DataError: It needs data or a loss, and there is none.
     """
-    found = choose("criterion", name, criteria())
-    missing = {
-        "nothing": [],
-        "data": [] if gated.has_data else ["data"],
-        "loss": [what for what, there in (("data", gated.has_data), ("a loss", gated.has_loss)) if not there],
-    }[found.needs]
-    if missing:
-        free = ", ".join(c.name for c in criteria().values() if c.needs == "nothing")
-        raise DataError(f"criterion {name!r} needs {' and '.join(missing)}; without them: {free}")
+    found = as_criterion(chosen)
+    found.require(gated.has_data, gated.has_loss)
     return found
 
 
-GRANULARITIES = {"unit": "unit", "weight": "weight"}
 THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean,
     "median": lambda values: values.sort().values[[(len(values) - 1) // 2, len(values) // 2]].mean(),
@@ -105,14 +37,16 @@ THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def apply_threshold(values: Tensor, threshold: str | None) -> Tensor:
-    """Estimates above their mean or median are replaced by it (003 section 2.3), and so tied.
+    """Estimates above their mean or median are replaced by it (003 section 2.3), and so tied; infinite ones are none.
 
     >>> apply_threshold(torch.tensor([1.0, 2.0, 9.0]), "mean")
     tensor([1., 2., 4.])
     """
-    if threshold is None or not len(values):
+    judged = values[values.isfinite()]
+    if threshold is None or not len(judged):
         return values
-    return values.clamp(max=choose("threshold", threshold, THRESHOLDS)(values))
+    most = choose("threshold", threshold, THRESHOLDS)(judged)
+    return torch.where(values.isfinite(), values.clamp(max=most), values)
 
 
 @checked_call
@@ -123,9 +57,9 @@ def score(
     loss: Any,
     *,
     units: Units | None = None,
-    criterion: str | None = None,
+    criterion: str | Saliency | None = None,
     threshold: str | None = None,
-    granularity: str = "unit",
+    granularity: Granularity = "unit",
     seed: int = 0,
     max_memory: int | str | None = None,
 ) -> dict[str, Tensor]:
@@ -149,7 +83,8 @@ def score(
         loss: ``loss(outputs, targets)``, the mean over the batch's samples, or "cross_entropy", "binary_cross_entropy",
             "squared_error", which take the outputs' ``logits`` or only tensor; None where the criterion needs none.
         units: From `find_units`; None to find them with the first batch of the data.
-        criterion: One of those above; None for ``oracle``, of weights ``obd``.
+        criterion: One of those above, or of another package, by name, or a function as `secateur.criterion` takes it;
+            None for ``oracle``, of weights ``obd``.
         threshold: "mean" or "median": estimates above it are replaced by it.
         granularity: "unit" or "weight".
         seed: For ``random`` and ``fisher``.
@@ -172,40 +107,56 @@ def score(
     >>> score(model, (x, torch.zeros(2, 1)), "squared_error", criterion="taylor1")
     {'0': tensor([-5., -5.], dtype=torch.float64)}
     """
-    weights = choose("granularity", granularity, GRANULARITIES) == "weight"
-    known: Mapping[str, Any] = weight_criteria() if weights else criteria()
-    name = ("obd" if weights else "oracle") if criterion is None else criterion
-    choose("weight criterion" if weights else "criterion", name, known)
+    choose("granularity", granularity, GRANULARITIES)
+    own = "obd" if granularity == "weight" else "oracle"
+    chosen = as_criterion(own if criterion is None else criterion, granularity)
     if threshold is not None:
         choose("threshold", threshold, THRESHOLDS)
     question = Question(model, data, loss, units, seed=seed, max_memory=max_memory)
-    if weights:
-        scores = score_weights(question, name)
+    if granularity == "weight":
+        scores = score_weights(question, chosen)
         flat = apply_threshold(torch.cat([values.flatten() for values in scores.values()]), threshold)
         pieces = torch.split(flat, [values.numel() for values in scores.values()])
         return {name: piece.reshape(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}
-    gated = question.gated
-    values = saliency_of(find_criterion(name, gated), gated, question.ones)
+    values = saliency_of(find_criterion(chosen, question.gated), question.gated, question.ones)
     return question.units.split(apply_threshold(values, threshold).cpu())
 
 
-def standard_errors(question: Question, criterion: str | None) -> dict[str, Tensor] | None:
+def standard_errors(question: Question, criterion: str | Saliency | None) -> dict[str, Tensor] | None:
     """Return those of the saliencies that `score` gives with this seed; None of a criterion that draws nothing."""
-    found = criteria().get(criterion or "oracle")
-    if found is None or found.error is None:
+    found = as_criterion("oracle" if criterion is None else criterion)
+    if found.error is None:
         return None
-    with torch.enable_grad():
-        return question.units.split(found.error(question.gated, question.ones).cpu())
+    with torch.enable_grad(), found.blamed():
+        errors = found.error(question.gated, question.ones)
+    return question.units.split(_checked(found, errors, question.ones).cpu())
 
 
 def saliency_of(found: Criterion, gated: Gated, g: Tensor) -> Tensor:
     """The criterion's saliencies [K], float64.
 
     Raises:
+        ArgumentError: It fails, or what it gives is none.
         DataError: One of them is NaN: the loss or its derivative is, on this data.
     """
-    with torch.enable_grad():
-        values = found.saliency(gated, g).detach().double()
-    if bool(values[g != 0].isnan().any()):
-        raise DataError(f"criterion {found.name!r} gave NaN: the loss or its derivative is NaN on this data")
+    with torch.enable_grad(), found.blamed():
+        values = found.saliency(gated, g)
+    return _checked(found, values, g)
+
+
+def _checked(found: Criterion, values: object, g: Tensor) -> Tensor:
+    """The same on the gates' device, float64.
+
+    Raises:
+        ArgumentError: They are no numbers for all units, or −∞ of one that is there.
+        DataError: One of a unit that is there is NaN.
+    """
+    if not isinstance(values, Tensor) or not values.is_floating_point() or values.shape != g.shape:
+        raise found.refuse(values, f"a floating-point number for each of {len(g)} units")
+    values = values.detach().to(g.device, torch.float64)
+    here = values[g != 0]
+    if bool(here.isnan().any()):
+        raise DataError(f"criterion {found.name!r} gave NaN: {found.why_nan}")
+    if bool(here.isneginf().any()):
+        raise ArgumentError(f"criterion {found.name!r} gave -inf; a unit that it cannot judge is worth inf")
     return values

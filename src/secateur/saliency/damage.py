@@ -9,43 +9,44 @@ from torch import Tensor
 
 from secateur.saliency.losses import differentiable
 from secateur.saliency.recursion import at_outputs, second_derivatives
-from secateur.saliency.weight_criterion import Saliencies, weight_criterion
+from secateur.saliency.registry import criterion
+from secateur.saliency.weight_criterion import Saliencies
 from secateur.saliency.weight_runs import evaluate, values_of
 from secateur.saliency.weights import Values, Weights
 from secateur.structure.run import outputs
 
 
-@weight_criterion("obd")
+@criterion("obd", "weight")
 def obd(weights: Weights) -> Saliencies:
     """ΔE ≈ ½ h_ii u_i², h_ii = ∂²E/∂u_i² exactly: a product with the Hessian for each neuron or weight."""
     return _damage(weights, weights.hessian())
 
 
-@weight_criterion("obd_ggn")
+@criterion("obd_ggn", "weight")
 def obd_ggn(weights: Weights) -> Saliencies:
     """The same with h_ii by Gauss and Newton, never negative: one backward pass for each output."""
     return _damage(weights, weights.ggn())
 
 
-@weight_criterion("obd_fisher")
+@criterion("obd_fisher", "weight")
 def obd_fisher(weights: Weights) -> Saliencies:
     """The same with targets drawn from the model's own distribution: one backward pass."""
     return _damage(weights, weights.fisher())
 
 
-@weight_criterion("obd_recursion")
+@criterion("obd_recursion", "weight")
 def obd_recursion(weights: Weights) -> Saliencies:
     """The same by second-derivative back-propagation, h_ij = Σ a_j² ∂²E/∂x_i² (LeCun et al. 1990; 003 eq. 73-79)."""
     return _damage(weights, recursion(weights))
 
 
-@weight_criterion("magnitude", needs_loss=False, in_loss_units=False)
+@criterion("magnitude", "weight", needs="nothing", in_loss_units=False)
 def magnitude(weights: Weights) -> Saliencies:
     """|u|."""
     return {name: u.abs() for name, u in weights.present().items()}
 
 
-@weight_criterion("random", needs_loss=False, in_loss_units=False)
+@criterion("random", "weight", needs="nothing", in_loss_units=False)
 def random(weights: Weights) -> Saliencies:
     """Uniform in [0, 1), from the seed."""
     draw = weights.generator

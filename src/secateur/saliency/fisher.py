@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.saliency.criterion import criterion
 from secateur.saliency.factors import sampled_factors
 from secateur.saliency.gates import Gated
 from secateur.saliency.gauss_newton import pulled
+from secateur.saliency.registry import criterion
 
 
 def standard_error(gated: Gated, g: Tensor) -> Tensor:

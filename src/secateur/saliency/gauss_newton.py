@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.saliency.criterion import criterion
 from secateur.saliency.factors import Factor, exact_factors
 from secateur.saliency.gates import Gated
 from secateur.saliency.losses import differentiable
 from secateur.saliency.pullback import float_tensors, pullback
+from secateur.saliency.registry import criterion
 
 Factors = Callable[[Any, Any], Iterator[Factor]]  # of the loss's curvature, from outputs and targets
 

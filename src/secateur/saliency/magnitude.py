@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Gated, per_position
+from secateur.saliency.registry import criterion
 from secateur.structure.axis import expand
 
 

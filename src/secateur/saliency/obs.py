@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from secateur.saliency.compensation import Compensator
-from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Gated
 from secateur.saliency.layers import Layer, compensable, layers_of
 from secateur.saliency.oracle import rises
 from secateur.saliency.original import curvature
+from secateur.saliency.registry import criterion
 from secateur.saliency.survivors import Survivors
 from secateur.structure.unit_set import UnitSet
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from secateur.saliency.candidates import change_one
-from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Gated
+from secateur.saliency.registry import criterion
 
 
 @criterion("oracle", measures=True)

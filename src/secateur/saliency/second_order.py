@@ -10,10 +10,10 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.saliency.candidates import Candidates, stacks_of
-from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Cached, Gated, derivative
 from secateur.saliency.memory import bytes_of
 from secateur.saliency.products import HELD, products
+from secateur.saliency.registry import criterion
 
 
 @criterion("hessian")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ArgumentError, DataError
-from secateur.saliency.weight_criterion import Saliencies, weight_criterion
+from secateur.saliency.registry import criterion
+from secateur.saliency.weight_criterion import Saliencies
 from secateur.saliency.weights import Weights
 from secateur.text import format_bytes
 
@@ -15,7 +16,7 @@ MATRICES = 3  # of P × P that are held at a time
 TINY = torch.finfo(torch.float64).tiny
 
 
-@weight_criterion("obs", compensates=True)
+@criterion("obs", "weight")
 def obs(weights: Weights) -> Saliencies:
     """ΔE ≈ ½ u_q² / [H⁻¹]_qq (Hassibi, Stork 1992), H the Gauss-Newton matrix over all P removable weights.
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from secateur.saliency.criterion import criterion
 from secateur.saliency.gates import Cached, Gated, per_position
 from secateur.saliency.losses import differentiable
 from secateur.saliency.recursion import Pair, at_outputs, second_derivatives
+from secateur.saliency.registry import criterion
 from secateur.structure.run import outputs
 
 
