@@ -386,13 +386,13 @@ def test_a_loss_without_a_curvature_of_samples_weighs_all_the_same(loss: Any) ->
 # ---------------------------------------------------------------- interrupted
 
 
-@pytest.mark.parametrize("where", ["cut_units", "_result"])
+@pytest.mark.parametrize("where", ["cut_units", "measure_units"])
 def test_an_interrupt_leaves_the_model_as_it_was(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["two_hidden"]()
     data, before, changed = data_of(case), snapshot(case.model), list[bool]()
 
-    def interrupt(model: nn.Module, *_: Any) -> Any:
-        changed.append(not torch.equal(model.state_dict()["4.weight"], before[0]["4.weight"]))
+    def interrupt(*_: Any) -> Any:
+        changed.append(not torch.equal(case.model.state_dict()["4.weight"], before[0]["4.weight"]))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["secateur.shrink"], where, interrupt)

@@ -18,7 +18,10 @@ from secateur.bench.curves import Cache, Curve, best, middle, rows, units_of, wi
 from secateur.bench.fitting import Cost
 from secateur.errors import ArtifactError
 from secateur.papers.data import digits
+from secateur.papers.training import train
 from secateur.reporting import compensation as pages
+from secateur.saliency.gates import Gated
+from secateur.saliency.losses import find_loss
 
 WHOLE = digits()
 FEW = replace(
@@ -98,7 +101,8 @@ def test_each_network_is_pruned_in_each_way_with_each_seed(compared):
 
 def test_accuracies_are_those_of_the_plan(compared):
     name, one = "64-4-6-10", SMALL["64-4-6-10"]
-    model = compensation.Job(name, one, 1, FEW, Cache(), print)._network(name, one)
+    model = one.build(1)
+    train(model, FEW.train, one.epochs, find_loss(one.loss), one.learning_rate, seed=1, progress=False)
     plan = sc.rank(model, FEW.calibration, "cross_entropy", validation=FEW.test, progress=False)
     curve = compared[name]["oracle, iterative"][1]
     expected = [state.accuracy for state in plan.states]
@@ -125,12 +129,14 @@ def test_weights_are_fitted_where_the_way_says_so():
         assert sum(ways[OBS][0].accuracy[:5]) >= alone - 0.05
 
 
-def test_a_curve_is_given_up_where_accuracy_is_far_below_the_start():
-    job = compensation.Job("net", replace(SMALL["64-8-10"], every=10), 0, FEW, Cache(), lambda *_: None)
-    curve = job._measure(lambda n: 0.9 - 0.01 * n, 100, 90, 1.5)
-    assert (list(curve.removed), curve.seconds) == ([0, 10, 20], 1.5)
-    assert list(job._measure(lambda _: 0.9, 100, 35, 1.5).removed) == [0, 10, 20, 30]
-    assert curve.threads == torch.get_num_threads()
+@pytest.mark.parametrize(("fall", "removed"), [(0.05, [0, 2, 4]), (0, [0, 2, 4, 6])])
+def test_a_curve_is_given_up_where_accuracy_is_far_below_the_start(monkeypatch, fall, removed):
+    monkeypatch.setattr(Gated, "evaluate", lambda _, g: (0.0, 0.9 - fall * int((g == 0).sum())))
+    one = replace(SMALL["64-8-10"], every=25)
+    ways = {"magnitude, single": WAYS["magnitude, single"]}
+    curves = compensation.compare(FEW, {"net": one}, (0,), ways=ways, scratch=False, progress=False)
+    (curve,) = curves["net"]["magnitude, single"]
+    assert (list(curve.removed), curve.total, curve.threads) == (removed, 8, torch.get_num_threads())
 
 
 def test_only_units_that_count_are_removed_and_the_oracle_may_be_spared(monkeypatch):
@@ -158,14 +164,15 @@ def test_an_interrupted_bench_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(compensation.Job, "_scratch", stop)
+        patch.setattr(compensation.Job, "scratch", stop)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert len(json.loads((tmp_path / "new/curves.json").read_text())) == 4
     found = run()
     assert {path.name for path in (tmp_path / "new").iterdir()} >= {"64-8-10-0.pt", "64-4-6-10-0.pt", "64-1-10-0.pt"}
-    for what in ("_pruned", "_scratch", "_network"):
-        monkeypatch.setattr(compensation.Job, what, stop)
+    monkeypatch.setattr(Cache, "network", stop)
+    for what in ("rank", "accuracy"):
+        monkeypatch.setattr(compensation, what, stop)
     assert run() == found
 
 

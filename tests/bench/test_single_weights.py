@@ -6,7 +6,6 @@ from argparse import Namespace
 from dataclasses import replace
 
 import pytest
-from torch import nn
 
 from secateur.bench import single_weights
 from secateur.papers.data import digits
@@ -45,11 +44,12 @@ def test_the_largest_share_is_that_of_the_last_round_within_a_point(monkeypatch)
     whole = Namespace(accuracy=0.9, bytes=1000)
     result = Namespace(curve=curve, before=whole, plan=Namespace(sizes={"a": 60, "b": 40}))
     monkeypatch.setattr(single_weights, "shrink", lambda *_, **__: result)
-    row = single_weights._row(nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 10)), FEW, "obd", 0, 4)
+    row = single_weights.compare(FEW, 1, (2,), ("obd",), 4, progress=False)[0]
     assert (row.within_1pt, row.bytes, row.of_dense) == (60, 300, 30)
-    assert (row.start, row.at_50, row.at_98) == (0.9, 0.89, 0.88)
+    # those of the first round that has removed so many
+    assert (row.start, row.at_50, row.at_80, row.at_90, row.at_95, row.at_98) == (0.9, 0.89, 0.88, 0.88, 0.88, 0.88)
     curve[0].accuracy = curve[2].accuracy = 0.1
-    row = single_weights._row(nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 10)), FEW, "obd", 0, 4)
+    row = single_weights.compare(FEW, 1, (2,), ("obd",), 4, progress=False)[0]
     assert (row.within_1pt, row.bytes, row.of_dense) == (0, 1000, 100)
 
 
@@ -58,9 +58,3 @@ def test_the_bytes_are_those_of_the_largest_share_within_a_point(compared):
     for row in compared:
         assert row.bytes / row.of_dense == pytest.approx(dense)
         assert (row.of_dense < 100) == (row.within_1pt > 0)
-
-
-def test_accuracies_are_those_of_the_first_round_that_has_removed_so_many():
-    curve = [Namespace(removed=removed, accuracy=accuracy) for removed, accuracy in ((5, 0.9), (8, 0.7), (9, 0.4))]
-    found = [single_weights._at(Namespace(curve=curve), removed) for removed in (4, 5, 5.5, 9)]
-    assert found == [0.9, 0.9, 0.7, 0.4]

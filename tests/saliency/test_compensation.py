@@ -15,6 +15,7 @@ from secateur import find_units
 from secateur.errors import ArgumentError, DataError
 from secateur.saliency.compensation import Compensation, Settings, compensated
 from secateur.saliency.gates import Gated, ones
+from secateur.saliency.original import trace
 
 RIDGE = 1e-3
 PLAIN = Settings(RIDGE, "none")
@@ -155,25 +156,16 @@ def deep() -> nn.Sequential:
 
 
 def test_without_room_for_all_batches_walks_start_again_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, walks = Made(deep(), 5, cuts=(7, 15, 16)), Compensation._walks
-    held, count = made.fit(MLP_GONE), []
-    monkeypatch.setattr(Compensation, "_fits_memory", lambda *_: False)
-    monkeypatch.setattr(Compensation, "_walks", lambda *given: count.append(1) or walks(*given))  # type: ignore[func-returns-value]
-    again = made.fit(MLP_GONE)
-    assert len(count) == 2  # the first one behind units takes what it took in the original
+    walks = list[Any]()
+    monkeypatch.setattr("secateur.saliency.compensation.trace", lambda *given: walks.append(given) or trace(*given))
+    enough, little = (Made(deep(), 5, cuts=(7, 15, 16), max_memory=size) for size in (None, 17_000))
+    held = enough.fit(MLP_GONE)
+    assert len(walks) == 4  # one for each batch
+    again = little.fit(MLP_GONE)
+    assert len(walks) == 4 + 2 * 4  # the first layer behind units takes what it took in the original
     assert {*again} == {*held} == {f"{name}.{kind}" for name in (2, 4, 6) for kind in ("weight", "bias")}
     for name, tensor in held.items():
-        assert torch.equal(again[name], tensor)
-
-
-def test_little_memory_restarts_walks_and_gives_the_same() -> None:
-    enough, little = Made(deep(), 5, cuts=(20,)), Made(deep(), 5, cuts=(20,), max_memory=17_000)
-    compensation = Compensation(little.gated, PLAIN)
-    assert not compensation._fits_memory([*compensation.layers])
-    assert Compensation(enough.gated, PLAIN)._fits_memory([*compensation.layers])
-    compensation.fit(little.gates(MLP_GONE))
-    for name, tensor in enough.fit(MLP_GONE).items():
-        close(compensation.weights[name], tensor, 1e-12)
+        close(again[name], tensor, 1e-12)
 
 
 # ---------------------------------------------------------------- convolutions
