@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests run in as many processes as there are cores
+hypothesis.settings.register_profile("no time is measured", deadline=None)
+hypothesis.settings.load_profile("no time is measured")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

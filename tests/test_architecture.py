@@ -1,6 +1,7 @@
 """The public names, the one direction in which the stages import each other, and what an import brings along."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,14 @@ def files_of(folder: Path) -> list[str]:
 
 
 FILES, EXPERIMENT_FILES = files_of(PACKAGE), files_of(EXPERIMENTS)
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+TESTS = Path(__file__).parent
+# what begins with an underscore in other libraries, and has no public name there
+FOREIGN = {
+    "_asdict", "_fields", "_replace",  # of every NamedTuple
+    "_backward_hooks", "_buffers", "_detect_is_causal_mask", "_flat_weights", "_forward_hooks", "_forward_pre_hooks",
+    "_l0", "_python_dispatch", "_schema",  # of PyTorch
+}  # fmt: skip
 
 PUBLIC = [
     "Budget", "Compensation", "Plan", "SecateurError", "Units", "criterion", "cut", "find_units", "interactions",
@@ -132,7 +141,7 @@ def test_there_is_something_to_check() -> None:
     [
         ("from secateur.saliency.gates import Gated", "structure/units.py", "saliency"),
         ("import secateur.cutting.cut as c", "planning/plan.py", "cutting"),
-        ("def f():\n    from secateur.shrinking import rank", "artifacts/measure.py", "shrink"),
+        ("def f():\n    from secateur.shrinking import rank", "artifacts/measure.py", "shrinking"),
         ("if TYPE_CHECKING:\n    from secateur.planning import budget", "reference.py", "planning"),
         ("from secateur import saliency", "structure/units.py", "saliency"),
         ("from secateur import find_units", "reference.py", "secateur"),
@@ -206,3 +215,53 @@ def test_nothing_but_the_command_line_prints(path: Path) -> None:
 
 def test_a_print_is_found() -> None:
     assert prints('def f():\n    """print(1)"""\n    print("x")\n    console.print("y")') == [3]
+
+
+def private(source: str) -> list[str]:
+    """The private names that a test takes of others' objects, and those that it hands on as strings."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "secateur":
+            found |= {name for alias in node.names for name in f"{node.module}.{alias.name}".split(".")}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) not in ("self", "cls"):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"[\w.]+", str(node.value)):
+            found |= set(str(node.value).split("."))
+    return sorted(name for name in found - FOREIGN if re.match("_[a-z]", name))
+
+
+@pytest.mark.parametrize("file", sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py")))
+def test_a_test_touches_no_private_name(file: str) -> None:
+    if file != Path(__file__).name:
+        assert private((TESTS / file).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("from secateur.shrink import _rank", ["_rank"]),
+        ("from secateur._hidden import x", ["_hidden"]),
+        ("from secateur.saliency import oracle\noracle._run()", ["_run"]),
+        ("assert gated._frontiers is None", ["_frontiers"]),
+        ('monkeypatch.setattr(UnitSurgeon, "_scale", 1)', ["_scale"]),
+        ('monkeypatch.setattr("secateur.saliency.obs._costs", 1)', ["_costs"]),
+        ('@pytest.mark.parametrize("where", ["cut_units", "_result"])\ndef test(where): ...', ["_result"]),
+    ],
+)
+def test_a_private_name_in_a_test_is_found(source: str, names: list[str]) -> None:
+    assert private(source) == names
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def _made(): ...\n_made()",
+        "class A:\n    def f(self):\n        self._values = cls._values",
+        "module._forward_hooks, row._replace(a=1), x.__dict__",
+        "from torch.utils._python_dispatch import TorchDispatchMode",
+        "'a _word of a sentence'",
+        "lambda _, __: 0",
+    ],
+)
+def test_a_tests_own_names_and_other_libraries_are_not(source: str) -> None:
+    assert private(source) == []

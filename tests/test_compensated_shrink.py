@@ -391,8 +391,8 @@ def test_an_interrupt_leaves_the_model_as_it_was(where: str, monkeypatch: pytest
     case = CASES["two_hidden"]()
     data, before, changed = data_of(case), snapshot(case.model), list[bool]()
 
-    def interrupt(model: nn.Module, *_: Any) -> Any:
-        changed.append(not torch.equal(model.state_dict()["4.weight"], before[0]["4.weight"]))
+    def interrupt(*_: Any) -> Any:
+        changed.append(not torch.equal(case.model.state_dict()["4.weight"], before[0]["4.weight"]))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"secateur.shrinking.{where}", interrupt)

@@ -153,6 +153,7 @@ import numpy, torch
 import secateur as sc
 from secateur.reference import RandomNetwork
 
+torch.set_num_threads(1)  # as here: products on more threads round differently
 folder = sys.argv[1]
 network = RandomNetwork(7, widths=(3, 6)).double()
 x, y = torch.from_numpy(numpy.load(folder + "/x.npy")), torch.from_numpy(numpy.load(folder + "/y.npy"))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from cases import CASES, Kept
+from rounding import assert_close_ulps
 from secateur.cutting.attributes import update_attributes
 from secateur.cutting.slices import sliced_copy, survivors
 from secateur.cutting.trial import trial_weights
@@ -165,7 +166,7 @@ def differs(expected: Truth, absolute: float) -> str:
 
 def test_a_correct_cut_has_nearly_no_difference() -> None:
     small, *expected = one_hidden()
-    assert max(one.check(small) for one in expected) < 1e-15
+    assert max(one.check(small) for one in expected) < 1e-14
 
 
 def test_the_largest_difference_is_returned() -> None:
@@ -201,7 +202,7 @@ def test_a_difference_that_rounding_does_not_explain_is_an_error() -> None:
 @pytest.mark.parametrize("name", ["0.weight", "0.bias", "2.weight", "2.bias"])
 def test_what_hides_in_the_rounding_of_float32_is_found_in_float64(name: str) -> None:
     small, expected, exact = one_hidden(torch.float32)
-    assert exact.check(small) < 1e-15
+    assert exact.check(small) < 1e-14
     assert expected.check(small) < 1e-6
     move(small, name, 1e-6)
     assert expected.check(small) < 1e-5
@@ -227,7 +228,7 @@ def test_another_number_that_hides_behind_weights_of_zero_is_found(zero: str) ->
     nn.init.zeros_(model.get_parameter(zero))
     small, expected, exact = proof(model, X, {"0": (1, 2, 5)})
     small[1].alpha = 3.0  # type: ignore[index, union-attr, operator]
-    assert expected.check(small) < 1e-15
+    assert expected.check(small) < 1e-14
     with pytest.raises(VerificationError, match=DIFFERS):
         exact.check(small)
 
@@ -545,7 +546,7 @@ def test_groups_written_in_forward_are_replaced_too() -> None:
 def test_a_width_written_in_forward_is_no_harm_where_it_is_not_cut() -> None:
     model = Written("reshape").double()
     small = sc.cut(model, sc.Plan.from_kept({"a": range(8)}))
-    assert torch.equal(small(X), model(X))
+    assert_close_ulps(small(X), model(X))
     assert type(small) is Written
 
 

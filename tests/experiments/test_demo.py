@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 
 from secateur import Budget, SecateurError, find_units, load, rank
 from secateur.saliency.registry import criteria
+from secateur.structure import capture
 from secateur_experiments.datasets import digits
 from secateur_experiments.demo import demo, reloaded_difference
 from secateur_experiments.networks import logistic_network
@@ -22,8 +22,25 @@ WAYS = {f"{c}/{r}" for c in criteria() for r in ("single", "iterative")} | {
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    return demo(digits(), [[6], [5, 4]], tmp_path_factory.mktemp("demo"), epochs=4, progress=False)
+def demonstrated(tmp_path_factory):
+    """The reports on two networks, and the models that were exported for them."""
+    exported, export = [], capture.export
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "export", lambda model, *given, **options: (
+            exported.append(model), export(model, *given, **options)
+        )[1])  # fmt: skip
+        reports = demo(digits(), [[6], [5, 4]], tmp_path_factory.mktemp("demo"), epochs=4, progress=False)
+    return reports, exported
+
+
+@pytest.fixture(scope="module")
+def reports(demonstrated):
+    return demonstrated[0]
+
+
+def test_a_network_and_what_is_left_of_it_are_exported_once_for_all_ways(demonstrated):
+    reports, exported = demonstrated
+    assert len(exported) <= 2 * len(reports)
 
 
 def test_every_criterion_has_a_curve_under_every_ranking_that_takes_it(reports):
@@ -109,8 +126,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path):
 @pytest.mark.slow
 def test_the_whole_demo_halves_both_networks_and_keeps_their_accuracy(tmp_path):
     command = [sys.executable, "-m", "secateur", "demo", "--json", "--out", str(tmp_path)]
-    one_core = os.environ | {"OMP_NUM_THREADS": "1"}  # the other one runs other tests
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=one_core)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     networks = json.loads(done.stdout)["networks"]
     assert [n["name"] for n in networks] == ["64-100-10", "64-50-50-10"]
     for network in networks:

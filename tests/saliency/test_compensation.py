@@ -16,6 +16,7 @@ from secateur.errors import ArgumentError, DataError
 from secateur.options import Compensation
 from secateur.saliency.compensation import Compensator, compensated
 from secateur.saliency.gates import Gated, ones
+from secateur.saliency.original import trace
 
 RIDGE = 1e-3
 PLAIN = Compensation(RIDGE, "none")
@@ -155,12 +156,17 @@ def deep() -> nn.Sequential:
     return nn.Sequential(*mlp()[:4], nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 3))
 
 
-def test_little_memory_restarts_walks_and_gives_the_same() -> None:
-    """A third of the cap holds no batch at a halt, so that the walks start again for each layer."""
-    enough, little = Made(deep(), 5, cuts=(20,)), Made(deep(), 5, cuts=(20,), max_memory=17_000)
-    assert {*little.fit(MLP_GONE)} == {f"{name}.{kind}" for name in (2, 4, 6) for kind in ("weight", "bias")}
-    for name, tensor in enough.fit(MLP_GONE).items():
-        close(little.fit(MLP_GONE)[name], tensor, 1e-12)
+def test_without_room_for_all_batches_walks_start_again_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = list[Any]()
+    monkeypatch.setattr("secateur.saliency.compensation.trace", lambda *given: walks.append(given) or trace(*given))
+    enough, little = (Made(deep(), 5, cuts=(7, 15, 16), max_memory=size) for size in (None, 17_000))
+    held = enough.fit(MLP_GONE)
+    assert len(walks) == 4  # one for each batch
+    again = little.fit(MLP_GONE)
+    assert len(walks) == 4 + 2 * 4  # the first layer behind units takes what it took in the original
+    assert {*again} == {*held} == {f"{name}.{kind}" for name in (2, 4, 6) for kind in ("weight", "bias")}
+    for name, tensor in held.items():
+        close(again[name], tensor, 1e-12)
 
 
 # ---------------------------------------------------------------- convolutions

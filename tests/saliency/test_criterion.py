@@ -13,7 +13,6 @@ from secateur import find_units, reference, score
 from secateur.errors import ArgumentError, DataError, ModelError, SecateurError
 from secateur.saliency.criterion import apply_threshold
 from secateur.saliency.losses import cross_entropy
-from secateur.saliency.obs import UnitSurgeon
 from secateur.saliency.registry import criteria
 from secateur.structure.units import Units
 
@@ -323,7 +322,7 @@ def test_two_identical_units_are_worth_the_same(criterion: str, dtype: torch.dty
 
 @pytest.mark.parametrize("criterion", REPEATABLE)
 def test_float32_gives_what_float64_gives_up_to_rounding(criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(UnitSurgeon, "_scale", lambda *_: 1.0)  # float32 cannot measure a rise of 1e-6 of the loss
+    monkeypatch.setattr("secateur.saliency.obs.SPAN", 1.0)  # float32 cannot measure a rise of 1e-6 of the loss
     case = CASES["branches"]()
     wide = score(case.model, (case.x, case.y), "cross_entropy", criterion=criterion)
     narrow = score(case.model.float(), (case.x, case.y), "cross_entropy", criterion=criterion)

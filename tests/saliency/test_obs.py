@@ -140,7 +140,7 @@ def test_removals_leave_the_dense_ridge_solution_about_the_weights() -> None:
 
 @FORMS
 def test_costs_are_those_of_a_dense_solution(weighting: str, convolve: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(UnitSurgeon, "_scale", lambda *_: 1.0)
+    monkeypatch.setattr("secateur.saliency.obs.SPAN", 1.0)  # costs as predicted, not scaled
     made, gone = Hidden(weighting, convolve), list[int]()
     for next_one in (4, 1, 6, 0, None):
         here = made.dense.error(made.dense.without(gone))
@@ -175,7 +175,7 @@ def test_what_is_exact_is_the_loss_with_the_weights_that_a_removal_leaves(weight
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_scales_are_between_bounds_and_one_for_each_set(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scales_are_between_bounds_and_one_for_each_set(seed: int) -> None:
     torch.manual_seed(seed)
     layers = nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 8), nn.Sigmoid(), nn.Linear(8, 3)
     model, x = nn.Sequential(*layers).double(), torch.randn(60, 4).double()
@@ -183,12 +183,10 @@ def test_scales_are_between_bounds_and_one_for_each_set(seed: int, monkeypatch: 
     surgeon = UnitSurgeon(Compensator(gated))
     g = surgeon.compensator.ones.clone()
     surgeon.begin(g)
-    scaled = surgeon.saliency(g)
-    monkeypatch.setattr(UnitSurgeon, "_scale", lambda *_: 1.0)
-    plain = UnitSurgeon(Compensator(gated))
-    plain.begin(g)
-    ratios = (scaled / plain.saliency(g)).split([12, 8])
-    for ratio, scale in zip(ratios, surgeon.scales, strict=True):
+    scaled, scales = surgeon.saliency(g), surgeon.scales
+    surgeon.scales = [1.0, 1.0]
+    ratios = (scaled / surgeon.saliency(g)).split([12, 8])
+    for ratio, scale in zip(ratios, scales, strict=True):
         assert ratio.tolist() == pytest.approx([scale] * len(ratio), rel=1e-9)
         assert 1 / SPAN <= scale <= SPAN
 
@@ -226,7 +224,7 @@ def test_a_unit_of_two_layers_costs_what_it_costs_in_both(monkeypatch: pytest.Mo
             x = torch.tanh(self.first(x))
             return torch.cat([self.left(x), self.right(x)], 1)
 
-    monkeypatch.setattr(UnitSurgeon, "_scale", lambda *_: 1.0)
+    monkeypatch.setattr("secateur.saliency.obs.SPAN", 1.0)
     torch.manual_seed(0)
     model, x = Two().double(), torch.randn(50, 4).double()
     gated = Gated(model, sc.find_units(model, x), (x, torch.zeros(50, 5).double()), "squared_error")

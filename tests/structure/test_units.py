@@ -1,3 +1,5 @@
+import sys
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -13,6 +15,9 @@ from secateur import Plan, Units, cut, find_units, score
 from secateur.errors import ArgumentError, ModelError
 from secateur.reference import RandomNetwork
 from secateur.structure.axis import Axis
+from secateur.structure.capture import capture
+from secateur.structure.infer import infer
+from secateur.structure.inputs import as_call
 from secateur.structure.units import UnitSet, require_units
 
 SETS = [(name, unit_set) for name in CASES for unit_set in CASES[name]().sets]
@@ -409,6 +414,29 @@ def test_a_width_of_one_is_gated_or_fixed_but_never_without_effect(squeezed: boo
         assert rise == pytest.approx(expected.item(), rel=1e-12)
     else:
         assert ("narrow.weight[0]", 1) in [(f.name, f.size) for f in units.fixed]
+
+
+def test_finding_axes_takes_work_in_proportion_to_the_number_of_blocks() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.first, self.last = nn.LayerNorm(4), nn.Linear(4, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.last(torch.relu(self.first(self.norm(x))))
+
+    def calls(blocks: int) -> int:
+        """How many Python functions are called."""
+        events = Counter[str]()
+        model = nn.Sequential(nn.Linear(4, 4), *(Block() for _ in range(blocks)), nn.Linear(4, 2))
+        captured = capture(model, as_call(torch.ones(2, 4)))
+        sys.setprofile(lambda _, event, __: events.update([event]))
+        infer(captured)
+        sys.setprofile(None)
+        return events["call"]
+
+    few, more, many = map(calls, (10, 20, 40))
+    assert many - more <= 2.1 * (more - few)
 
 
 def test_a_model_without_units_says_why() -> None:

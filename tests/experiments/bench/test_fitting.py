@@ -20,7 +20,7 @@ def test_each_pass_is_set_beside_a_forward_pass_and_half_of_the_units_go(monkeyp
     assert [cost.task for cost in costs] == [
         "64-100-10, 90 samples", "64-100-10, 40 samples", "6-12-6, 50 rows", "6 of its 12 units selected and removed",
     ]  # fmt: skip
-    assert all(0 < cost.forward for cost in costs)
+    assert all(cost.forward > 0 for cost in costs)
     assert all(cost.ratio == cost.seconds / cost.forward for cost in costs)
     assert len(set(removed)) == 6
 
