@@ -17,8 +17,8 @@ from secateur.structure.capture import Captured
 from secateur.structure.inputs import map_tensors
 from secateur.structure.run import run, tolerance
 
-BATCHES = 8  # that samples are taken from, spread over all: data may be sorted
-SAMPLES = 32  # of each
+BATCHES = 8  # that samples are drawn from, spread over all: data may be sorted
+SAMPLES = 32  # of each, and of all no more than the largest batch has, or 8: outputs may be large
 PIECE = 7  # samples: a number by which classes that take turns are shared out unevenly
 
 
@@ -83,7 +83,8 @@ def _together_and_in_pieces(
     """
     chosen = sorted({i * (len(batches) - 1) // (BATCHES - 1) for i in range(BATCHES)})
     with torch.no_grad():
-        samples = _joined([_some(batches[i], captured, model, seed=i) for i in chosen])
+        each = min(SAMPLES, max(8, *(batch.size for batch in batches)) // len(chosen))
+        samples = _joined([_some(batches[i], each, captured, model, seed=i) for i in chosen])
         n = _count(samples)
         pieces = torch.arange(n).tensor_split(max(2, n // PIECE))
         whole = value_of(loss, *samples).double().item()
@@ -92,9 +93,9 @@ def _together_and_in_pieces(
     return n, whole, mean, tolerance(model) * max(abs(one) for one in (whole, *losses))
 
 
-def _some(batch: Batch, captured: Captured, model: nn.Module, seed: int) -> tuple[Any, Any]:
+def _some(batch: Batch, count: int, captured: Captured, model: nn.Module, seed: int) -> tuple[Any, Any]:
     """Return outputs and targets of samples drawn from a batch, which runs whole where its size is fixed."""
-    rows = torch.randperm(batch.size, generator=torch.Generator().manual_seed(seed))[:SAMPLES]
+    rows = torch.randperm(batch.size, generator=torch.Generator().manual_seed(seed))[:count]
     targets = _take(batch.targets, rows, batch.size)
     if captured.spec.fixed is not None:
         return _take(run(captured, model, batch.call), rows, batch.size), targets
