@@ -50,4 +50,4 @@ def test_points_with_their_spread_stand_beside_lines():
     assert (line.get_color(), points.get_color()) == (figures.STYLES[2][0], figures.STYLES[6][0])
     assert (line.get_linestyle(), points.get_linestyle()) == ("-", "None")
     assert figure.axes[0].get_ylabel() == "loss"
-    assert figure._suptitle.get_text() == "title"
+    assert figure.get_suptitle() == "title"
