@@ -127,7 +127,7 @@ def attempt(job: tuple[str, str, str]) -> dict[str, Any]:
     folder, name, include = job
     torch.set_num_threads(1)
     try:
-        with limited(LIMIT):
+        with limited(LIMIT), redirect_stdout(sys.stderr):  # the zoo may print
             return {"name": name, "include": include, **shrink(folder, name, include)}
     except Exception as error:  # noqa: BLE001 - one row of the table
         return {"name": name, "include": include, "error": f"{type(error).__name__}: {error}"}

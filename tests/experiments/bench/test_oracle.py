@@ -11,12 +11,15 @@ from secateur_experiments.bench import oracle
 from secateur_experiments.networks import logistic_network
 
 
-def test_the_naive_order_is_ours() -> None:
-    model, (x, y) = logistic_network([64, 4, 3, 10]).double(), FEW.test
+@pytest.mark.parametrize(("hidden", "passes"), [([5], 5 + 4 + 3 + 2), ([2, 2], 4 + 2)])
+def test_the_naive_order_is_ours(hidden: list[int], passes: int) -> None:
+    """One unit of each set is left, and none of these is tried."""
+    model, (x, y) = logistic_network([64, *hidden, 10]).double(), FEW.test
     data = x.double(), y
     naive, ours = oracle.iterative(model, find_units(model, data[0][:2]), data, "squared_error", 25)
-    (expected, passes), (losses, _) = naive(), ours()
-    assert passes == 7 + 6 + 5 + 4 + 2  # until each set has one unit left
+    (expected, tried), (losses, _) = naive(), ours()
+    assert tried == passes
+    assert len(expected) == sum(hidden) - len(hidden) + 1
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=0)
 
 
