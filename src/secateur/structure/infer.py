@@ -6,18 +6,22 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, fx
 
-from secateur.structure import rules  # noqa: F401 - loads every rule
 from secateur.structure.axis import BATCH, leaf
 from secateur.structure.capture import Captured
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import arguments, find_rule, name_of
+from secateur.structure.rules.registry import NotCoveredError, arguments, blamed, find_rule, load_rules, name_of
 
 
 def infer(captured: Captured) -> Net:
     """The axes of every value of the graph, with the reason where one is fixed.
 
-    Axes that reach the model's inputs or outputs, or an operation without a rule, are fixed.
+    Axes that reach the model's inputs or outputs, an operation without a rule, or a form of one that its rule does not
+    cover, are fixed.
+
+    Raises:
+        ModelError: A rule fails.
     """
+    load_rules()
     net = Net()
     used = ancestors([captured.graph.output_node()])  # the code of other nodes is run, too, but changes no value
     weights: dict[str, Axes] = {}
@@ -67,12 +71,12 @@ def _call(net: Net, node: fx.Node) -> None:
         _fix(net, node, f"no rule for {name_of(node)}")
         return
     try:
-        net.known[node] = found.infer(net, node, arguments(node))
-        covered = _shapes(net.outputs_of(node)) == _shapes(net.fresh_outputs(node))
-    except Exception:  # noqa: BLE001 - a form of the operation that the rule does not know
-        covered = False
-    if not covered:
-        _fix(net, node, f"the rule for {name_of(node)} does not cover this form of it")
+        with blamed(found.infer, node):
+            net.known[node] = found.infer(net, node, arguments(node))
+            if _shapes(net.outputs_of(node)) != _shapes(net.fresh_outputs(node)):
+                raise NotCoveredError
+    except NotCoveredError as form:
+        _fix(net, node, f"the rule for {name_of(node)} does not cover {form}")
 
 
 def _shapes(several: Sequence[Axes]) -> list[list[int]]:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from secateur.structure.capture import Captured
 from secateur.structure.left import Left, Samples
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import arguments, find_resize
+from secateur.structure.rules.registry import arguments, blamed, find_resize
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ def slice_graph(captured: Captured, net: Net, left: Left) -> Sliced:
 
 def _resized(node: fx.Node, net: Net, left: Left) -> dict[str, Any]:
     found = find_resize(node) if node.op == "call_function" and left.masks else None
-    return found(net, node, arguments(node), left) if found else {}
+    if found is None:
+        return {}
+    with blamed(found, node):
+        return found(net, node, arguments(node), left)
 
 
 def _apply(copy: fx.Node, changed: dict[str, Any], copies: dict[fx.Node, fx.Node]) -> None:

@@ -10,7 +10,7 @@ from secateur.structure.axis import Axis, fix, leaf, product, unify
 from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.normalisation import reduced, without
-from secateur.structure.rules.registry import name_of, resize, rule
+from secateur.structure.rules.registry import name_of, require_form, resize, rule
 
 
 @rule("linear", derivative="contract")
@@ -103,6 +103,7 @@ def tensordot(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
         sides.reverse()  # an activation carries the gates, before a weight
     (left, dims), (right, others) = sides
     a, b = net.axes(left), net.axes(right)
+    require_form([a[i].size for i in dims] == [b[j].size for j in others], "dimensions of one that are broadcast")
     for i, j in zip(dims, others, strict=True):
         unify(a[i], b[j])
         net.consume(node, left, i % len(a), right, j % len(b))
@@ -256,7 +257,7 @@ def resize_convolution(net: Net, node: fx.Node, given: dict[str, Any], left: Lef
     return {"groups": left.count(net.groups[node])} if node in net.groups else {}
 
 
-@rule("grouped_mm_fallback", "_grouped_mm")
+@rule("transformers::grouped_mm_fallback", "_grouped_mm")
 def grouped_matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Mixture of experts: rows sorted by expert, y[n, m] = Σ_k x[n, k] W[expert(n), k, m]."""
     tensors = node.all_input_nodes

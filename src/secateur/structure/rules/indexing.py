@@ -11,7 +11,7 @@ from secateur.structure.axis import cat, fix, is_fixed, leaf, unify
 from secateur.structure.left import Left
 from secateur.structure.rules.movement import start_of
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, resize, rule
+from secateur.structure.rules.registry import dim_of, name_of, require_form, resize, rule
 
 
 @rule("embedding")
@@ -38,6 +38,7 @@ def index(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def _indexed(net: Net, axes: Axes, indices: list[fx.Node | None]) -> tuple[int, Axes]:
     """Where the indices' own dimensions come, and their axes."""
     given = [(i, node) for i, node in enumerate(indices) if node is not None]
+    require_form(bool(given), "no index")
     net.fix_all([[axes[i]] for i, _ in given], "it is indexed")
     taken = net.broadcast([net.axes(node) for _, node in given], "index")
     net.fix_all([taken], "an index")
@@ -69,8 +70,9 @@ def index_put(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def index_select(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One dimension by an index."""
     axes = net.axes(given["self"])
-    fix(axes[given["dim"]], "it is indexed")
-    axes[given["dim"]] = leaf(net.shape(node)[given["dim"]], "an index")
+    dim = dim_of(given, axes)
+    fix(axes[dim], "it is indexed")
+    axes[dim] = leaf(net.shape(node)[dim], "an index")
     return axes
 
 
@@ -79,7 +81,8 @@ def scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Values added or written at one position of a dimension each, by an index of the same rank."""
     axes, taken = net.axes(given["self"]), net.axes(given["index"])
     source = net.axes(given["src"]) if isinstance(given.get("src"), fx.Node) else taken
-    dim = given["dim"] % len(axes)
+    dim = dim_of(given, axes)
+    require_form(len(axes) == len(taken) == len(source), "an index of another rank")
     net.fix_all([[axes[dim], taken[dim], source[dim]]], "it is indexed")
     for i, here in enumerate(zip(axes, taken, source, strict=True)):
         if i != dim and len({axis.size for axis in here}) > 1:
@@ -93,7 +96,8 @@ def scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def index_add(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Slices added or written at the positions of an index."""
     axes, source = net.axes(given["self"]), net.axes(given["source"])
-    dim = given["dim"] % len(axes)
+    dim = dim_of(given, axes)
+    require_form(len(axes) == len(source), "a source of another rank")
     net.fix_all([[axes[dim], source[dim]], net.axes(given["index"])], "it is indexed")
     for i, (axis, other) in enumerate(zip(axes, source, strict=True)):
         if i != dim:
@@ -114,7 +118,8 @@ def embedding_bag(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
 def gather(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One position of a dimension for each value of an index of the same rank."""
     axes, taken = net.axes(given["self"]), net.axes(given["index" if "index" in given else "indices"])
-    dim = given["dim"] % len(axes)
+    dim = dim_of(given, axes)
+    require_form(len(axes) == len(taken), "an index of another rank")
     fix(axes[dim], "it is indexed")
     fix(taken[dim], "an index")
     for i, (axis, own) in enumerate(zip(axes, taken, strict=True)):
@@ -137,8 +142,8 @@ def order(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
     """Positions of one dimension chosen or reordered by value."""
     axes = net.axes(given["self"])
     reason = f"{name_of(node)} orders it"
-    fix(axes[given["dim"]], reason)
-    dim = given["dim"] % len(axes) if axes else 0
+    dim = dim_of(given, axes)
+    fix(axes[dim], reason)
     outputs = []
     for fresh in net.fresh_outputs(node, reason):
         own = fresh[dim : dim + 1] if len(fresh) == len(axes) else []  # or without the dimension
@@ -150,7 +155,7 @@ def order(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
 def slice_scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """A segment written over."""
     axes, source = net.axes(given["self"]), net.axes(given["src"])
-    dim = given["dim"] % len(axes)
+    dim = dim_of(given, axes)
     here, start = axes[dim], start_of(given, axes[dim].size)
     if start is None or (given.get("step") or 1) > 1:
         net.fix_all([[here, source[dim]]], "slice_scatter writes over some of it")
@@ -176,7 +181,7 @@ def resize_slice_scatter(net: Net, node: fx.Node, given: dict[str, Any], left: L
 def select_scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Another tensor written over one position of a dimension, which is therefore fixed."""
     axes = net.axes(given["self"])
-    dim = given["dim"] % len(axes)
+    dim = dim_of(given, axes)
     fix(axes[dim], "select_scatter writes over one of it")
     rest = axes[:dim] + axes[dim + 1 :]
     if rest:

@@ -11,13 +11,14 @@ from secateur.structure.axis import BATCH, Axis, fix, is_fixed, leaf, product, u
 from secateur.structure.axis import cat as cat_axes
 from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, resize, rule
+from secateur.structure.rules.registry import NotCoveredError, dim_of, name_of, require_form, resize, rule
 
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", derivative="move")
 @rule("squeeze", "view_as", "reshape_as", "ravel", "atleast_1d", "atleast_2d", "atleast_3d", derivative="move")
 def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Dimensions regrouped: the smallest groups of equal size on both sides are equal products."""
+    require_form("self" in given, "several tensors at once")
     after = [leaf(size) for size in net.shape(node)]
     left, right = net.axes(given["self"])[::-1], after[::-1]  # the slowest dimension is popped first
     dropped = {axis for axis in left if axis.size == 1}
@@ -27,9 +28,9 @@ def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
             dropped.discard(a)
         while a.size != b.size:
             if a.size < b.size:
-                a = product([a, left.pop()])
+                a = product([a, _next(left)])
             else:
-                b = product([b, right.pop()])
+                b = product([b, _next(right)])
         unify(a, b)
     for axis in dropped:  # a product does not hold it, so that no gate could
         fix(axis, f"{name_of(node)} drops it")
@@ -37,6 +38,17 @@ def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
         for axis, other in zip(after, net.axes(given["other"]), strict=True):
             unify(axis, other)
     return after
+
+
+def _next(axes: Axes) -> Axis:
+    """Return the next dimension.
+
+    Raises:
+        NotCoveredError: There is none: a view of another dtype, or of nothing.
+    """
+    if not axes:
+        raise NotCoveredError
+    return axes.pop()
 
 
 @resize("squeeze")
@@ -82,7 +94,7 @@ def t(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def transpose(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Two dimensions exchanged."""
     axes = net.axes(given["self"])
-    i, j = (given[f"dim{k}"] if "dim0" in given else given[f"axis{k}"] for k in (0, 1))
+    i, j = (dim_of(given, axes, f"dim{k}" if "dim0" in given else f"axis{k}") for k in (0, 1))
     axes[i], axes[j] = axes[j], axes[i]
     return axes
 
@@ -98,6 +110,7 @@ def permute(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def movedim(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Some dimensions at other places, the rest in order."""
     axes = net.axes(given["self"])
+    require_form(bool(axes), "a scalar")
     places = [[given[name]] if isinstance(given[name], int) else given[name] for name in ("source", "destination")]
     moved = {to % len(axes): axes[of % len(axes)] for of, to in zip(*places, strict=True)}
     rest = iter([axis for i, axis in enumerate(axes) if i not in {of % len(axes) for of in places[0]}])
@@ -129,7 +142,7 @@ def stack(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def unbind(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
     """A tensor for each position, which are therefore fixed."""
     axes = net.axes(given["self"])
-    taken = axes.pop(given["dim"])
+    taken = axes.pop(dim_of(given, axes))
     fix(taken, "it is unbound")
     return [list(axes) for _ in range(taken.size)]
 
@@ -139,8 +152,9 @@ def unbind(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
 def split(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
     """Segments."""
     axes = net.axes(given["self"])
-    dim = given["dim"] % len(axes)
+    dim = dim_of(given, axes)
     segments = [leaf(shape[dim].size) for shape in net.fresh_outputs(node)]
+    require_form(sum(segment.size for segment in segments) == axes[dim].size, "sizes that depend on values")
     unify(axes[dim], cat_axes(segments))
     return [[*axes[:dim], segment, *axes[dim + 1 :]] for segment in segments]
 
@@ -160,7 +174,7 @@ def resize_split(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> 
 def slice_(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """A segment; with a step, one member of each group of so many."""
     axes = net.axes(given["self"])
-    dim = given["dim"] % len(axes)
+    dim = dim_of(given, axes)
     here, size, step = axes[dim], net.shape(node)[dim], given.get("step") or 1
     start = start_of(given, here.size)
     if size == here.size:
@@ -200,7 +214,7 @@ def resize_slice(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> 
 def select(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One position of a dimension, which is therefore fixed."""
     axes = net.axes(given["self"])
-    fix(axes.pop(given["dim"]), "one position is selected")
+    fix(axes.pop(dim_of(given, axes)), "one position is selected")
     return axes
 
 
@@ -221,15 +235,17 @@ def repeat(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """The whole of each dimension so many times."""
     axes, shape = net.axes(given["self"]), net.shape(node)
     axes = [leaf(1)] * (len(shape) - len(axes)) + axes
+    require_form(all(axis.size for axis in axes), "a tensor without values")
     return [_repeated(axis, leaf(size // axis.size), False) for axis, size in zip(axes, shape, strict=True)]
 
 
 @rule("repeat_interleave", derivative="move")
 def repeat_interleave(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Each position of one dimension so many times."""
+    require_form("self" in given, "repeats alone")
     axes, shape = net.axes(given["self"]), net.shape(node)
     dim = given["dim"]
-    if not isinstance(given.get("repeats"), int) or dim is None:
+    if not isinstance(given.get("repeats"), int) or dim is None or not axes[dim].size:
         net.fix_all([axes], "repeat_interleave")
         return net.fresh_outputs(node, "repeat_interleave")[0]
     axes[dim] = _repeated(axes[dim], leaf(shape[dim] // axes[dim].size), True)
@@ -276,14 +292,14 @@ def reorder(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def along(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
     """Each value depends on its neighbours along the dimension."""
     axes = net.axes(given["self"])
-    dims = [given["dim"]] if "dim" in given else [-2, -1]
+    dims = [dim_of(given, axes)] if "dim" in given else [-2, -1]
     net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} goes along it")
     fresh = net.fresh_outputs(node, f"{name_of(node)} goes along it")
     out = [[new if old.size != new.size else old for old, new in zip(axes, one, strict=True)] for one in fresh]
     return out if isinstance(node.meta["val"], tuple | list) else out[0]
 
 
-@rule("getitem", derivative="output")
+@rule("operator::getitem", derivative="output")
 def getitem(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """One of several outputs."""
     axes: Axes = net.outputs(given["0"])[given["1"]]

@@ -13,7 +13,7 @@ from torch import fx
 from secateur.structure.axis import Axis, fix, leaf, product, unify
 from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, resize, rule
+from secateur.structure.rules.registry import dim_of, name_of, require_form, resize, rule
 
 
 @rule("batch_norm", derivative="pointwise")
@@ -38,6 +38,7 @@ def functional_batch_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> lis
 
 def _batch_norm(net: Net, given: dict[str, Any], training: bool | None) -> Axes:
     axes = net.axes(given["input"])
+    require_form(len(axes) > 1, "inputs without channels")
     for name in ("weight", "bias", "running_mean", "running_var"):
         if given[name] is not None:
             unify(axes[1], net.axes(given[name])[0])
@@ -72,6 +73,7 @@ def resize_layer_norm(net: Net, node: fx.Node, given: dict[str, Any], left: Left
 def group_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Mean and variance over each group of channels; whole groups do not depend on each other."""
     axes = net.axes(given["input"])
+    require_form(isinstance(given["num_groups"], int), "as many groups as there are samples")
     groups = leaf(given["num_groups"])
     members = leaf(axes[1].size // given["num_groups"])
     unify(axes[1], product([groups, members]))
@@ -93,6 +95,7 @@ def resize_group_norm(net: Net, node: fx.Node, given: dict[str, Any], left: Left
 def weight_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """W = g v / ‖v‖, the norm over all dimensions but one: those are sliced."""
     axes, scale = net.axes(given["v"]), net.axes(given["g"])
+    require_form(len(axes) == len(scale), "one norm over all dimensions")
     for i, axis in enumerate(axes):
         if axis.size == scale[i].size:
             unify(axis, scale[i])
@@ -141,7 +144,7 @@ def _statistic(net: Net, given: dict[str, Any], reason: str) -> Axes:
 def softmax(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Each value depends on all along the axis, which is therefore fixed."""
     axes = net.axes(given["self"])
-    fix(axes[given["dim"]], f"{name_of(node)} normalises over it")
+    fix(axes[dim_of(given, axes)], f"{name_of(node)} normalises over it")
     return axes
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from secateur.structure.axis import leaf, product, unify
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, rule
+from secateur.structure.rules.registry import dim_of, name_of, require_form, rule
 
 
 @rule("pointwise", "dropout", "feature_dropout", "alpha_dropout", derivative="pointwise")
@@ -21,6 +21,7 @@ def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axe
     inputs = [net.axes(argument) for argument in node.all_input_nodes if net.is_tensor(argument)]
     if given.get("train") is True or given.get("training") is True:
         net.fix_all(inputs, f"{name_of(node)} is random")
+    require_form(bool(inputs), "numbers alone")
     out, value = net.broadcast(inputs, name_of(node)), node.meta["val"]
     return out if isinstance(value, Tensor) else [list(out) for _ in value]
 
@@ -44,7 +45,8 @@ def prelu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def glu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """A σ(b) of the two halves of one dimension: both lose the same units."""
     axes = net.axes(given["self"])
-    dim = given["dim"] % len(axes)
+    dim = dim_of(given, axes)
+    require_form(axes[dim].size % 2 == 0, "halves of the samples")
     half = leaf(axes[dim].size // 2)
     unify(axes[dim], product([leaf(2, "the halves of glu"), half]))
     axes[dim] = half

@@ -10,7 +10,7 @@ from secateur.structure.axis import Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
 from secateur.structure.left import Left
 from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, resize, rule
+from secateur.structure.rules.registry import name_of, require_form, resize, rule
 
 _AVERAGES = [f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in "123"]
 _LARGEST = [f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in "123"]
@@ -51,7 +51,9 @@ def pad(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """New positions before and after; those of a constant can go like units."""
     axes = net.axes(given["self"])
     constant = name_of(node) == "constant_pad_nd" or given.get("mode") == "constant"
-    for dim, before, after in _padded(given["pad" if "pad" in given else "padding"], len(axes)):
+    amounts = given["pad" if "pad" in given else "padding"]
+    require_form(all(isinstance(amount, int) for amount in amounts), "amounts that depend on the inputs")
+    for dim, before, after in _padded(amounts, len(axes)):
         size = net.shape(node)[dim]
         if not constant or is_fixed(axes[dim]) or min(before, after) < 0:
             fix(axes[dim], "a position")
@@ -74,7 +76,7 @@ def resize_pad(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> di
     return {"pad": amounts}
 
 
-def _padded(amounts: list[Any], rank: int) -> list[tuple[int, Any, Any]]:
+def _padded(amounts: list[int], rank: int) -> list[tuple[int, int, int]]:
     """Dimension, number before and after, for each that is padded; the last comes first."""
     pairs = [(rank - 1 - i, amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)]
     return [(dim, before, after) for dim, before, after in pairs if (before, after) != (0, 0)]
@@ -102,6 +104,7 @@ def pixel_unshuffle(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def channel_shuffle(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Groups × members of the channels to members × groups."""
     axes = net.axes(given["self"])
+    require_form(isinstance(given["groups"], int), "as many groups as there are samples")
     groups, members = leaf(given["groups"]), leaf(axes[1].size // given["groups"])
     unify(axes[1], product([groups, members]))
     net.groups[node] = groups
@@ -121,6 +124,7 @@ def im2col(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     axes = net.axes(given["self"])
     net.fix_all([axes[-2:]], "a position")
     columns = net.fresh_outputs(node, "a position")[0]
+    require_form(axes[-3].size > 0, "images without channels")
     window = leaf(columns[-2].size // axes[-3].size, "a position")
     return [*axes[:-3], product([axes[-3], window]), columns[-1]]
 
