@@ -139,7 +139,7 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize(
     ("source", "file", "offence"),
     [
-        ("from secateur.saliency.gates import Gated", "structure/units.py", "saliency"),
+        ("from secateur.objective.gated_loss import Gated", "structure/units.py", "saliency"),
         ("import secateur.cutting.cut as c", "planning/plan.py", "cutting"),
         ("def f():\n    from secateur.shrinking import rank", "artifacts/measure.py", "shrinking"),
         ("if TYPE_CHECKING:\n    from secateur.planning import budget", "reference.py", "planning"),
@@ -244,7 +244,7 @@ def test_a_test_touches_no_private_name(file: str) -> None:
         ("from secateur.saliency import oracle\noracle._run()", ["_run"]),
         ("assert gated._frontiers is None", ["_frontiers"]),
         ('monkeypatch.setattr(UnitSurgeon, "_scale", 1)', ["_scale"]),
-        ('monkeypatch.setattr("secateur.saliency.obs._costs", 1)', ["_costs"]),
+        ('monkeypatch.setattr("secateur.compensation.unit_surgeon._costs", 1)', ["_costs"]),
         ('@pytest.mark.parametrize("where", ["cut_units", "_result"])\ndef test(where): ...', ["_result"]),
     ],
 )

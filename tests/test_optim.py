@@ -14,9 +14,9 @@ from torch import nn
 
 from rounding import assert_close_ulps
 from secateur import SecateurError
+from secateur.objective.losses import find_loss
 from secateur.optim import TaylorRoot, curvature_of
 from secateur.reference import weight_ggn, weight_hessian
-from secateur.saliency.losses import find_loss
 
 
 def reference(loss, g, h):

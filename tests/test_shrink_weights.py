@@ -15,10 +15,10 @@ from torch.nn import functional as F
 import secateur as sc
 from cases import randomise
 from secateur.artifacts.safetensors import weights_to_bytes
-from secateur.cutting.frozen import count_moved
+from secateur.curvature.weight_loss import Weights
+from secateur.cutting.weight_masks import count_moved
 from secateur.errors import ArgumentError, BudgetError, DataError, ModelError, VerificationError
 from secateur.planning.weight_plan import WeightPlan, WeightStep
-from secateur.saliency.weights import Weights
 from secateur.shrinking import Result
 
 Retrain = Callable[[nn.Module], object]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.structure.run import difference, in_double
+from secateur.structure.graph_run import difference, in_double
 from secateur_experiments.bench import architectures
 
 SAMPLE = [

@@ -7,9 +7,9 @@ from secateur.errors import SecateurError
 from secateur.options import Compensation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
-from secateur.saliency.criterion import score
+from secateur.saliency.criterion import criterion
 from secateur.saliency.interactions import interactions
-from secateur.saliency.registry import criterion
+from secateur.saliency.score import score
 from secateur.shrinking import rank, shrink
 from secateur.structure.units import Units, find_units
 

@@ -20,18 +20,18 @@ from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.cli_options import Json, Picture, print_json
 from secateur.errors import ArgumentError, SecateurError
+from secateur.objective.data import first_inputs
+from secateur.objective.question import Question
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.reporting.paths import check_page
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
-from secateur.saliency.criterion import score as run_score
-from secateur.saliency.criterion import standard_errors
-from secateur.saliency.data import first_inputs
+from secateur.saliency.criterion import criteria
 from secateur.saliency.interactions import correlation
 from secateur.saliency.interactions import interactions as run_interactions
-from secateur.saliency.question import Question
-from secateur.saliency.registry import criteria
+from secateur.saliency.score import score as run_score
+from secateur.saliency.score import standard_errors
 from secateur.shrinking import shrink as run_shrink
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import find_units, units_of

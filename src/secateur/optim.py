@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from secateur.arguments import require_model
+from secateur.curvature.weight_loss import Weights
 from secateur.errors import ArgumentError, choose
-from secateur.saliency.losses import find_loss
-from secateur.saliency.weights import Weights
+from secateur.objective.losses import find_loss
 from secateur.structure.capture import capture
 from secateur.structure.inputs import as_call, like_model
 from secateur.structure.process_state import one_at_a_time

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from secateur.arguments import checked_call, require_instance
 from secateur.artifacts import safetensors
 from secateur.artifacts.measure import measure_units
-from secateur.cutting.biases import with_biases, without_bias
+from secateur.compensation.compensator import Compensator
+from secateur.cutting.added_biases import with_biases, without_bias
 from secateur.cutting.captured_forward import captured_parts
-from secateur.cutting.compensated import fitted_plan
 from secateur.cutting.cut import cut_units
-from secateur.cutting.trial import holding
+from secateur.cutting.final_fit import fitted_plan
+from secateur.cutting.probe_weights import holding
 from secateur.errors import ArgumentError, BudgetError, choose
+from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.ranking import rank as rank_units
 from secateur.reporting.progress import progress_bar
 from secateur.result import Result, Row
-from secateur.saliency.compensation import Compensator
-from secateur.saliency.question import Question
-from secateur.saliency.registry import GRANULARITIES, Criterion, Saliency, as_criterion
+from secateur.saliency.criterion import GRANULARITIES, Criterion, Saliency, as_criterion
 from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units, units_of
 from secateur.weight_pruning import Loop, shrink_weights

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from secateur.artifacts.safetensors import weights_to_bytes
-from secateur.cutting.frozen import freeze, rezero
+from secateur.curvature.weight_loss import Weights
 from secateur.cutting.verify import check_masked
+from secateur.cutting.weight_masks import freeze, rezero
 from secateur.errors import ArgumentError, BudgetError, ModelError
+from secateur.objective.losses import check_start
+from secateur.objective.question import Question
 from secateur.planning.budget import Budget
-from secateur.planning.removals import Operated, Ordered, Removals
 from secateur.planning.state import State
+from secateur.planning.weight_order import Operated, Ordered, Removals
 from secateur.planning.weight_plan import WeightPlan, WeightStep
-from secateur.saliency.losses import check_start
-from secateur.saliency.question import Question
-from secateur.saliency.registry import Criterion
-from secateur.saliency.surgeon import Surgeon, obs
-from secateur.saliency.weight_criterion import saliencies_of, weights_of
-from secateur.saliency.weights import Weights
+from secateur.saliency.criterion import Criterion
+from secateur.saliency.weight_score import saliencies_of, weights_of
+from secateur.saliency.weights.obs import Surgeon, obs
 from secateur.structure.capture import check_finite
 from secateur.structure.inputs import named_tensors
 from secateur.structure.units import Units

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from secateur import Budget, Plan, Units, find_units, load, rank, shrink
 from secateur.artifacts.safetensors import check_path, make_folder
+from secateur.compensation.compensator import Compensator
 from secateur.cutting.slices import gates
 from secateur.errors import VerificationError
+from secateur.objective.gated_loss import Gated
 from secateur.options import RANKINGS
 from secateur.planning.ranking import criteria_for
 from secateur.reporting.progress import progress_bar
-from secateur.saliency.compensation import Compensator
-from secateur.saliency.gates import Gated
 from secateur_experiments.curves import curve_of
 from secateur_experiments.datasets import Dataset
 from secateur_experiments.demo_report import Report, degradation

@@ -16,8 +16,8 @@ from torch import nn
 from secateur import Plan, Units, find_units, rank
 from secateur.artifacts.safetensors import whole_file
 from secateur.errors import ArtifactError
-from secateur.saliency.gates import Gated, ones
-from secateur.saliency.losses import find_loss
+from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.losses import find_loss
 from secateur_experiments import subjects
 from secateur_experiments.curves import Curve, curve_of
 from secateur_experiments.datasets import Dataset, Pair

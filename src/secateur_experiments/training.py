@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from secateur.objective.losses import LossFunction, squared_error
 from secateur.reporting.progress import progress_bar
-from secateur.saliency.losses import LossFunction, squared_error
 from secateur_experiments.datasets import Pair
 
 

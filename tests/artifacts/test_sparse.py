@@ -18,7 +18,7 @@ import secateur as sc
 from cases import CASES
 from secateur.artifacts.safetensors import save_bytes, weights_to_bytes
 from secateur.artifacts.sparse import ENTRY, Masked, encode
-from secateur.cutting.frozen import count_moved, freeze
+from secateur.cutting.weight_masks import count_moved, freeze
 from secateur.errors import ArgumentError, ArtifactError, ModelError, PlanError
 from secateur.structure.inputs import InputSpec
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import secateur as sc
 from cases import randomise
 from secateur.cutting.captured_forward import captured_parts
-from secateur.structure.run import difference
+from secateur.structure.graph_run import difference
 
 
 class Example(NamedTuple):

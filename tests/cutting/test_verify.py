@@ -11,14 +11,14 @@ from torch import Tensor, nn
 import secateur as sc
 from cases import CASES, Kept
 from rounding import assert_close_ulps
-from secateur.cutting.attributes import update_attributes
+from secateur.cutting.module_attributes import update_attributes
+from secateur.cutting.probe_weights import trial_weights
 from secateur.cutting.slices import sliced_copy, survivors
-from secateur.cutting.trial import trial_weights
 from secateur.cutting.verify import Truth, exact_truth, truth
 from secateur.errors import ModelError, VerificationError
 from secateur.structure.axis import Axis
 from secateur.structure.inputs import as_call
-from secateur.structure.left import Left
+from secateur.structure.keep_mask import Left
 
 KEPT = {"two_hidden": {"0": (0, 2, 5), "2": (1, 2)}, "branches": {"left": (0, 2, 5), "right": (1, 2)}}
 DIFFERS = (

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from secateur import Budget, SecateurError, find_units, load, rank
-from secateur.saliency.registry import criteria
+from secateur.saliency.criterion import criteria
 from secateur.structure import capture
 from secateur_experiments.datasets import digits
 from secateur_experiments.demo import demo, reloaded_difference

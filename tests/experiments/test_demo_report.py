@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from secateur import SecateurError
 from secateur.reporting.plots import STYLES
-from secateur.saliency.registry import criteria
+from secateur.saliency.criterion import criteria
 from secateur_experiments import demo_report
 from secateur_experiments.curves import Curve
 from secateur_experiments.demo_report import ORDER, at_tenths, degradation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from secateur.saliency.losses import squared_error
+from secateur.objective.losses import squared_error
 from secateur_experiments.datasets import digits
 from secateur_experiments.networks import logistic_network
 from secateur_experiments.training import train

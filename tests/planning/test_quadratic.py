@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from cases import CASES
 from secateur import Budget, Plan, find_units, interactions, rank, reference, shrink
 from secateur.errors import ArgumentError
+from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.losses import LOSSES
 from secateur.planning.quadratic import Quadratic
 from secateur.planning.state import Swaps
-from secateur.saliency.gates import Gated, ones
-from secateur.saliency.losses import LOSSES
 from secateur.structure.units import Units
 
 LOSS = "squared_error"

@@ -19,7 +19,7 @@ from secateur.errors import ArgumentError, DataError
 from secateur.planning import ranking
 from secateur.planning.plan import Plan
 from secateur.reference import RandomNetwork, gated_loss
-from secateur.saliency.oracle import rises
+from secateur.saliency.units.oracle import rises
 
 REMOVABLE = [name for name in CASES if name != "one_unit"]
 Evaluate = Callable[[Tensor], float]  # E(g)

@@ -10,8 +10,8 @@ from cases import CASES, in_batches, targets
 from random_networks import RandomArchitecture
 from secateur import find_units, interactions, reference
 from secateur.errors import ArgumentError, DataError
+from secateur.objective.losses import LOSSES
 from secateur.saliency.interactions import correlation
-from secateur.saliency.losses import LOSSES
 
 
 @settings(max_examples=20, deadline=None)

@@ -25,7 +25,7 @@ from secateur.structure.axis import (
     product,
     unify,
 )
-from secateur.structure.left import Left, Samples
+from secateur.structure.keep_mask import Left, Samples
 
 # An expression: a leaf, or ("cat" | "product", expressions). Leaves may occur twice.
 Expression = Axis | tuple[str, list["Expression"]]

@@ -10,8 +10,8 @@ from cases import CASES
 from secateur import SecateurError, find_units
 from secateur.errors import DataError, ModelError
 from secateur.structure.capture import BATCH, Captured, capture, evaluating, sizes
+from secateur.structure.graph_run import check_capture, difference, run
 from secateur.structure.inputs import as_call
-from secateur.structure.run import check_capture, difference, run
 
 Hidden = Callable[[nn.Module, Tensor], Tensor]
 

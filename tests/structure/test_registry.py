@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from installed import install, run_with
 from secateur import Units, find_units
 from secateur.errors import ArgumentError, ModelError
-from secateur.structure.left import Left
+from secateur.structure.keep_mask import Left
 from secateur.structure.rules.registry import NotCoveredError, resize, rule
-from secateur.structure.sliced import slice_graph
+from secateur.structure.sliced_graph import slice_graph
 
 LIBRARY = torch.library.Library("rulestests", "DEF")  # lives as long as this module
 HERE = re.escape(__file__)

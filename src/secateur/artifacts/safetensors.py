@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from secateur.arguments import checked_call, require_model, require_path
 from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
-from secateur.cutting.frozen import Masks, count_moved, freeze
+from secateur.cutting.weight_masks import Masks, count_moved, freeze
 from secateur.errors import ArgumentError, ArtifactError, ModelError
 from secateur.planning.plan import Plan
 from secateur.structure.inputs import InputSpec

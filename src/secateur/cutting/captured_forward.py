@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.errors import DataError
 from secateur.structure.axis import BATCH
-from secateur.structure.calls import ModuleCall
 from secateur.structure.capture import Captured
 from secateur.structure.inputs import check_as_captured
-from secateur.structure.sliced import Sliced
+from secateur.structure.module_calls import ModuleCall
+from secateur.structure.sliced_graph import Sliced
 
 
 class CapturedForward:

@@ -9,22 +9,22 @@ from typing import Any
 from torch import nn
 
 from secateur.arguments import checked_call, require_instance, require_model
-from secateur.cutting.attributes import update_attributes
-from secateur.cutting.biases import with_biases, without_bias
+from secateur.compensation.compensator import compensated
+from secateur.cutting.added_biases import with_biases, without_bias
+from secateur.cutting.attribute_search import repair
 from secateur.cutting.captured_forward import replace_forward
-from secateur.cutting.repair import repair
+from secateur.cutting.module_attributes import update_attributes
+from secateur.cutting.probe_weights import holding
 from secateur.cutting.slices import gates, sliced_copy, survivors
-from secateur.cutting.trial import holding
 from secateur.cutting.verify import Truth, exact_truth, has_lower_literals, trial_truth, truth
 from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
+from secateur.objective.question import Question
 from secateur.options import Compensation
 from secateur.planning.plan import Plan
-from secateur.saliency.compensation import compensated
-from secateur.saliency.question import Question
-from secateur.structure.calls import whole_call
 from secateur.structure.inputs import Call, InputSpec, map_tensors
+from secateur.structure.module_calls import whole_call
 from secateur.structure.process_state import one_at_a_time
-from secateur.structure.sliced import slice_graph
+from secateur.structure.sliced_graph import slice_graph
 from secateur.structure.units import Units, require_units, units_of
 
 

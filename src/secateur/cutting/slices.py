@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError, PlanError
-from secateur.saliency.gates import ones
+from secateur.objective.gated_loss import ones
 from secateur.structure.axis import Axis
-from secateur.structure.left import Left
-from secateur.structure.sliced import slice_tensor
+from secateur.structure.keep_mask import Left
+from secateur.structure.sliced_graph import slice_tensor
 from secateur.structure.units import Units
 
 

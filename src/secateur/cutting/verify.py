@@ -10,15 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from secateur.cutting.probe_weights import holding, trial_weights
 from secateur.cutting.slices import gates, survivors
-from secateur.cutting.trial import holding, trial_weights
 from secateur.errors import VerificationError
-from secateur.saliency.gated_graph import GatedGraph
+from secateur.objective.gated_graph import GatedGraph
 from secateur.structure.capture import Captured, call_model, evaluating
+from secateur.structure.graph_run import (
+    bind,
+    compile_graph,
+    difference,
+    fill,
+    in_double,
+    outputs,
+    tolerance,
+    weights_of,
+)
 from secateur.structure.inputs import Call, map_tensors, named_tensors
-from secateur.structure.left import Left
-from secateur.structure.run import bind, compile_graph, difference, fill, in_double, outputs, tolerance, weights_of
-from secateur.structure.sliced import slice_tensor
+from secateur.structure.keep_mask import Left
+from secateur.structure.sliced_graph import slice_tensor
 from secateur.structure.units import Units
 
 Kept = Mapping[str, tuple[int, ...]]

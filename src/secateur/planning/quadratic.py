@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from secateur.objective.gated_loss import Gated
 from secateur.options import Ranking
-from secateur.planning.order import OnStep, Order
+from secateur.planning.removal_order import OnStep, Order
 from secateur.planning.state import Swaps
-from secateur.saliency.gates import Gated
 from secateur.saliency.interactions import expand_loss
 
 

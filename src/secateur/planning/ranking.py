@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.compensation.compensator import Compensator
+from secateur.compensation.unit_surgeon import UnitSurgeon
+from secateur.objective.gated_loss import Gated
+from secateur.objective.question import Question
 from secateur.options import CURVATURES, Ranking
 from secateur.planning.budget import Budget
-from secateur.planning.order import FileSize, OnStep, Order
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
-from secateur.saliency.compensation import Compensator
-from secateur.saliency.criterion import apply_threshold, find_criterion, saliency_of
-from secateur.saliency.gates import Gated
-from secateur.saliency.obs import UnitSurgeon
-from secateur.saliency.oracle import rises
-from secateur.saliency.question import Question
-from secateur.saliency.registry import Criterion, criteria
+from secateur.planning.removal_order import FileSize, OnStep, Order
+from secateur.saliency.criterion import Criterion, criteria
+from secateur.saliency.score import apply_threshold, find_criterion, saliency_of
+from secateur.saliency.units.oracle import rises
 
 CHEAP = "taylor1"  # makes the shortlist: one backward pass
 

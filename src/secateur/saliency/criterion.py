@@ -1,162 +1,203 @@
-"""The saliency of every unit by any criterion."""
+"""What a criterion is, and where criteria are found: one registry for those of units and those of single weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.arguments import checked_call
-from secateur.errors import ArgumentError, DataError, choose
-from secateur.saliency.gates import Gated
-from secateur.saliency.question import Question
-from secateur.saliency.registry import GRANULARITIES, Criterion, Granularity, Saliency, as_criterion
-from secateur.saliency.weight_criterion import score_weights
-from secateur.structure.process_state import one_at_a_time
+from secateur.errors import ArgumentError, DataError, SecateurError, choose
+from secateur.plugins import load_plugins, name_of_function, place_of_function
 from secateur.structure.units import Units
 
+# Of units: saliencies [K] of all units at the gates g, from a `Gated` and g [K]; those of units already removed are not
+# looked at. Of weights: saliencies by parameter, each of its parameter's shape, from `Weights`.
+Saliency = Callable[..., Any]
+Granularity = Literal["unit", "weight"]
+Needs = Literal["nothing", "data", "loss"]
 
-def find_criterion(chosen: str | Saliency | Criterion, gated: Gated) -> Criterion:
-    """The criterion of that name, or that a function is, with all that it needs given.
+GROUP = "secateur.criteria"  # the entry points of other packages' criteria
+GRANULARITIES = {"unit": "criterion", "weight": "weight criterion"}  # and what messages call theirs
+NEEDS: dict[str, tuple[str, ...]] = {"nothing": (), "data": ("data",), "loss": ("data", "a loss")}
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to compute or estimate saliency.
+
+    Attributes:
+        name: As users give it.
+        saliency: The function.
+        granularity: Whether it judges units or single weights.
+        needs: Nothing but weights, data without targets, or data and a loss.
+        in_loss_units: Whether it predicts the rise of the loss.
+        measures: Whether it measures that, so that it is right also for units of sliced sets, whose norms do not
+            see a gate's derivative.
+        error: The standard errors [K] of what it draws at random, where it does.
+    """
+
+    name: str
+    saliency: Saliency
+    granularity: Granularity = "unit"
+    needs: Needs = "loss"
+    in_loss_units: bool = True
+    measures: bool = False
+    error: Saliency | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is one of this package's."""
+        return str(getattr(self.saliency, "__module__", "")).startswith(f"{__package__}.")
+
+    @property
+    def why_nan(self) -> str:
+        """What a NaN among its saliencies says."""
+        of_loss = "the loss or its derivative is NaN on this data"
+        return of_loss if self.is_own else f"what it cannot judge is worth inf; or {of_loss}"
+
+    def approximate_for(self, units: Units) -> list[str]:
+        """Return the unit sets for which its estimates leave something out."""
+        estimates = self.in_loss_units and not self.measures
+        return [unit_set.name for unit_set in units if estimates and unit_set.removal == "sliced"]
+
+    def require(self, data: bool, loss: bool) -> None:
+        """Refuse to go on without what it needs.
+
+        Raises:
+            DataError: It needs data or a loss, and there is none.
+        """
+        there = {"data": data, "a loss": loss}
+        missing = [what for what in NEEDS[self.needs] if not there[what]]
+        if missing:
+            free = ", ".join(c.name for c in criteria(self.granularity).values() if c.needs == "nothing")
+            raise DataError(f"criterion {self.name!r} needs {' and '.join(missing)}; without them: {free}")
+
+    @contextlib.contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Show what goes wrong in a criterion of the user's own, or of another package, as its fault.
+
+        Raises:
+            ArgumentError: Something does that this package does not refuse.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.is_own or isinstance(error, SecateurError):
+                raise
+            where = place_of_function(self.saliency)
+            raise ArgumentError(
+                f"criterion {self.name!r} failed ({type(error).__name__}: {error}); it is {where}"
+            ) from error
+
+    def refuse(self, result: object, expected: str) -> ArgumentError:
+        """Return the error that says what it gave and what was expected."""
+        given = f"{result.dtype} {[*result.shape]}" if isinstance(result, Tensor) else type(result).__name__
+        where = place_of_function(self.saliency)
+        return ArgumentError(f"criterion {self.name!r} gave {given}; expected {expected}; it is {where}")
+
+
+_CRITERIA: dict[tuple[str, str], Criterion] = {}  # by granularity and name
+
+Function = TypeVar("Function", bound=Saliency)
+
+
+def criterion(
+    name: str,
+    granularity: Granularity = "unit",
+    needs: Needs = "loss",
+    in_loss_units: bool = True,
+    measures: bool = False,
+    error: Saliency | None = None,
+) -> Callable[[Function], Function]:
+    """Register the decorated function as a criterion, to be found by its name wherever one is given.
+
+    Of units it is called with E(g), a `secateur.objective.gated_loss.Gated`, and the gates g [K], 0 for units that are gone,
+    and returns their saliencies, a floating-point tensor [K] in the order of the units; infinite for a unit that it
+    cannot judge. Of weights it is called with a `secateur.curvature.weight_loss.Weights` and returns a dict of tensors,
+    each of its parameter's shape. The package of a criterion names it among its entry points, in the group
+    ``secateur.criteria``, to be found on the command line, too. See docs/extending.md.
+
+    Args:
+        name: What users give; no other criterion of this granularity has it.
+        granularity: "unit" or "weight": what it judges.
+        needs: "nothing" but the weights, "data" without targets, or data and a "loss".
+        in_loss_units: Whether it predicts the rise of the loss; else plans hold no prediction.
+        measures: Whether it measures that rise on the network without the unit, so that it is right also where a norm
+            is taken over units.
+        error: The standard errors [K] of what it draws at random, a function of the same arguments.
 
     Raises:
-        ArgumentError: There is none.
-        DataError: It needs data or a loss, and there is none.
+        ArgumentError: The name is taken, or no name; or another argument is not one of those possible.
+
+    >>> criterion("oracle")(lambda gated, g: g)
+    Traceback (most recent call last):
+    secateur.errors.ArgumentError: criterion 'oracle' is taken by secateur.saliency.units.oracle.oracle
     """
-    found = as_criterion(chosen)
-    found.require(gated.has_data, gated.has_loss)
+    if not isinstance(name, str) or not name:
+        raise ArgumentError(f"criterion: expected a name, as in @secateur.criterion('mine'), got {name!r}")
+    what = choose("granularity", granularity, GRANULARITIES)
+    choose("needs", needs, NEEDS)
+
+    def register(function: Function) -> Function:
+        taken = _CRITERIA.get((granularity, name))
+        if taken is not None:
+            raise ArgumentError(
+                f"{what} {name!r} is taken by {place_of_function(taken.saliency)}; "
+                f"{place_of_function(function)} needs another name"
+            )
+        _CRITERIA[granularity, name] = Criterion(
+            name, function, granularity, needs, in_loss_units, measures, error
+        )  # fmt: skip
+        return function
+
+    return register
+
+
+def criteria(granularity: Granularity = "unit") -> dict[str, Criterion]:
+    """Return all criteria by name, those of other packages too."""
+    _load_plugins()
+    return {name: found for (kind, name), found in sorted(_CRITERIA.items()) if kind == granularity}
+
+
+def _load_plugins() -> list[str]:
+    return load_plugins(GROUP, lambda loaded: _registered(loaded) is not None)
+
+
+def _registered(function: object) -> Criterion | None:
+    return next((found for found in _CRITERIA.values() if found.saliency == function), None)
+
+
+def as_criterion(chosen: str | Saliency | Criterion, granularity: Granularity = "unit") -> Criterion:
+    """Return the criterion of this name, or the one that a function is: its own where it was decorated.
+
+    Raises:
+        ArgumentError: There is none of this name, it judges something else, or a function that was not decorated has
+            the name of another criterion.
+    """
+    what, table = GRANULARITIES[granularity], criteria(granularity)
+    if not isinstance(chosen, Criterion) and not callable(chosen):
+        failures = _load_plugins()
+        return choose(what, chosen, table, "".join(f"; {failure}" for failure in failures))
+    found = chosen if isinstance(chosen, Criterion) else _registered(chosen) or _anonymous(chosen, granularity)
+    if found.granularity != granularity:
+        raise ArgumentError(f"criterion {found.name!r} judges {found.granularity}s, not {granularity}s")
     return found
 
 
-THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": torch.mean,
-    "median": lambda values: values.sort().values[[(len(values) - 1) // 2, len(values) // 2]].mean(),
-}
-
-
-def apply_threshold(values: Tensor, threshold: str | None) -> Tensor:
-    """Estimates above their mean or median are replaced by it (003 section 2.3), and so tied; infinite ones are none.
-
-    >>> apply_threshold(torch.tensor([1.0, 2.0, 9.0]), "mean")
-    tensor([1., 2., 4.])
-    """
-    judged = values[values.isfinite()]
-    if threshold is None or not len(judged):
-        return values
-    most = choose("threshold", threshold, THRESHOLDS)(judged)
-    return torch.where(values.isfinite(), values.clamp(max=most), values)
-
-
-@checked_call
-@one_at_a_time
-def score(
-    model: nn.Module,
-    data: Any,
-    loss: Any,
-    *,
-    units: Units | None = None,
-    criterion: str | Saliency | None = None,
-    threshold: str | None = None,
-    granularity: Granularity = "unit",
-    seed: int = 0,
-    max_memory: int | str | None = None,
-) -> dict[str, Tensor]:
-    """The saliency of every unit: by how much the loss rises when it alone is removed, or an estimate.
-
-    ``oracle``: E(1 − e_k) − E(1); ``taylor1``: −∂E/∂g_k (003 eq. 3); ``taylor2``: −∂E/∂g_k + ½ Σ o² ∂²E/∂o²
-    (003 eq. 4) by second-derivative back-propagation; ``hessian``: −∂E/∂g_k + ½ ∂²E/∂g_k²; ``ggn``: the same with
-    the Gauss-Newton matrix's 1/N Σ_n J_nkᵀ L_n J_nk; ``fisher``: with 1/N Σ_n (∂ℓ_n/∂g_k)² for targets drawn from the
-    model's own distribution; ``obs``: what is left of the rise if the weights of the other units make up for it; in
-    other units ``magnitude``, ``activation`` and ``random``. For units of sliced sets the oracle, and ``obs`` with it,
-    measures the network without them; the derivatives are approximate there, since no norm's statistics see a gate.
-
-    Of single weights u_i, with ``granularity="weight"``: ``obd``: ½ u_i² ∂²E/∂u_i² (note 004 eq. 5), exactly;
-    ``obd_ggn``, ``obd_fisher``, ``obd_recursion``: with the second derivative by Gauss and Newton, by drawn targets, by
-    the paper's recursion; ``obs``: ½ u_i² / [H⁻¹]_ii, what is left makes up for it; ``magnitude`` and ``random``.
-
-    Args:
-        model: Evaluated as in eval mode, left as it was.
-        data: A pair (inputs, targets) of tensors, or an iterable of such batches that can be read again; None
-            for criteria that look at weights only.
-        loss: ``loss(outputs, targets)``, the mean over the batch's samples, or "cross_entropy", "binary_cross_entropy",
-            "squared_error", which take the outputs' ``logits`` or only tensor; None where the criterion needs none.
-        units: From `find_units`; None to find them with the first batch of the data.
-        criterion: One of those above, or of another package, by name, or a function as `secateur.criterion` takes it;
-            None for ``oracle``, of weights ``obd``.
-        threshold: "mean" or "median": estimates above it are replaced by it.
-        granularity: "unit" or "weight".
-        seed: For ``random`` and ``fisher``.
-        max_memory: Bytes that may be held beside model and data, or "2 GB"; None for a quarter of what is free. A
-            dataset given whole is run in as many pieces as that needs; batches given one by one are not split.
-
-    Returns:
-        Per unit set a float64 tensor [size] on the CPU; of weights per parameter of two dimensions or more one of its
-        shape.
+def _anonymous(function: Saliency, granularity: Granularity) -> Criterion:
+    """Return a criterion made of a function that was not decorated.
 
     Raises:
-        ArgumentError: An unknown name, a memory that is no size, a seed that is none, no model, no units.
-        DataError: Unusable data or loss, or a criterion that needs them and has none.
-        ModelError: The model cannot be captured, holds NaN, or has no removable units; or `units` were found on another
-            forward.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
-    >>> for layer in model: _ = nn.init.ones_(layer.weight)
-    >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    >>> score(model, (x, torch.zeros(2, 1)), "squared_error", criterion="taylor1")
-    {'0': tensor([-5., -5.], dtype=torch.float64)}
+        ArgumentError: Its name is another criterion's, so that a plan could not tell which it was made with.
     """
-    choose("granularity", granularity, GRANULARITIES)
-    own = "obd" if granularity == "weight" else "oracle"
-    chosen = as_criterion(own if criterion is None else criterion, granularity)
-    if threshold is not None:
-        choose("threshold", threshold, THRESHOLDS)
-    question = Question(model, data, loss, units, seed=seed, max_memory=max_memory)
-    if granularity == "weight":
-        scores = score_weights(question, chosen)
-        flat = apply_threshold(torch.cat([values.flatten() for values in scores.values()]), threshold)
-        pieces = torch.split(flat, [values.numel() for values in scores.values()])
-        return {name: piece.reshape(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}
-    values = saliency_of(find_criterion(chosen, question.gated), question.gated, question.ones)
-    return question.units.split(apply_threshold(values, threshold).cpu())
-
-
-def standard_errors(question: Question, criterion: str | Saliency | None) -> dict[str, Tensor] | None:
-    """Return those of the saliencies that `score` gives with this seed; None of a criterion that draws nothing."""
-    found = as_criterion("oracle" if criterion is None else criterion)
-    if found.error is None:
-        return None
-    with torch.enable_grad(), found.blamed():
-        errors = found.error(question.gated, question.ones)
-    return question.units.split(_checked(found, errors, question.ones).cpu())
-
-
-def saliency_of(found: Criterion, gated: Gated, g: Tensor) -> Tensor:
-    """The criterion's saliencies [K], float64.
-
-    Raises:
-        ArgumentError: It fails, or what it gives is none.
-        DataError: One of them is NaN: the loss or its derivative is, on this data.
-    """
-    with torch.enable_grad(), found.blamed():
-        values = found.saliency(gated, g)
-    return _checked(found, values, g)
-
-
-def _checked(found: Criterion, values: object, g: Tensor) -> Tensor:
-    """The same on the gates' device, float64.
-
-    Raises:
-        ArgumentError: They are no numbers for all units, or −∞ of one that is there.
-        DataError: One of a unit that is there is NaN.
-    """
-    if not isinstance(values, Tensor) or not values.is_floating_point() or values.shape != g.shape:
-        raise found.refuse(values, f"a floating-point number for each of {len(g)} units")
-    values = values.detach().to(g.device, torch.float64)
-    here = values[g != 0]
-    if bool(here.isnan().any()):
-        raise DataError(f"criterion {found.name!r} gave NaN: {found.why_nan}")
-    if bool(here.isneginf().any()):
-        raise ArgumentError(f"criterion {found.name!r} gave -inf; a unit that it cannot judge is worth inf")
-    return values
+    name = name_of_function(function)
+    taken = _CRITERIA.get((granularity, name))
+    if taken is not None:
+        raise ArgumentError(
+            f"criterion: the function {place_of_function(function)} has the name of "
+            f"{place_of_function(taken.saliency)}; give it another one, or {name!r} for that"
+        )
+    return Criterion(name, function, granularity)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.arguments import checked_call
+from secateur.curvature.gate_hessian import matrix
+from secateur.curvature.gauss_newton import expansion
+from secateur.curvature.loss_factors import exact_factors, sampled_factors
 from secateur.errors import DataError, choose
-from secateur.saliency.factors import exact_factors, sampled_factors
-from secateur.saliency.gates import Gated
-from secateur.saliency.gauss_newton import expansion
-from secateur.saliency.question import Question
-from secateur.saliency.second_order import matrix
+from secateur.objective.gated_loss import Gated
+from secateur.objective.question import Question
 from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.structure.capture import check_finite, eval_outputs, evaluating
+from secateur.structure.graph_run import difference, flatten, run, tolerance
 from secateur.structure.inputs import Call, like_model
-from secateur.structure.run import difference, flatten, run, tolerance
 from secateur.structure.units import Units
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import fx
 
 from secateur.structure.axis import Axis, leaves
+from secateur.structure.producers import Maker
 from secateur.structure.rules.net import Consumer, Net
 from secateur.structure.rules.registry import find_rule, name_of
-from secateur.structure.weights import Maker
 
 
 class Kinds:

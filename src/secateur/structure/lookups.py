@@ -8,10 +8,10 @@ from torch import fx
 
 from secateur.errors import DataError
 from secateur.structure.capture import Captured
+from secateur.structure.graph_run import flatten
 from secateur.structure.infer import ancestors
 from secateur.structure.inputs import Call
 from secateur.structure.rules.registry import arguments, name_of
-from secateur.structure.run import flatten
 
 EMBEDDINGS = ("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 

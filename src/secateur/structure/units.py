@@ -14,15 +14,15 @@ from secateur.arguments import checked_call, require_instance, require_model
 from secateur.errors import ArgumentError, ModelError, choose
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
 from secateur.structure.capture import Captured, capture, sizes
+from secateur.structure.graph_run import check_capture
 from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model, named_tensors
 from secateur.structure.kinds import Kinds
 from secateur.structure.process_state import one_at_a_time
+from secateur.structure.producers import Maker, find_makers, name_leaves
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of
-from secateur.structure.run import check_capture
 from secateur.structure.unit_set import Fixed, UnitSet
-from secateur.structure.weights import Maker, find_makers, name_leaves
 from secateur.text import format_bytes, table
 
 Include = Literal["gated", "all"]

@@ -26,8 +26,8 @@ from secateur import Plan, SecateurError, Units, find_units
 from secateur.cutting.captured_forward import captured_parts
 from secateur.cutting.cut import cut_units
 from secateur.structure.axis import expand
+from secateur.structure.graph_run import difference
 from secateur.structure.infer import infer
-from secateur.structure.run import difference
 from secateur.structure.units import require_units
 
 LIMIT = 120  # seconds for one model in one mode

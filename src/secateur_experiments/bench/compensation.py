@@ -14,8 +14,8 @@ from torch import nn
 
 from secateur import Budget, Plan, cut
 from secateur.cutting.slices import gates
+from secateur.objective.gated_loss import Gated
 from secateur.reporting.progress import progress_bar
-from secateur.saliency.gates import Gated
 from secateur_experiments.bench.compensation_page import Section
 from secateur_experiments.bench.timing import seconds
 from secateur_experiments.curves import Curve, best, middle, rows, units_of, within

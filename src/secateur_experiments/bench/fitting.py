@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from secateur import find_units
+from secateur.compensation.compensator import Compensator
+from secateur.compensation.unit_surgeon import UnitSurgeon
+from secateur.objective.gated_loss import Gated
 from secateur.options import Compensation
-from secateur.saliency.compensation import Compensator
-from secateur.saliency.gates import Gated
-from secateur.saliency.obs import UnitSurgeon
 from secateur_experiments.bench.timing import seconds
 from secateur_experiments.datasets import Dataset, Pair
 from secateur_experiments.networks import convolutional_network, logistic_network, seeded

@@ -22,9 +22,9 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from secateur.errors import ArgumentError
+from secateur.objective.losses import squared_error
 from secateur.optim import Curvature, TaylorRoot, curvature_of
 from secateur.reporting.progress import progress_bar
-from secateur.saliency.losses import squared_error
 from secateur.text import table
 from secateur_experiments.datasets import Dataset
 from secateur_experiments.networks import logistic_network

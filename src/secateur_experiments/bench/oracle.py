@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur import Units, find_units, rank
-from secateur.saliency.candidates import change_one
-from secateur.saliency.gates import Gated, ones
-from secateur.saliency.losses import find_loss
-from secateur.saliency.sweep import gain_sweep
+from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.leave_one_out import change_one
+from secateur.objective.losses import find_loss
+from secateur.saliency.gain_sweep import gain_sweep
 from secateur_experiments.bench.timing import in_turns, seconds
 from secateur_experiments.datasets import Pair, images
 from secateur_experiments.networks import ViT, lenet, logistic_network, resnet18

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from secateur.compensation.compensator import Compensator
+from secateur.objective.gated_loss import Gated, ones
 from secateur.reporting.page import Cell, Table
-from secateur.saliency.compensation import Compensator
-from secateur.saliency.gates import Gated, ones
 from secateur.saliency.interactions import correlation, expand_loss
-from secateur.saliency.oracle import oracle
+from secateur.saliency.units.oracle import oracle
 from secateur_experiments.papers import figures
 from secateur_experiments.papers.degradation import Jobs
 from secateur_experiments.papers.finding import Drawing, Finding

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from secateur.compensation.compensator import Compensator
+from secateur.compensation.unit_surgeon import UnitSurgeon
 from secateur.cutting.slices import gates
 from secateur.reporting.page import Cell, Table
-from secateur.saliency.compensation import Compensator
-from secateur.saliency.criterion import find_criterion, saliency_of
-from secateur.saliency.obs import UnitSurgeon
+from secateur.saliency.score import find_criterion, saliency_of
 from secateur_experiments.extra import from_extra
 from secateur_experiments.papers import figures
 from secateur_experiments.papers.degradation import Jobs

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from secateur.cutting.slices import gates
+from secateur.objective.gated_loss import ones
+from secateur.objective.leave_one_out import change_one
 from secateur.reporting.page import Cell, Table
-from secateur.saliency.candidates import change_one
-from secateur.saliency.criterion import find_criterion, saliency_of
-from secateur.saliency.gates import ones
+from secateur.saliency.score import find_criterion, saliency_of
 from secateur_experiments.papers import figures
 from secateur_experiments.papers.degradation import Jobs
 from secateur_experiments.papers.finding import Drawing, Finding

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from experiments.studies import few
-from secateur.saliency.obs import UnitSurgeon
+from secateur.compensation.unit_surgeon import UnitSurgeon
 from secateur_experiments.bench import fitting
 
 FEW = few(90, 40, 40)

@@ -7,7 +7,7 @@ import torch
 
 from rounding import assert_close_ulps
 from secateur import SecateurError
-from secateur.saliency.losses import squared_error
+from secateur.objective.losses import squared_error
 from secateur_experiments.bench import optimisers
 from secateur_experiments.bench.optimisers import OPTIMISERS, Run, compare, summary
 from secateur_experiments.datasets import digits

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from secateur.structure.axis import Axis, fix, leaf, product, unify
-from secateur.structure.left import Left
+from secateur.structure.keep_mask import Left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.normalisation import reduced, without
 from secateur.structure.rules.registry import name_of, require_form, resize, rule

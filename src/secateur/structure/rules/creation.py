@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.left import Left
+from secateur.structure.keep_mask import Left
 from secateur.structure.rules.movement import shape_left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import resize, rule

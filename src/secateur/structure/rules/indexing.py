@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from secateur.structure.axis import cat, fix, is_fixed, leaf, unify
-from secateur.structure.left import Left
+from secateur.structure.keep_mask import Left
 from secateur.structure.rules.movement import start_of
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import dim_of, name_of, require_form, resize, rule

@@ -13,7 +13,7 @@ from torch import fx
 
 from secateur.errors import ArgumentError, ModelError
 from secateur.plugins import load_plugins, place_of_function
-from secateur.structure.left import Left
+from secateur.structure.keep_mask import Left
 from secateur.structure.rules.net import Axes, Net
 
 Infer = Callable[[Net, fx.Node, dict[str, Any]], Axes | list[Axes]]

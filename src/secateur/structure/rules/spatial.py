@@ -8,7 +8,7 @@ from torch import fx
 
 from secateur.structure.axis import Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
-from secateur.structure.left import Left
+from secateur.structure.keep_mask import Left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of, require_form, resize, rule
 

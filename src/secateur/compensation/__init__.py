@@ -1,0 +1,1 @@
+"""Weights that make up for removed units: targets, moments, fits, the surgeon."""

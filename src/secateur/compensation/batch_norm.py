@@ -1,0 +1,81 @@
+"""BatchNorm's statistics of what the shrunk network gives it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from secateur.compensation.linear_layers import Layer
+from secateur.structure.axis import Axis
+from secateur.structure.rules.registry import arguments
+from secateur.structure.units import Units
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """One BatchNorm behind units: its call in the captured graph, its buffers, the axis of its channels."""
+
+    call: fx.Node
+    mean: str
+    variance: str
+    channels: Axis
+
+    def operand(self, call: fx.Node) -> fx.Node:
+        """The input of the call, or of a copy of it."""
+        found: fx.Node = arguments(call)["input"]
+        return found
+
+    def places(self, call: fx.Node) -> dict[str, fx.Node]:
+        """Where the call, or a copy of it, has its statistics."""
+        given = arguments(call)
+        return {self.mean: given["running_mean"], self.variance: given["running_var"]}
+
+    def follows(self, layer: Layer) -> bool:
+        """Whether it alone takes what a layer gives, and with it the mean."""
+        return self.operand(self.call) is layer.call and {*layer.call.users} == {self.call}
+
+    def tensors(self, statistics: Statistics, old: Mapping[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
+        """The buffers, with what was found of some channels."""
+        pairs = ((self.mean, statistics.mean), (self.variance, statistics.variance))
+        return {name: old[name].index_put((channels,), new.to(old[name])) for name, new in pairs}
+
+
+class Statistics:
+    """Mean and variance [C] of each channel of x [N, C, ...], from sums in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.sums, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Take in a batch."""
+        rows = x.double().transpose(0, 1).flatten(1)
+        self.count += rows.shape[1]
+        self.sums, self.squares = rows.sum(1) + self.sums.to(rows), rows.square().sum(1) + self.squares.to(rows)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of each channel."""
+        return self.sums / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each channel, of the samples at hand."""
+        return (self.squares / self.count - self.mean.square()).clamp(min=0)
+
+
+def find_norms(units: Units) -> list[Norm]:
+    """Those behind units whose statistics are buffers that nothing else uses."""
+    weights = units.captured.weights
+    names = Counter(weights.values())
+    found = []
+    for node in units.captured.graph.nodes:
+        given = arguments(node) if node.target is torch.ops.aten.batch_norm.default else {}
+        buffers = [one for one in (given.get("running_mean"), given.get("running_var")) if isinstance(one, fx.Node)]
+        own = [weights[one.name] for one in buffers if {*one.users} == {node} and one.name in weights]
+        if len(own) == 2 and all(names[name] == 1 for name in own):
+            found.append(Norm(node, own[0], own[1], units.net.axes(node)[1]))
+    return found

@@ -1,0 +1,300 @@
+"""Weights that make up for removed units: every layer that summed them up is fitted to what it gave before.
+
+    W ← (ÃᵀÃ/N + λI)⁻¹ (ÃᵀZ/N + λW)
+
+Layers are taken in order of execution. Ã is what the shrunk network before a layer, already fitted, delivers; Z is what
+the layer gave in the original. A bias takes up the means. Labels are used for the curvature by which the last layer's
+samples count alone. Nothing is kept for each sample but second moments.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from secateur.compensation.batch_norm import Norm, Statistics, find_norms
+from secateur.compensation.calibration import Place, collect, in_original, places
+from secateur.compensation.linear_layers import Layer, find_layers, layers_of
+from secateur.compensation.ridge import Fit, Moments, fit
+from secateur.compensation.targets import draws_of, last_layers, trace, weights
+from secateur.errors import ArgumentError
+from secateur.objective.gated_graph import downstream
+from secateur.objective.gated_loss import Gated, masks, ones
+from secateur.objective.memory import bytes_of, free_memory
+from secateur.options import Compensation
+from secateur.structure.inputs import named_tensors
+from secateur.structure.keep_mask import Left
+from secateur.structure.sliced_graph import slice_tensor
+from secateur.text import format_bytes
+
+DEFAULTS = Compensation()
+MATRICES = 8  # of the moments' size that are held at a time
+
+
+class Walk(NamedTuple):
+    """One batch on its way through the shrunk network.
+
+    Attributes:
+        steps: Halts before each layer, with the values so far.
+        targets: What the layers gave in the original [M, O], and how much each number counts.
+        place: Of the batch.
+    """
+
+    steps: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
+    targets: dict[Layer, tuple[Tensor, Tensor | None]]
+    place: Place
+
+
+class Fitted(NamedTuple):
+    """A layer's fit, the numbers of the inputs and outputs that it is about, and which of the inputs are kept."""
+
+    fit: Fit
+    inputs: Tensor  # kept
+    outputs: Tensor
+
+
+class Compensator:
+    """The weights that go with any gates: a function of these and the data.
+
+    Args:
+        gated: The original network and its data; its loss, if it has one.
+        settings: How.
+
+    Attributes:
+        gated: The network with the weights of the last fit.
+        weights: These by name, without those that did not change.
+        fitted: All layers of the last fit.
+
+    Raises:
+        ArgumentError: A layer has more inputs than memory holds a matrix for.
+        DataError: There is no data.
+    """
+
+    def __init__(self, gated: Gated, settings: Compensation = DEFAULTS) -> None:
+        gated = copy.copy(gated)
+        gated.generator = torch.Generator().manual_seed(0)  # whatever else is drawn: a function of gates and data
+        self.original, self.settings, self.units = gated, settings, gated.units
+        self.ones = ones(gated.model, self.units)
+        self.weights: dict[str, Tensor] = {}
+        self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
+        self.gated = gated.holding(self.weights)
+        self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
+        found = find_layers(self.units) if settings.fit else []
+        sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in found}
+        self.layers = [layer for layer in found if any(s.removal == "gated" for s in sets[layer])]
+        self._others = {layer: sets[layer] for layer in found if layer not in self.layers}  # behind sliced sets alone
+        self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
+        self.fitted: dict[Layer, Fitted] = {}
+        self._batches = places(gated)
+        self._first = {layer for layer in self.layers if self._is_first(layer)}
+        self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
+        self._weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
+        self._check_memory(found)
+
+    def _is_first(self, layer: Layer) -> bool:
+        """Whether no gate is in front of a layer but those on its own inputs."""
+        graph = self.original.graph
+        operand, products = layer.operand(graph.copies[layer.call]), {edge.node for edge in graph.edges}
+        while operand in products:
+            operand = operand.all_input_nodes[0]
+        return operand.op == "placeholder"
+
+    def _needed(self, layer: Layer) -> int:
+        blocks = layer.outputs.size if layer in self._weighted else 1
+        return MATRICES * 8 * layer.width**2 * blocks
+
+    def _check_memory(self, layers: list[Layer]) -> None:
+        """Refuse a cap that the moments of a layer do not fit into; without a cap all that is free may be used.
+
+        Raises:
+            ArgumentError: They do not.
+        """
+        gated = self.original
+        most = gated.memory if gated.capped else free_memory(self.ones.device)
+        largest = max(layers, key=self._needed, default=None)
+        if largest is not None and self._needed(largest) > most:
+            needed, what = self._needed(largest), "max_memory is" if gated.capped else "free are"
+            raise ArgumentError(
+                f"compensation: second moments of the {largest.inputs.size * largest.kernel:,} inputs of "
+                f"{largest.weight} take {format_bytes(needed)}, {what} {format_bytes(most)}; use compensate=False "
+                f"or max_memory={needed}"
+            )
+
+    def fit(self, g: Tensor, all_layers: bool = False) -> None:
+        """Weights for the gates g [K]: in one pass where what all batches hold before a layer fits into memory.
+
+        Layers that nothing in front of them has lost a unit keep their weights as they are, bit by bit.
+
+        Args:
+            g: The gates.
+            all_layers: Whether `fitted` shall hold those layers too.
+        """
+        if self._fitted_at is not None and torch.equal(self._fitted_at[0], g) and self._fitted_at[1] >= all_layers:
+            return
+        self.weights.clear()
+        self.fitted.clear()
+        self._fitted_at = g.clone(), all_layers
+        narrow, touched = self.gated.narrowed(g), self._touched(g)
+        stops = [stop for stop in self._stops(g) if stop.call in touched]
+        first = [layer for layer in self.layers if layer in stops and layer in self._first]
+        rest = [layer for layer in self.layers if layer not in stops and all_layers]
+        with torch.no_grad():
+            self._add_known([*first, *rest])
+            for layer in (*first, *rest):
+                ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._outputs(layer, g)
+                fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
+                self.weights.update(self.tensors(layer, fitted.weight) if layer in first else {})
+            stops = [stop for stop in stops if stop not in first]
+            held = list(self._walks(narrow, g, stops)) if stops and self._fits_memory(stops) else None
+            for i, stop in enumerate(stops):
+                walks = held if held is not None else (_skip(walk, i) for walk in self._walks(narrow, g, stops))
+                self._stop(stop, walks, narrow, g)
+
+    def change(self, tensors: dict[str, Tensor]) -> None:
+        """Put other weights in place of those of the last fit."""
+        self.weights.update(tensors)
+        self._fitted_at = None
+
+    def learn(self) -> None:
+        """The second moments of what layers take in the original: one pass over the data, once."""
+        with torch.no_grad():
+            self._add_known(self.layers)
+
+    def _add_known(self, layers: Iterable[Layer]) -> None:
+        new = [layer for layer in layers if layer not in self._known]
+        self._known.update(in_original(self.original, self.ones, new, [one for one in self._weighted if one in new]))
+
+    def other(self) -> Compensator:
+        """One for fits of its own."""
+        other = copy.copy(self)
+        other.weights, other.fitted, other._fitted_at = {}, {}, None
+        other.gated = self.original.holding(other.weights)
+        return other
+
+    def _stops(self, g: Tensor) -> list[Layer | Norm]:
+        """What is fitted, in order of execution: of layers behind sliced sets those that have lost inputs."""
+        order = {node: i for i, node in enumerate(self.units.captured.graph.nodes)}
+        whole = {axis for axis, there in masks(self.units, g).items() if bool(there.all())}
+        others = [layer for layer, sets in self._others.items() if any(s.axis not in whole for s in sets)]
+        return sorted([*self.layers, *others, *self.norms], key=lambda stop: order[stop.call])
+
+    def _touched(self, g: Tensor) -> set[fx.Node]:
+        """The calls behind a unit that is gone."""
+        graph = self.original.graph
+        gone = [edge.node for edge in graph.edges if bool((graph.units.expand(edge.axis, g) == 0).any())]
+        return {graph.origin[node] for node in downstream(gone) if node in graph.origin}
+
+    def _walks(self, narrow: Gated, g: Tensor, stops: list[Layer | Norm]) -> Iterator[Walk]:
+        layers = [stop for stop in stops if isinstance(stop, Layer)]
+        weighted, calls = [one for one in self._weighted if one in layers], [one.call for one in layers]
+        draw = draws_of(self.original)
+        halts = {narrow.graph.copies[stop.call] for stop in stops}
+        for batch, shrunk, place in zip(self.original.cached, narrow.cached, self._batches, strict=True):
+            values = trace(self.original, batch, calls, self.ones, weighted)
+            weight = weights(self.original, batch, weighted, values, draw)
+            given = {one: one.targets(values[self.original.graph.copies[one.call]].detach()) for one in layers}
+            steps = narrow.graph.walk(shrunk.frontier, g, halts, ())
+            yield Walk(steps, {one: (z, weight.get(one)) for one, z in given.items()}, place)
+
+    def _fits_memory(self, stops: list[Layer | Norm]) -> bool:
+        """Whether all batches can halt before a layer at the same time."""
+        nodes = [node for node in self.units.captured.graph.nodes if node.op == "call_function"]
+        each = bytes_of(stop.call for stop in stops) + 4 * max(bytes_of([node]) for node in nodes)
+        return each * self._batches[0].samples <= self.original.memory // 3
+
+    def _stop(self, stop: Layer | Norm, walks: Iterable[Walk], narrow: Gated, g: Tensor) -> None:
+        """Fit one layer, or estimate one norm's statistics, and let the walks go on with it."""
+        call = narrow.graph.copies[stop.call]
+        if isinstance(stop, Norm):
+            found, met = self._statistics(stop, call, walks, narrow)
+        else:
+            found, met = self._layer(stop, call, walks, narrow, g)
+        self.weights.update(found)
+        for values, (name, node) in itertools.product(met, stop.places(call).items()):
+            if name in found:
+                values[node] = slice_tensor(found[name], self.units.axes[name], narrow.graph.left)
+
+    def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], narrow: Gated, g: Tensor) -> Met:
+        inputs = narrow.graph.left.indices(layer.inputs).to(g.device)
+        ins, outs = layer.rows_of(inputs), self._outputs(layer, g)
+        moments, met = Moments(len(ins), len(outs), self.ones.device), []
+        for walk in walks:
+            _, values = next(walk.steps)
+            z, weight = walk.targets.pop(layer)
+            weight = None if weight is None else weight[:, outs]
+            collect(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
+            met.append(values)
+        return self.tensors(layer, self._solve(layer, moments, ins, outs, g).weight), met
+
+    def _outputs(self, layer: Layer, g: Tensor) -> Tensor:
+        """Return the columns of a layer's matrix that are left: by the gates alone, whatever is sliced out already."""
+        return Left(masks(self.units, g)).indices(layer.outputs).to(g.device)
+
+    def _present(self, layer: Layer, blocks: int, ins: Tensor, outs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The original's weights [C, D, o] and bias [C, o]: zero if a norm behind takes the mean up, None without."""
+        weight = layer.matrix(self.named[layer.weight]).double()[ins][:, outs]
+        if layer.bias is not None:
+            bias = self.named[layer.bias].double()[outs]
+        elif any(norm.follows(layer) for norm in self.norms):
+            bias = torch.zeros_like(weight[0])
+        else:
+            bias = None
+        return torch.stack(weight.chunk(blocks, 1)), None if bias is None else bias.reshape(blocks, -1)
+
+    def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> Fit:
+        kept = layer.rows_kept(Left(masks(self.units, g))).to(g.device)[ins]
+        found = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
+        self.fitted[layer] = Fitted(found, ins[kept], outs)
+        return found
+
+    def tensors(self, layer: Layer, weight: Tensor, inputs: Tensor | None = None) -> dict[str, Tensor]:
+        """The parameters of a fitted layer with other weights [C, D', o] of some of its inputs; without the others.
+
+        Args:
+            layer: Which.
+            weight: The weights.
+            inputs: Their numbers, None for all that it was fitted with. Of the others the parameter keeps what it has.
+        """
+        found, old = self.fitted[layer], self.named[layer.weight]
+        inputs = found.inputs if inputs is None else inputs
+        tensors = {layer.weight: layer.tensor(old, inputs, found.outputs, weight.transpose(0, 1).flatten(1))}
+        bias = found.fit.bias_for(weight, torch.searchsorted(found.inputs, inputs))
+        if layer.bias is not None and bias is not None:
+            old = self.named[layer.bias]
+            tensors[layer.bias] = old.index_put((found.outputs,), bias.flatten().to(old))
+        return tensors
+
+    def _statistics(self, norm: Norm, call: fx.Node, walks: Iterable[Walk], narrow: Gated) -> Met:
+        statistics, met = Statistics(), []
+        for walk in walks:
+            _, values = next(walk.steps)
+            statistics.add(values[norm.operand(call)])
+            met.append(values)
+        return norm.tensors(statistics, self.named, narrow.graph.left.indices(norm.channels).to(self.ones.device)), met
+
+
+Met = tuple[dict[str, Tensor], list[dict[fx.Node, Any]]]  # what was found, and the values of the walks that wait there
+
+
+def compensated(gated: Gated, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
+    """The parameters and buffers that change when the gates are g [K], by name.
+
+    Raises:
+        ArgumentError: As `Compensator`.
+        DataError: There is no data, or activations are not finite.
+    """
+    compensator = Compensator(gated, settings)
+    compensator.fit(g)
+    return compensator.weights
+
+
+def _skip(walk: Walk, n: int) -> Walk:
+    """Go on until n halts are behind."""
+    for _ in itertools.islice(walk.steps, n):
+        pass
+    return walk

@@ -1,0 +1,129 @@
+"""What the original network gives at its layers, and how much the loss minds a change of it there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from secateur.compensation.linear_layers import Layer
+from secateur.curvature.loss_factors import Factor, backward, exact_factors, float_outputs, sampled_factors
+from secateur.errors import DataError
+from secateur.objective.gated_graph import downstream
+from secateur.objective.gated_loss import Cached, Gated
+from secateur.objective.losses import LOSSES, evaluate
+from secateur.structure.graph_run import outputs
+
+FEW = 16  # outputs: of a last layer, that each weigh the samples in a way of their own; of a network, all pulled back
+
+
+class NoCurvatureError(Exception):
+    """No sample has a curvature of its own."""
+
+
+def last_layers(layers: Sequence[Layer]) -> list[Layer]:
+    """Those of few outputs with no other layer behind them."""
+    behind = {one: downstream([one.call]) for one in layers}
+    return [one for one in layers if one.outputs.size <= FEW and not any(other.call in behind[one] for other in layers)]
+
+
+def curvature(gated: Gated, layers: Sequence[Layer], g: Tensor) -> dict[Layer, Tensor]:
+    """B = 1/N Σ_n J_nᵀ L_n J_n [O, O] of each layer, J_n the derivative of sample n's outputs in the layer's.
+
+    Summed over positions. L_n is the Hessian of the sample's loss. One forward pass, and a backward pass for each of
+    few outputs; where outputs are many, or layers have positions and so more rows than samples, one backward pass for
+    a target drawn for each sample.
+
+    Args:
+        gated: The network and the data.
+        layers: Whose outputs.
+        g: The gates [K].
+
+    Returns:
+        By layer, float64; empty without a loss, and where samples of the loss have no curvature of their own.
+    """
+    if not gated.has_loss:
+        return {}
+    sizes = {one: gated.graph.left.count(one.outputs) for one in layers}
+    found = {one: torch.zeros(n, n, dtype=torch.float64, device=g.device) for one, n in sizes.items()}
+    draw = draws_of(gated)
+    for batch in gated.cached:
+        try:
+            for layer, rows in pulled(gated, batch, layers, trace(gated, batch, (), g, layers), draw):
+                found[layer] += (rows.T @ rows).double() * (batch.share / batch.size)
+        except NoCurvatureError:
+            return {}
+    return found
+
+
+def trace(
+    gated: Gated, batch: Cached, nodes: Collection[fx.Node], g: Tensor, layers: Sequence[Layer]
+) -> dict[fx.Node, Any]:
+    """Values of some nodes of the captured graph, the network's output, and differentiably what some layers give."""
+    copies, calls = gated.graph.copies, {gated.graph.copies[one.call] for one in layers}
+    return gated.graph.trace(batch.frontier, g, calls.union(copies[node] for node in nodes), calls)
+
+
+def pulled(
+    gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
+) -> Iterator[tuple[Layer, Tensor]]:
+    """√λ_n J_nᵀu_n [M, O] at every position of the layers' outputs, for each factor λ u uᵀ of the loss's curvature."""
+    with torch.enable_grad():
+        out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
+        given = [values[gated.graph.copies[one.call]] for one in layers]
+        evaluate(gated.loss_function, out, batch.targets)
+        positions = any(one.ndim > 2 for one in given)
+        for factor in _factors(gated, out, batch.targets, positions, draw):
+            root = factor.weight.clamp(min=0).sqrt()
+            vectors = [u * root.to(u).reshape(-1, *[1] * (u.ndim - 1)) for u in factor.vectors]
+            for layer, slope in zip(layers, backward(factor.tensors, vectors, given), strict=True):
+                yield layer, layer.targets(slope)
+
+
+def draws_of(gated: Gated) -> torch.Generator:
+    """Return what draws targets in one pass over the data: the same ones however the data are cut into batches."""
+    return torch.Generator().manual_seed(gated.generator.initial_seed())
+
+
+def _factors(gated: Gated, out: Any, targets: Any, positions: bool, draw: torch.Generator) -> Iterator[Factor]:
+    """Exact ones, or of a loss with a name one that is drawn, where outputs are many or layers have positions.
+
+    Raises:
+        NoCurvatureError: The loss ties samples, or has no derivatives.
+    """
+    loss, width = gated.loss_function, sum(one[:1].numel() for one in float_outputs(out))
+    if (width > FEW or positions) and loss in LOSSES.values():
+        yield from sampled_factors(loss, out, targets, draw, 1)
+        return
+    try:
+        yield from exact_factors(loss, out, targets)
+    except DataError as error:
+        raise NoCurvatureError from error
+
+
+def weights(
+    gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
+) -> dict[Layer, Tensor]:
+    """How much the loss minds each number that some layers give: the diagonals of J_nᵀ L_n J_n [M, O].
+
+    Where outputs are many or layers have positions, an estimate by one drawn target, as in `curvature`.
+
+    Args:
+        gated: The original network.
+        batch: The samples.
+        layers: Which.
+        values: As `trace` gives them for these layers.
+        draw: From `draws_of`, at the start of the pass over the data.
+
+    Returns:
+        By layer; empty where samples of the loss have no curvature of their own.
+    """
+    found: dict[Layer, Tensor] = {}
+    try:
+        for layer, rows in pulled(gated, batch, layers, values, draw) if layers else ():
+            found[layer] = rows.square() + found.get(layer, 0)
+    except NoCurvatureError:
+        return {}
+    return found

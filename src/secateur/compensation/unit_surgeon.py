@@ -1,0 +1,183 @@
+"""Optimal Brain Surgeon on units: what happens if unit k goes and the others make up for it?"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from secateur.compensation.block_obs import Survivors
+from secateur.compensation.compensator import Compensator
+from secateur.compensation.linear_layers import Layer, compensable, layers_of
+from secateur.compensation.targets import curvature
+from secateur.objective.gated_loss import Gated
+from secateur.saliency.criterion import criterion
+from secateur.saliency.units.oracle import rises
+from secateur.structure.unit_set import UnitSet
+
+GROUP = 32  # units of a set, at most, that are removed together to see how far the prediction is off
+SPAN = 10.0  # by which a set's costs are scaled at most, up or down
+TENTH = 0.1  # of all units: when so many more are gone the scales are measured again
+
+
+@criterion("obs")
+def obs(gated: Gated, g: Tensor) -> Tensor:
+    """ΔE_k ≈ ½ tr(B W_Pᵀ ([G⁻¹]_PP)⁻¹ W_P) summed over unit k's consumers, without its ridge term (design section 7).
+
+    P are the rows of the consumers' weights that belong to the unit, G = AᵀA/N + λI of their inputs, B the loss's mean
+    curvature in their outputs (Hassibi, Stork 1992, in blocks). Each set's costs are scaled to what removing some of
+    its units is measured to cost. Units that something else than dense and convolutional layers sums up have their
+    exact rise without compensation. About three forward passes over the data, and one over the inputs' products.
+    """
+    surgeon = UnitSurgeon(Compensator(gated))
+    surgeon.begin(g)
+    return surgeon.saliency(g)
+
+
+class UnitSurgeon:
+    """Removes units one after the other, and lets the weights left make up for each.
+
+    Args:
+        compensator: Of the original network; changed.
+        costs: Whether saliencies will be asked for.
+    """
+
+    def __init__(self, compensator: Compensator, costs: bool = True) -> None:
+        self.compensator, self.units, self.costs = compensator, compensator.units, costs
+        gated = {s.name for s in self.units if s.removal == "gated"}
+        self.sets = {s.name: layers_of(s, compensator.layers) if s.name in gated else [] for s in self.units}
+        self.compensable = {s.name for s in self.units if compensable(s, compensator.layers)}
+        self.numbers = self.units.split(torch.arange(self.units.total, device=compensator.ones.device))
+        self.weighted = compensator.settings.weighting == "ggn"
+        self.survivors: dict[Layer, Survivors] = {}
+        self.scales = [1.0] * len(self.units)
+        self._places: dict[tuple[str, Layer], Tensor] = {}
+        self.scaled_at: int | None = None
+        self.measured: Tensor | None = None  # rises of units that are no layer's, at the last fit
+
+    @property
+    def gated(self) -> Gated:
+        """The network with the weights of now."""
+        return self.compensator.gated
+
+    def begin(self, g: Tensor) -> None:
+        """Fit all weights for the gates g [K], and be ready to remove more."""
+        self.compensator.fit(g, all_layers=True)
+        self.measured = None
+        gone = int((g == 0).sum())
+        again = self.costs and (self.scaled_at is None or gone - self.scaled_at >= TENTH * len(g))
+        layers = self.compensator.layers
+        narrow = self.gated.narrowed(g)
+        curved = curvature(narrow, layers, g) if self.costs and self.weighted else {}
+        for layer, matrix in curved.items():  # of outputs that are gone but not sliced out there is none
+            left = torch.isin(narrow.graph.left.indices(layer.outputs).to(g.device), self._fitted_outputs(layer))
+            curved[layer] = matrix[left][:, left]
+        self.survivors = {layer: self._survivors(layer, curved.get(layer)) for layer in layers}
+        if again:
+            self.scaled_at = gone
+            self.scales = [self._scale(unit_set, g) for unit_set in self.units]
+
+    def _fitted_outputs(self, layer: Layer) -> Tensor:
+        return self.compensator.fitted[layer].outputs
+
+    def _survivors(self, layer: Layer, curved: Tensor | None) -> Survivors:
+        fit, inputs, _ = self.compensator.fitted[layer]
+        blocks, _, width = fit.weight.shape
+        if not self.costs:
+            root = fit.weight.new_zeros(blocks, width, 0)
+        elif curved is None:
+            root = torch.eye(width).to(fit.weight).expand(blocks, -1, -1)
+        elif blocks > 1:
+            root = curved.diagonal().sqrt()[:, None, None]
+        else:
+            values, vectors = torch.linalg.eigh(curved)
+            root = (vectors * values.clamp(min=0).sqrt())[None]
+        return Survivors(fit.second, fit.weight, fit.ridge, root, inputs)
+
+    def saliency(self, g: Tensor) -> Tensor:
+        """The rise of the loss that each unit's removal is predicted to cause [K], float64."""
+        if self.measured is None:
+            others = [self._left(s, g) for s in self.units if s.name not in self.compensable]
+            units = torch.cat([*others, g.new_empty(0, dtype=torch.long)])
+            self.measured = rises(self.gated, g, units) if len(units) else torch.full_like(g, torch.inf).double()
+        found = self.measured.masked_fill(g == 0, torch.inf)
+        for unit_set, scale in zip(self.units, self.scales, strict=True):
+            if unit_set.name in self.compensable:
+                left = self._left(unit_set, g)
+                found[left] = scale * self._costs(unit_set, left, self.survivors)
+        return found
+
+    def _left(self, unit_set: UnitSet, g: Tensor) -> Tensor:
+        mine = self.numbers[unit_set.name]
+        return mine[g[mine] != 0]
+
+    def _rows(self, unit_set: UnitSet, layer: Layer, units: Tensor, survivors: Survivors) -> Tensor:
+        """The rows of each unit [M, p], without those that went with units of another set (widths of a head)."""
+        key = unit_set.name, layer
+        if key not in self._places:
+            self._places[key] = layer.rows_of_units(unit_set).to(units.device)
+        rows = self._places[key][units - self.numbers[unit_set.name][0]]
+        return rows[survivors.holds(rows)].reshape(len(units), -1)
+
+    def _costs(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> Tensor:
+        total = torch.zeros(len(units), dtype=torch.float64, device=units.device)
+        for layer in self.sets[unit_set.name]:
+            one = survivors[layer]
+            total += one.costs(self._rows(unit_set, layer, units, one))[1]
+        return total
+
+    def remove(self, g: Tensor, k: int) -> None:
+        """Take out unit k, whose gate g_k is 0 by now."""
+        unit_set = self.units[self.units.places[k][0]]
+        self._strike(unit_set, torch.tensor([k], device=g.device), self.survivors)
+        for layer in self.sets[unit_set.name]:
+            one = self.survivors[layer]
+            self.compensator.change(self.compensator.tensors(layer, one.weight(), one.names))
+
+    def _strike(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> None:
+        for layer in self.sets[unit_set.name]:
+            for rows in self._rows(unit_set, layer, units, survivors[layer]):
+                survivors[layer].remove(rows)
+
+    def exact(self, g: Tensor, units: Tensor) -> Tensor:
+        """The measured rise of the loss without each of some units, after compensation [K]; infinite for the others."""
+        found = torch.full((len(g),), torch.inf, dtype=torch.float64, device=g.device)
+        here = self._here(g)
+        for k in units.tolist():
+            found[k] = self._loss_without(g, k) - here
+        return found
+
+    def _loss_without(self, g: Tensor, k: int) -> float:
+        unit_set = self.units[self.units.places[k][0]]
+        unit = torch.tensor([k], device=g.device)
+        changed = dict(self.compensator.weights)
+        for layer in self.sets[unit_set.name]:
+            one = self.survivors[layer]
+            weight = one.weight(one.change(self._rows(unit_set, layer, unit, one)[0]))
+            changed |= self.compensator.tensors(layer, weight, one.names)
+        without = g.index_fill(0, unit, 0)
+        return self.gated.narrowed(without).holding(changed).loss(without)
+
+    def _here(self, g: Tensor) -> float:
+        return self.gated.narrowed(g).loss(g)
+
+    def _scale(self, unit_set: UnitSet, g: Tensor) -> float:
+        """The measured rise to the predicted one where a tenth of a set's units go, the cheapest, and all is fitted."""
+        left = self._left(unit_set, g)
+        if len(left) < 2 or unit_set.name not in self.compensable:
+            return 1.0
+        survivors = {layer: copy.deepcopy(self.survivors[layer]) for layer in self.sets[unit_set.name]}
+        cheapest = left[self._costs(unit_set, left, survivors).argsort(stable=True)]
+        group = cheapest[: max(1, min(GROUP, len(left) // 10))]
+        predicted = 0.0
+        for unit in torch.split(group, 1):
+            predicted += self._costs(unit_set, unit, survivors).item()
+            self._strike(unit_set, unit, survivors)
+        trial, without = self.compensator.other(), g.index_fill(0, group, 0)
+        trial.fit(without)
+        here = self._here(g)
+        rise = trial.gated.narrowed(without).loss(without) - here
+        told = predicted > 100 * torch.finfo(g.dtype).eps * abs(here) and math.isfinite(rise)
+        return min(SPAN, max(1 / SPAN, rise / predicted)) if told else 1.0

@@ -1,0 +1,62 @@
+"""The second derivative by Gauss and Newton: the curvature of the loss, without that of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.curvature.gate_vjp import float_tensors, pullback
+from secateur.curvature.loss_factors import Factor, exact_factors
+from secateur.objective.gated_loss import Gated
+from secateur.objective.losses import differentiable
+from secateur.saliency.criterion import criterion
+
+Factors = Callable[[Any, Any], Iterator[Factor]]  # of the loss's curvature, from outputs and targets
+
+
+@criterion("ggn")
+def ggn(gated: Gated, g: Tensor) -> Tensor:
+    """ΔE_k ≈ −∂E/∂g_k + ½ · 1/N Σ_n J_nkᵀ L_n J_nk, J_n the derivative of sample n's outputs in the gates.
+
+    L_n is the Hessian of its loss in them. One forward pass, and a backward pass for each output of a sample.
+    """
+    narrow = gated.narrowed(g)
+    gradient, curvature = expansion(narrow, g, lambda out, targets: exact_factors(gated.loss_function, out, targets))
+    return -gradient + 0.5 * curvature
+
+
+def expansion(gated: Gated, g: Tensor, factors: Factors, full: bool = False) -> tuple[Tensor, Tensor]:
+    """∂E/∂g [K] and the Gauss-Newton matrix 1/N Σ_n J_nᵀ L_n J_n: its diagonal [K], or all of it [K, K]; float64."""
+    gradient = torch.zeros(len(g), dtype=torch.float64, device=g.device)
+    curvature = torch.zeros(len(g), *[len(g)] * full, dtype=torch.float64, device=g.device)
+    for share, rows in pulled(gated, g, factors):
+        for weight, row in rows:
+            if weight is None:
+                gradient += share * row.sum(0)
+            elif full:
+                curvature += share * (row * weight[:, None]).T @ row
+            else:
+                curvature += share * weight @ row.square()
+    return gradient, curvature
+
+
+def pulled(gated: Gated, g: Tensor, factors: Factors) -> Iterator[tuple[float, Iterator[tuple[Tensor | None, Tensor]]]]:
+    """For each batch one sample's share of all, and J_nᵀ u_n [N, K] of its factors with their weights [N]; float64.
+
+    First, with a weight of None, each sample's ∂ℓ_n/∂g.
+    """
+    for batch in gated.cached:
+        out, pull = pullback(gated, batch, g)
+        yield batch.share / batch.size, _rows(gated, batch, out, pull, factors)
+
+
+def _rows(gated: Gated, batch: Any, out: Any, pull: Any, factors: Factors) -> Iterator[tuple[Tensor | None, Tensor]]:
+    tensors = float_tensors(out)
+    loss = batch.size * differentiable(gated.loss_function, out, batch.targets)
+    slopes = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
+    yield None, pull(tensors, slopes).double()
+    for factor in factors(out, batch.targets):
+        yield factor.weight.double(), pull(factor.tensors, factor.vectors).double()

@@ -1,0 +1,261 @@
+"""Each sample's derivative in a parameter, from the call that takes it: z = f(a, w), δ = ∂/∂z.
+
+Sample n's derivative in w depends on its own input a_n and δ_n alone: of a dense layer it is δ_n a_nᵀ (Goodfellow,
+Efficient per-example gradient computations, 2015), of a convolution the sum of that over all patches, of anything else
+f's own pullback, mapped over the samples.
+
+Shapes: n samples, v vectors; inputs [n, *of one sample], δ [n, v, *of one sample], derivatives [n, v, *w.shape].
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from secateur.objective.gated_graph import downstream
+from secateur.structure.axis import BATCH, Axis, find, parts
+from secateur.structure.capture import Captured, sizes
+from secateur.structure.infer import infer
+from secateur.structure.rules.registry import arguments
+
+# Derivatives from a call's arguments by name, δ and the parameter.
+Rule = Callable[[dict[str, Any], Tensor, Tensor], Tensor]
+Known = Mapping[fx.Node, Any]
+
+
+class Layout(NamedTuple):
+    """Where a value holds its samples: its dimension `dim` is [outer, samples, inner]."""
+
+    dim: int
+    outer: int
+
+
+def layouts(captured: Captured) -> dict[fx.Node, Layout]:
+    """Of the values that hold the samples along one dimension."""
+    net = infer(captured)
+    found = {node: _layout(net.axes(node)) for node in net.known if net.is_tensor(node)}
+    return {node: layout for node, layout in found.items() if layout is not None}
+
+
+def _layout(axes: list[Axis]) -> Layout | None:
+    dims = [dim for dim, axis in enumerate(axes) if axis.size and axis.size % BATCH == 0]
+    if len(dims) != 1:
+        return None
+    axis = find(axes[dims[0]])
+    factors = parts(axis) if axis.kind == "product" else [axis]
+    before = itertools.takewhile(lambda factor: factor.size % BATCH, factors)
+    return Layout(dims[0], math.prod(factor.size for factor in before))
+
+
+class Use(NamedTuple):
+    """A call on samples, and what it takes that is made of parameters alone."""
+
+    node: fx.Node
+    source: fx.Node
+
+
+class Uses:
+    """Where the parameters meet the samples.
+
+    Attributes:
+        layouts: Of the values that hold samples.
+        placeholders: Those of each parameter: several where it is tied.
+        of: By parameter, the calls that take it, or what the graph makes of it alone.
+        entries: All these calls.
+        kept: The values that derivatives are computed from.
+        counts: Those that are integers and depend on the number of samples.
+    """
+
+    def __init__(self, captured: Captured, names: Sequence[str], layouts: Mapping[fx.Node, Layout]) -> None:
+        self.captured, self.layouts = captured, layouts
+        placeholders = captured.graph.find_nodes(op="placeholder")
+        self.placeholders = {name: [p for p in placeholders if captured.weights.get(p.name) == name] for name in names}
+        data = downstream([p for p in placeholders if p.name in captured.inputs])
+        self.of = {name: _meetings(given, data) for name, given in self.placeholders.items()}
+        self.entries = {use.node for uses in self.of.values() for use in uses}
+        self.kept = {*placeholders, *self.entries, *(other for node in self.entries for other in node.all_input_nodes)}
+        self.counts = [n for n in self.kept & data if not isinstance(n.meta["val"], Tensor | list | tuple)]
+
+    def apart(self, name: str) -> bool:
+        """Whether every call that takes the parameter may hold its samples apart."""
+        return all(use.node in self.layouts and use.node.meta["val"].is_floating_point() for use in self.of[name])
+
+    def dense(self, name: str) -> Use | None:
+        """Where this is the weight or bias of one dense layer with inputs [N, I]; None if it is used otherwise."""
+        uses = self.of[name]
+        if len(uses) != 1 or uses[0].source.op != "placeholder" or rule_of(uses[0]) not in (_dense, _dense_t, _bias):
+            return None
+        return uses[0] if sizes(uses[0].node.meta["val"])[:-1] == (BATCH,) else None
+
+
+def _meetings(placeholders: list[fx.Node], data: set[fx.Node]) -> list[Use]:
+    made = {*placeholders, *downstream(placeholders)} - data
+    ordered = (node for node in placeholders[0].graph.nodes if node in made)
+    return [Use(user, node) for node in ordered for user in node.users if user in data]
+
+
+def call(node: fx.Node, known: Known) -> Any:
+    """What a call returns for these values of its arguments."""
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def of_samples(tensor: Tensor, layout: Layout, n: int, rows: slice) -> Tensor:
+    """These of a value's n samples, one after the other [rows, *of one sample]."""
+    dim = layout.dim
+    apart = torch.unflatten(tensor, dim, (layout.outer, n, tensor.shape[dim] // (layout.outer * n)))
+    return apart.movedim(dim + 1, 0)[rows].flatten(dim + 1, dim + 2)
+
+
+def rule_of(use: Use) -> Rule | None:
+    """The rule for a parameter in this place of this call; None if there is none."""
+    given = arguments(use.node)
+    roles = [name for name, value in given.items() if value is use.source]
+    rule = _RULES.get((use.node.target, roles[0])) if len(roles) == 1 else None
+    dims = {_bias: (1,), _convolution_bias: (1,), _convolution: (3, 4)}.get(rule, (2,))  # type: ignore[arg-type]
+    plain = given.get("alpha", 1) == given.get("beta", 1) == 1 and use.source.meta["val"].ndim in dims
+    return rule if plain else None
+
+
+def derivative_of(
+    use: Use, layouts: Mapping[fx.Node, Layout], known: Known, delta: Tensor, single: Known, n: int, rows: slice
+) -> Tensor:
+    """∂/∂w [n, v, *w.shape] of what a call takes, for some samples.
+
+    Args:
+        use: The call and what it takes.
+        layouts: Of values that hold samples.
+        known: Its arguments' values.
+        delta: δ of all samples for v vectors [v, *z.shape].
+        single: Integers that depend on the number of samples, for one.
+        n: The number of all samples.
+        rows: Which of them.
+    """
+    layout = layouts[use.node]
+    some = of_samples(delta, Layout(layout.dim + 1, layout.outer), n, rows)
+    inputs = [node for node in use.node.all_input_nodes if node in layouts]
+    mapped = {node: of_samples(known[node].detach(), layouts[node], n, rows) for node in inputs}
+    rule = rule_of(use)
+    if rule is None:
+        return _pulled_back(use, {**known, **single}, mapped, some)
+    values = {**known, **mapped}
+    given = {name: fx.map_arg(value, values.__getitem__) for name, value in arguments(use.node).items()}
+    return rule(given, some, known[use.source])
+
+
+def summed_squares(use: Use, known: Known, squares: Tensor) -> Tensor:
+    """Σ_n (∂z_n/∂w)² s_n for a dense layer's weight or bias and s [N, O], by one product: each a_n meets one s_n."""
+    rule, inputs = rule_of(use), {node: known[node] for node in use.node.all_input_nodes}
+    given = {name: fx.map_arg(value, inputs.__getitem__) for name, value in arguments(use.node).items()}
+    given |= {k: a.detach().to(squares).square()[None] for k, a in given.items() if k in ("input", "self", "mat1")}
+    assert rule is not None
+    return rule(given, squares[None, None], known[use.source])[0, 0]
+
+
+def _pulled_back(use: Use, known: Known, mapped: dict[fx.Node, Tensor], delta: Tensor) -> Tensor:
+    """By the call's own pullback for one sample, over samples and vectors."""
+    nodes = list(mapped)
+
+    def one(deltas: Tensor, *values: Tensor) -> Tensor:
+        here = {**known, **dict(zip(nodes, values, strict=True))}
+        pull = torch.func.vjp(lambda w: call(use.node, {**here, use.source: w}), known[use.source])[1]
+        found: Tensor = torch.func.vmap(lambda d: pull(d)[0])(deltas)
+        return found
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's, of slower operations
+        result: Tensor = torch.func.vmap(one)(delta, *mapped.values())
+    return result
+
+
+def through(source: fx.Node, placeholders: Sequence[fx.Node], known: Known, found: Tensor) -> Tensor:
+    """∂/∂w [n, v, *w.shape] from derivatives in what the graph makes of w alone.
+
+    Args:
+        source: What it makes.
+        placeholders: Those of w.
+        known: The values of all placeholders.
+        found: Derivatives in the source.
+    """
+    if source in placeholders:
+        return found
+    given = {node: value for node, value in known.items() if node.op == "placeholder"}
+
+    def made(w: Tensor) -> Tensor:
+        result: Tensor = _value(source, {**given, **dict.fromkeys(placeholders, w)})
+        return result
+
+    pull = torch.func.vjp(made, known[placeholders[0]])[1]
+    result: Tensor = torch.func.vmap(torch.func.vmap(lambda d: pull(d)[0]))(found)
+    return result
+
+
+def _value(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    if node not in values:
+        for other in node.all_input_nodes:
+            values[other] = _value(other, values)
+        values[node] = call(node, values)
+    return values[node]
+
+
+def _dense(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
+    """δ aᵀ, summed over positions [n, v, O, I]."""
+    a, d = _positions(given["input"], 1), _positions(delta, 2)
+    rows = d.mT.flatten(1, 2)  # all vectors in one product
+    return torch.unflatten(rows @ a, 1, (d.shape[1], d.shape[3]))
+
+
+def _dense_t(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
+    """The same for a weight [I, O]."""
+    return _dense({"input": given["mat1"] if "mat1" in given else given["self"]}, delta, w).mT
+
+
+def _bias(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
+    """δ, summed over positions [n, v, O]."""
+    return _positions(delta, 2).sum(2)
+
+
+def _positions(values: Tensor, before: int) -> Tensor:
+    """[..., positions, features]."""
+    shape = values.shape
+    return values.reshape(*shape[:before], math.prod(shape[before:-1]), shape[-1])
+
+
+def _convolution(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
+    """δ times all patches, group by group [n, v, *w.shape]."""
+    images, (n, v, k), groups = given["input"].flatten(0, 1), delta.shape[:3], given["groups"]
+    options: dict[str, Any] = {name: list(given[name]) for name in ("stride", "padding", "dilation")}
+    kernel = tuple(w.shape[2:])
+    if len(kernel) == 1:  # an image one pixel high
+        images, kernel = images[:, :, None], (1, *kernel)
+        options = {name: [int(name != "padding"), *values] for name, values in options.items()}
+    patches = torch.unflatten(F.unfold(images, kernel, **options), 1, (groups, -1))  # [n k, groups, inputs, positions]
+    rows = torch.unflatten(delta.flatten(4), 3, (groups, -1)).permute(
+        0, 2, 3, 1, 4, 5
+    )  # [n, k, groups, v, O, positions]
+    found = rows.flatten(0, 1).flatten(2, 3) @ patches.mT
+    return found.reshape(n, k, groups, v, -1).sum(1).transpose(1, 2).reshape(n, v, *w.shape)
+
+
+def _convolution_bias(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
+    return delta.flatten(4).sum((2, 4))
+
+
+_aten = torch.ops.aten
+_RULES: dict[tuple[Any, str], Rule] = {
+    (_aten.linear.default, "weight"): _dense,
+    (_aten.linear.default, "bias"): _bias,
+    (_aten.addmm.default, "mat2"): _dense_t,
+    (_aten.addmm.default, "self"): _bias,
+    (_aten.mm.default, "mat2"): _dense_t,
+    (_aten.matmul.default, "other"): _dense_t,
+    **{(target, "weight"): _convolution for target in (_aten.conv1d.default, _aten.conv2d.default)},
+    **{(target, "bias"): _convolution_bias for target in (_aten.conv1d.default, _aten.conv2d.default)},
+}

@@ -1,0 +1,52 @@
+"""Biases for layers that have none: what they give on average can then be made up for exactly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from secateur.compensation.linear_layers import find_layers
+from secateur.errors import PlanError
+from secateur.structure.units import Units
+
+TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def without_bias(model: nn.Module, units: Units) -> tuple[str, ...]:
+    """The modules that sum up units and could have a bias but have none.
+
+    >>> from secateur.structure.units import find_units
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    >>> without_bias(model, find_units(model, torch.ones(1, 3)))
+    ('2',)
+    """
+    names = [layer.weight.rpartition(".")[0] for layer in find_layers(units) if layer.bias is None]
+    return tuple(name for name in names if _lacks(model.get_submodule(name)))
+
+
+def with_biases(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """A copy in which these modules have a bias of zero; the model itself where there are none.
+
+    Raises:
+        PlanError: There is no such module, or it has a bias or can have none.
+    """
+    names = tuple(names)
+    if not names:
+        return model
+    model = copy.deepcopy(model)
+    modules = dict(model.named_modules())
+    for name in names:
+        module = modules.get(name)
+        if module is None or not _lacks(module):
+            raise PlanError(f"the plan adds a bias to {name!r}, which is no dense or convolutional layer without one")
+        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        weight: torch.Tensor = module.weight
+        module.bias = nn.Parameter(weight.new_zeros(width), weight.requires_grad)
+    return model
+
+
+def _lacks(module: nn.Module) -> bool:
+    return isinstance(module, TYPES) and module.bias is None

@@ -1,0 +1,203 @@
+"""Live modules that compute with the sizes that are left: whole numbers in their attributes, proven one by one.
+
+A module's forward often uses numbers such as `num_heads` that are no size of a parameter. From the inside out,
+each submodule is run on what the sliced graph says its inputs are, and held against what its outputs should be;
+numbers equal to an old size are replaced until it agrees. Where none does, the submodule's forward is replaced
+by its own part of the graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from secateur.cutting.captured_forward import replace_forward
+from secateur.cutting.probe_weights import holding
+from secateur.cutting.verify import Truth
+from secateur.structure.axis import BATCH, Axis, find, parts, product
+from secateur.structure.axis import cat as cat_axes
+from secateur.structure.capture import Captured, evaluating
+from secateur.structure.graph_run import bind, compile_graph, difference, in_double
+from secateur.structure.inputs import Call, like_model
+from secateur.structure.module_calls import ModuleCall, module_calls, whole_call
+from secateur.structure.sliced_graph import Sliced
+
+MOST_TRIALS = 32  # of one submodule's numbers
+
+
+class Slot(NamedTuple):
+    """A whole number that a module keeps: an attribute, or one member of a tuple or list."""
+
+    module: nn.Module
+    attribute: str
+    position: int | None
+    value: int
+
+    def set(self, value: int) -> None:
+        """Write another number."""
+        if self.position is None:
+            return setattr(self.module, self.attribute, value)
+        kept = getattr(self.module, self.attribute)
+        setattr(self.module, self.attribute, type(kept)([*kept[: self.position], value, *kept[self.position + 1 :]]))
+        return None
+
+
+Choice = tuple[Slot, list[int]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the sliced graph gives at the inputs and outputs of submodules, and how far rounding may lead from it."""
+
+    values: dict[fx.Node, Tensor]
+    allowed: float
+
+    def agrees(self, module: nn.Module, call: ModuleCall) -> bool:
+        """Whether a submodule computes its outputs from its inputs."""
+        flat = [c if n is None else self.values[n].clone() for n, c in zip(call.inputs, call.constants, strict=True)]
+        args, kwargs = tree_unflatten(flat, call.in_spec)
+        try:
+            with evaluating(module), torch.no_grad():
+                got = tree_leaves(module(*args, **kwargs))
+        except Exception:  # noqa: BLE001 - whatever it is, these are not the numbers
+            return False
+        if len(got) != len(call.outputs):
+            return False
+        pairs = [(self.values[n], one) for n, one in zip(call.outputs, got, strict=True) if n is not None]
+        return all(isinstance(b, Tensor) and difference(a, b)[1] <= self.allowed for a, b in pairs)
+
+
+def repair(model: nn.Module, small: nn.Module, captured: Captured, sliced: Sliced, trial: Truth) -> None:
+    """Bring the submodules of `small` in line with the sliced graph.
+
+    Args:
+        model: The original, from which the calls of submodules are learnt.
+        small: Its sliced copy; changed.
+        captured: The original's graph.
+        sliced: The same for the sizes that are left.
+        trial: Inputs and weights to compare with.
+    """
+    calls = [*module_calls(model, captured, like_model(model, trial.call)), whole_call(captured)]
+    sizes = _sizes_within(captured, sliced)
+    proven = {one.name for one in calls}
+    with holding(small, trial.weights):
+        expected = Expected(_values(small, captured, sliced, trial.call, calls), trial.allowed)
+        for one in calls:
+            module = small.get_submodule(one.name)
+            choices = _choices(_slots(one.name, module, proven), sizes.get(one.name, {}))
+            if _is_a_layer(module) and not choices:
+                continue  # right by its attributes already
+            if not _settle(module, one, choices, expected) and one.name:
+                replace_forward(small, captured, sliced, one)
+
+
+def _is_a_layer(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's own."""
+    return type(module).__module__.startswith("torch.nn.") and not list(module.children())
+
+
+def _settle(module: nn.Module, call: ModuleCall, choices: list[Choice], expected: Expected) -> bool:
+    """Change as few numbers as make the module compute what it should; none where nothing does."""
+    if expected.agrees(module, call):
+        return True
+    for trial in itertools.islice(_trials(choices), MOST_TRIALS):
+        for (slot, _), value in zip(choices, trial, strict=True):
+            slot.set(value)
+        if expected.agrees(module, call):
+            for (slot, _), value in zip(choices, trial, strict=True):
+                slot.set(slot.value)  # it may have another meaning
+                if not expected.agrees(module, call):
+                    slot.set(value)
+            return True
+    for slot, _ in choices:
+        slot.set(slot.value)
+    return False
+
+
+def _trials(choices: list[Choice]) -> Iterator[tuple[int, ...]]:
+    """New values for all numbers: first the same for the same old one, then any."""
+    options = {slot.value: several for slot, several in choices}
+    for chosen in itertools.product(*options.values()):
+        new = dict(zip(options, chosen, strict=True))
+        yield tuple(new[slot.value] for slot, _ in choices)
+    if len(options) < len(choices):
+        yield from itertools.product(*(several for _, several in choices))
+
+
+def _choices(slots: Iterable[Slot], sizes: dict[int, list[int]]) -> list[Choice]:
+    """For each number that is an old size what it may be now, the changed first."""
+    changed = [slot for slot in slots if sizes.get(slot.value, [slot.value]) != [slot.value]]
+    return [(slot, list(dict.fromkeys([*sizes[slot.value], slot.value]))) for slot in changed]
+
+
+def _values(
+    small: nn.Module, captured: Captured, sliced: Sliced, call: Call, calls: list[ModuleCall]
+) -> dict[fx.Node, Tensor]:
+    """What the sliced graph gives at inputs and outputs of the calls."""
+    wanted = {node for one in calls for node in (*one.inputs, *one.outputs)}
+    nodes = [node for node in captured.graph.nodes if node in wanted and node in sliced.copies]
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(sliced.graph, copies)
+    graph.output([copies[sliced.copies[node]] for node in nodes])
+    values = bind(captured, small, call)
+    if any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in values):
+        values = list(map(in_double, values))
+    with torch.no_grad():
+        return dict(zip(nodes, compile_graph(graph)(*values), strict=True))
+
+
+def _slots(name: str, module: nn.Module, proven: set[str]) -> Iterator[Slot]:
+    """The module's own numbers, and those of modules within it that are not proven themselves."""
+    for path, inner in module.named_modules():
+        full = ".".join(part for part in (name, path) if part)
+        if inner is not module and full in proven:
+            continue
+        if _is_a_layer(inner) and list(inner.parameters()):
+            continue  # its sizes are those of its parameters
+        for attribute, value in vars(inner).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                yield Slot(inner, attribute, None, value)
+            elif type(value) in (tuple, list):
+                for i, one in enumerate(value):
+                    if isinstance(one, int) and not isinstance(one, bool):
+                        yield Slot(inner, attribute, i, one)
+
+
+def _sizes_within(captured: Captured, sliced: Sliced) -> dict[str, dict[int, list[int]]]:
+    """For each module the sizes of all axes that its calls see: old → new ones, the changed first."""
+    found: dict[str, dict[int, dict[int, None]]] = {}
+    cache: dict[Axis, list[tuple[int, int]]] = {}
+    known = sliced.net.known
+    for node in (n for n in captured.graph.nodes if n.op == "call_function" and n in known):
+        names = dict.fromkeys(["", *(name for name, _ in node.meta.get("nn_module_stack", {}).values())])
+        tensors = [node, *(n for n in node.all_input_nodes if n in known)]
+        for axis in {find(a): None for n in tensors for axes in sliced.net.outputs_of(n) for a in axes}:
+            if axis not in cache:
+                cache[axis] = _pairs(axis, sliced)
+            for name, (old, new) in itertools.product(names, cache[axis]):
+                found.setdefault(name, {}).setdefault(old, {})[new] = None
+    return {
+        name: {old: sorted(new, key=partial(operator.eq, old)) for old, new in sizes.items()}
+        for name, sizes in found.items()
+    }
+
+
+def _pairs(axis: Axis, sliced: Sliced) -> list[tuple[int, int]]:
+    """Old and new size of the axis, of its parts, and of runs of neighbouring parts."""
+    if axis.kind == "leaf":
+        runs, nested = [axis], []
+    else:
+        inside = parts(axis)
+        join = product if axis.kind == "product" else cat_axes
+        runs = [join(inside[i:j]) for i in range(len(inside)) for j in range(i + 1, len(inside) + 1)]
+        nested = [pair for part in inside if part.kind != "leaf" for pair in _pairs(part, sliced)]
+    return nested + [(run.size, sliced.left.count(run)) for run in runs if run.size % BATCH]

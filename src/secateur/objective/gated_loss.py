@@ -1,0 +1,268 @@
+"""E(g): the mean loss over the data as a function of one gate per unit.
+
+The gates multiply the captured graph's values on the edges into the operations that sum over units. What
+does not depend on a gate is computed once per batch and kept where memory allows; only the rest, the *suffix*,
+runs again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import DataError, ModelError
+from secateur.objective.data import Batch, batches
+from secateur.objective.gated_graph import GatedGraph
+from secateur.objective.loss_checks import tried
+from secateur.objective.losses import (
+    LossFunction,
+    check_start,
+    correct,
+    differentiable,
+    evaluate,
+    find_loss,
+    given,
+    measure,
+)
+from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
+from secateur.structure.axis import Axis
+from secateur.structure.capture import check_finite
+from secateur.structure.graph_run import bind
+from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
+from secateur.structure.keep_mask import Left
+from secateur.structure.units import Units
+
+NARROW = 0.75  # of the units left that it was made for, a graph with fewer pays
+
+
+class Cached(NamedTuple):
+    """One batch: its samples and their share of all, its inputs, the values that no gate changes, its targets."""
+
+    size: int
+    share: float
+    call: Call
+    frontier: tuple[Any, ...]
+    targets: Any
+
+
+def ones(model: nn.Module, units: Units) -> Tensor:
+    """The gates of the network as trained [units.total], on its device and in its dtype."""
+    return sample_weight(model).new_ones(units.total)
+
+
+def masks(units: Units, g: Tensor) -> dict[Axis, Tensor]:
+    """Which units of each set have a gate that is not zero."""
+    pieces = units.split(g.cpu() != 0).values()
+    return {unit_set.axis: piece for unit_set, piece in zip(units, pieces, strict=True)}
+
+
+def per_position(values: Tensor, dim: int) -> Tensor:
+    """The values as a matrix: a row for each position of one dimension."""
+    return values.transpose(0, dim).reshape(values.shape[dim], -1)
+
+
+def derivative(y: Tensor, x: Tensor, **options: Any) -> Tensor:
+    """∂y/∂x for a number y; zero where it does not depend on x."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    (found,) = torch.autograd.grad(y, x, allow_unused=True, **options)
+    return torch.zeros_like(x) if found is None else found
+
+
+class Gated:
+    """E(g) for a model and its data; what is asked of it is one number, its gradient, or the values behind it.
+
+    Args:
+        model: In whatever mode; evaluated as in eval mode.
+        units: The model's units, K in all; vectors of gates are ordered as they are.
+        data: As `batches` takes it; None where no samples are needed.
+        loss: A name or a function; None where no loss is needed.
+        seed: For criteria that draw random numbers.
+        max_memory: Bytes that may be held beside model and data: a third for the values that no gate changes, if they
+            fit, an eighth each for a batch and for what is run on it; None for a quarter of what is free.
+        name: What an error calls the data.
+
+    Raises:
+        ArgumentError: `max_memory` is no size.
+        DataError: The data is unusable, or the loss.
+        ModelError: The model's weights are not finite, the units are another model's, or inference mode is on.
+    """
+
+    def __init__(
+        self, model: nn.Module, units: Units, data: Any = None, loss: Any = None, seed: int = 0,
+        max_memory: int | str | None = None, name: str = "data",
+    ) -> None:  # fmt: skip
+        if torch.is_inference_mode_enabled():
+            raise ModelError("torch.inference_mode() takes derivatives away for good; use torch.no_grad() instead")
+        units.check_model(model)
+        check_finite(model)
+        self.model = model
+        self.units = units
+        self.graph = GatedGraph(units)
+        self.generator = torch.Generator().manual_seed(seed)
+        self._loss: LossFunction | None = None if loss is None else find_loss(loss)
+        self.memory, self.capped = memory_cap(max_memory, sample_weight(model).device), max_memory is not None
+        self.weights: Mapping[str, Tensor] = {}
+        self._narrowed: Gated | None = None
+        self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
+        self.apart: bool | None = None  # whether each sample can have gates of its own; None until tried
+        self._batches = None if data is None else self._checked(data, name)
+        self._frontiers: list[tuple[Any, ...]] | None = None if data is None else self._hold()
+
+    def narrowed(self, g: Tensor) -> Gated:
+        """The same with units that are gone sliced out, if many are, or any of a sliced set; E(g) is the same."""
+        there = g != 0
+        if bool(there.all()) or not all(bool(piece.any()) for piece in self.units.split(there).values()):
+            return self
+        for known in (self._narrowed, self):
+            if known is not None and known.graph.holds(g) and there.sum() > NARROW * known.graph.count:
+                return known.holding(self.weights)
+        self._narrowed = copy.copy(self)
+        self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, Left(masks(self.units, g))), {}
+        self._narrowed._frontiers = self._narrowed._hold()
+        return self._narrowed
+
+    def _checked(self, data: Any, name: str) -> list[Batch]:
+        captured = self.units.captured
+        several = batches(self.model, data, samples_at_once(captured, self.memory), captured, name)
+        return tried(self._loss, captured, self.model, several)
+
+    def on(self, data: Any, name: str) -> Gated:
+        """Return E(g) on other data, which errors call by this name, with the same captured graph."""
+        return self.over(self._checked(data, name))
+
+    def over(self, several: list[Batch]) -> Gated:
+        """Return E(g) over batches that were checked before, with the same captured graph."""
+        other = copy.copy(self)
+        other._batches, other._narrowed, other.stacks = several, None, {}
+        other._frontiers = other._hold()
+        return other
+
+    def holding(self, weights: Mapping[str, Tensor]) -> Gated:
+        """The same with other values of parameters and buffers that are used behind the gates alone."""
+        if weights is self.weights:
+            return self
+        other = copy.copy(self)
+        other.weights = weights
+        return other
+
+    def _hold(self) -> list[tuple[Any, ...]] | None:
+        """The frontier of every batch, None if they do not fit into a third of the memory."""
+        held, size = [], 0
+        for batch in self._batches or ():
+            held.append(self._frontier(batch))
+            size += bytes_held(held[-1], [*self.model.parameters(), *self.model.buffers(), *tensors(batch.call)])
+            if size > self.memory // 3:
+                return None
+        return held
+
+    def _frontier(self, batch: Batch) -> tuple[Any, ...]:
+        return self.graph.frontier(bind(self.units.captured, self.model, batch.call))
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are samples."""
+        return self._batches is not None
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether there is a loss."""
+        return self._loss is not None
+
+    @property
+    def batches(self) -> list[Batch]:
+        """As they were given, or cut: without anything computed of them.
+
+        Raises:
+            DataError: No data was given.
+        """
+        if self._batches is None:
+            raise DataError("this needs data: (inputs, targets) or an iterable of such pairs; None was given")
+        return self._batches
+
+    @property
+    def cached(self) -> Iterator[Cached]:
+        """The batches, with the values that no gate changes.
+
+        Raises:
+            DataError: No data was given.
+        """
+        n = sum(batch.size for batch in self.batches)
+        for i, batch in enumerate(self.batches):
+            frontier = self._frontier(batch) if self._frontiers is None else self._frontiers[i]
+            held = self.graph.holding(frontier, self.weights)
+            yield Cached(batch.size, batch.size / n, batch.call, held, batch.targets)
+
+    def few(self) -> tuple[Any, ...]:
+        """The frontier of the first samples, at most three."""
+        call = map_tensors((self._batches or [])[0].call, lambda t: t[:3] if t.ndim else t)
+        frontier = self.graph.frontier(bind(self.units.captured, self.model, call))
+        return self.graph.holding(frontier, self.weights)
+
+    @property
+    def loss_function(self) -> LossFunction:
+        """The loss of one batch.
+
+        Raises:
+            DataError: No loss was given.
+        """
+        return given(self._loss)
+
+    def losses(self, g: Tensor) -> Iterator[Tensor]:
+        """E(g) in pieces that add up, one per batch; differentiable in g.
+
+        Where a norm is taken over units its statistics do not see their gates: in units of sliced sets this is
+        an approximation, unlike `loss` and `evaluate`.
+        """
+        for batch in self.cached:
+            out = self.graph.run(batch.frontier, g)
+            yield batch.share * differentiable(self.loss_function, out, batch.targets)
+
+    def loss(self, g: Tensor) -> float:
+        """E(g); units gone from sliced sets are sliced out."""
+        with torch.no_grad():
+            losses = ((b.share, evaluate(self.loss_function, out, b.targets)) for b, out in self.outputs(g))
+            return self.checked(g, sum(share * one.double().item() for share, one in losses))
+
+    def evaluate(self, g: Tensor) -> tuple[float, float | None]:
+        """E(g) and the accuracy, None where there are no classes."""
+        with torch.no_grad():
+            runs = self.narrowed(g).outputs(g)
+            loss, right = measure(self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs))
+            return self.checked(g, loss), right
+
+    def checked(self, g: Tensor, loss: float) -> float:
+        """Return E(g).
+
+        Raises:
+            DataError: It is infinite, and that of the network as trained.
+        """
+        if bool((g == 1).all()):
+            check_start(loss)
+        return loss
+
+    def predictions(self, g: Tensor) -> int:
+        """Return how many predictions an accuracy is taken over; 0 where there are no classes."""
+        with torch.no_grad():
+            hits = (correct(self.loss_function, out, batch.targets) for batch, out in self.outputs(g))
+            return sum(0 if right is None else right.numel() for right in hits)
+
+    def outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
+        """What the network returns for each batch."""
+        if self.graph.holds(g):
+            yield from ((batch, self.graph.run(batch.frontier, g)) for batch in self.cached)
+            return
+        left = masks(self.units, g)
+        graph = GatedGraph(self.units, Left({s.axis: left[s.axis] for s in self.units if s.removal == "sliced"}))
+        for batch in self.cached:
+            frontier = graph.frontier(bind(self.units.captured, self.model, batch.call))
+            yield batch, graph.run(graph.holding(frontier, self.weights), g)
+
+    def gradient(self, g: Tensor) -> Tensor:
+        """∂E/∂g [K], float64."""
+        g = g.detach().requires_grad_()
+        return sum((derivative(piece, g).double() for piece in self.losses(g)), torch.zeros_like(g).double())

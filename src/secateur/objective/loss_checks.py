@@ -1,0 +1,147 @@
+"""A loss of the user's own, tried before it is used: is it a mean over samples?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from secateur.errors import DataError
+from secateur.objective.data import Batch
+from secateur.objective.losses import LOSSES, LossFunction, value_of
+from secateur.structure.capture import Captured
+from secateur.structure.graph_run import run, tolerance
+from secateur.structure.inputs import map_tensors
+
+BATCHES = 8  # that samples are drawn from, spread over all: data may be sorted
+SAMPLES = 32  # of each, and of all no more than the largest batch has, or 8: outputs may be large
+PIECE = 7  # samples: a number by which classes that take turns are shared out unevenly
+
+
+class NotSplitError(Exception):
+    """Outputs or targets do not hold the samples along the first dimension."""
+
+
+def tried(loss: LossFunction | None, captured: Captured, model: nn.Module, batches: Iterable[Batch]) -> list[Batch]:
+    """Return the batches, if the loss can be weighed between them by their numbers of samples.
+
+    Of a loss of the user's own the first batch has a copy of its targets: where the loss changes targets in place,
+    `evaluate` finds it out there, and the caller's tensor is as it was.
+
+    Args:
+        loss: A function; None where there is none.
+        captured: The model's graph.
+        model: The network as trained.
+        batches: All data.
+
+    Raises:
+        DataError: The loss is no mean over samples, and there are several batches.
+    """
+    held = list(batches)
+    if loss is None or loss in LOSSES.values():
+        return held
+    if len(held) > 1:
+        _check_mean(loss, captured, model, held)
+    copy = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, held[0].targets)
+    return [held[0]._replace(targets=copy), *held[1:]]
+
+
+def _check_mean(loss: LossFunction, captured: Captured, model: nn.Module, batches: list[Batch]) -> None:
+    """Refuse a loss of some samples that is not the mean of the losses of their pieces.
+
+    That cannot be told, and is not refused, where outputs or targets do not hold the samples along the first dimension,
+    and where the loss does not take any number of samples.
+
+    Raises:
+        DataError: It is not: results would depend on how the samples come in batches.
+    """
+    try:
+        n, whole, mean, rounding = _together_and_in_pieces(loss, captured, model, batches)
+    except (NotSplitError, DataError):  # what is wrong with the loss besides is told where it is used
+        return
+    if math.isfinite(whole) and not abs(mean - whole) <= rounding:
+        raise DataError(
+            f"loss: it is not a mean over samples: {whole:.6g} for {n} samples together, {mean:.6g} on average over "
+            "them in pieces, so that results would depend on the batches. Divide by the number of samples "
+            "(reduction='mean'); weigh classes by (weight[targets] * F.cross_entropy(outputs, targets, "
+            "reduction='none')).mean(); or give all data as one batch, [(inputs, targets)]"
+        )
+
+
+def _together_and_in_pieces(
+    loss: LossFunction, captured: Captured, model: nn.Module, batches: list[Batch]
+) -> tuple[int, float, float, float]:
+    """Return how many samples are drawn, their loss, the mean over their pieces, and how far rounding may part both.
+
+    Raises:
+        DataError: The loss does not take them.
+        NotSplitError: Samples cannot be told apart.
+    """
+    chosen = sorted({i * (len(batches) - 1) // (BATCHES - 1) for i in range(BATCHES)})
+    with torch.no_grad():
+        each = min(SAMPLES, max(8, *(batch.size for batch in batches)) // len(chosen))
+        samples = _joined([_some(batches[i], each, captured, model, seed=i) for i in chosen])
+        n = _count(samples)
+        pieces = torch.arange(n).tensor_split(max(2, n // PIECE))
+        whole = value_of(loss, *samples).double().item()
+        losses = [value_of(loss, *_take(samples, rows, n)).double().item() for rows in pieces]
+    mean = sum(len(rows) / n * one for rows, one in zip(pieces, losses, strict=True))
+    return n, whole, mean, tolerance(model) * max(abs(one) for one in (whole, *losses))
+
+
+def _some(batch: Batch, count: int, captured: Captured, model: nn.Module, seed: int) -> tuple[Any, Any]:
+    """Return outputs and targets of samples drawn from a batch, which runs whole where its size is fixed."""
+    rows = torch.randperm(batch.size, generator=torch.Generator().manual_seed(seed))[:count]
+    targets = _take(batch.targets, rows, batch.size)
+    if captured.spec.fixed is not None:
+        return _take(run(captured, model, batch.call), rows, batch.size), targets
+    outputs = run(captured, model, map_tensors(batch.call, lambda tensor: tensor[rows] if tensor.ndim else tensor))
+    return _take(outputs, torch.arange(len(rows)), len(rows)), targets
+
+
+def _take(values: Any, rows: Tensor, n: int) -> Any:
+    """Return some of n samples.
+
+    Raises:
+        NotSplitError: A value does not hold them along the first dimension.
+    """
+
+    def of(leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        if not isinstance(leaf, Tensor) or leaf.shape[:1] != (n,):
+            raise NotSplitError
+        return leaf[rows]
+
+    return tree_map(of, values)
+
+
+def _joined(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Return the samples of all parts as one.
+
+    Raises:
+        NotSplitError: Parts differ in more than their number of samples.
+    """
+    try:
+        joined: tuple[Any, Any] = tree_map(
+            lambda *leaves: leaves[0] if leaves[0] is None else torch.cat(leaves), *parts
+        )
+    except (RuntimeError, ValueError) as error:
+        raise NotSplitError from error
+    return joined
+
+
+def _count(samples: tuple[Any, Any]) -> int:
+    """Return how many there are.
+
+    Raises:
+        NotSplitError: There is no tensor.
+    """
+    for leaf in tree_leaves(samples):
+        if isinstance(leaf, Tensor):
+            return len(leaf)
+    raise NotSplitError

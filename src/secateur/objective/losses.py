@@ -1,0 +1,256 @@
+"""Losses by name, and accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+
+from secateur.errors import ArgumentError, DataError, SecateurError, choose
+from secateur.objective.loss_inputs import check_probabilities, classes_of, logits_of, tensor_of, tensors_of
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    """−log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1 or probabilities.
+
+    Raises:
+        DataError: A target is no class, probabilities do not sum to 1, or there are no targets.
+    """
+    logits = logits_of(outputs)
+    if not tensor_of(targets, "cross_entropy").is_floating_point():
+        return F.cross_entropy(logits, classes_of(logits, targets, "cross_entropy"))
+    if targets.shape != logits.shape or logits.ndim < 2:
+        raise DataError(
+            f"cross_entropy: expected whole-number classes or probabilities of shape {tuple(logits.shape)}, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}; targets.long() makes classes of whole numbers"
+        )
+    check_probabilities(targets)
+    return F.cross_entropy(logits, targets)
+
+
+def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    """−t log σ(o) − (1 − t) log(1 − σ(o)), mean over all outputs; o are logits, t in [0, 1].
+
+    Raises:
+        DataError: A target lies outside, or there is another number of them than of outputs.
+    """
+    logits = logits_of(outputs)
+    column = logits.shape[:-1] if logits.shape[-1:] == (1,) else logits.shape
+    if tensor_of(targets, "binary_cross_entropy").shape not in (logits.shape, column):
+        raise DataError(f"binary_cross_entropy: {tuple(targets.shape)} targets for {tuple(logits.shape)} outputs")
+    if targets.numel() and not (0 <= targets.min() and targets.max() <= 1):
+        span = f"{targets.min().item():g} to {targets.max().item():g}"
+        raise DataError(f"binary_cross_entropy: targets must be in 0 to 1, got {span}")
+    return F.binary_cross_entropy_with_logits(logits, targets.reshape(logits.shape).to(logits.dtype))
+
+
+def squared_error(outputs: Any, targets: Tensor) -> Tensor:
+    """½ Σ_i (o_i − t_i)², mean over samples (003 eq. 5); integer targets [N] are classes, taken as one-hot.
+
+    Raises:
+        DataError: A target is no class, or targets and outputs differ in shape.
+    """
+    given = logits_of(outputs)
+    return 0.5 * (given - _values(targets, given)).square().reshape(len(given), -1).sum(1).mean()
+
+
+def _values(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Targets of the outputs' shape; classes as one-hot.
+
+    Raises:
+        DataError: As `squared_error`.
+    """
+    if not tensor_of(targets, "squared_error").is_floating_point():
+        classes = classes_of(outputs, targets, "squared_error")
+        targets = F.one_hot(classes, outputs.shape[1]).movedim(-1, 1)
+    if targets.shape != outputs.shape:
+        raise DataError(f"squared_error: targets of shape {tuple(targets.shape)}, outputs of {tuple(outputs.shape)}")
+    return targets
+
+
+LOSSES: dict[str, LossFunction] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "squared_error": squared_error,
+}
+
+
+def find_loss(loss: str | LossFunction) -> LossFunction:
+    """Return a loss by name, or the function given.
+
+    Raises:
+        ArgumentError: There is none of this name, or it is a class.
+    """
+    if isinstance(loss, type):
+        raise ArgumentError(f"loss: {loss.__name__} is a class; give an instance, {loss.__name__}()")
+    return loss if callable(loss) else choose("loss", loss, LOSSES)
+
+
+def given(loss: LossFunction | None) -> LossFunction:
+    """The same.
+
+    Raises:
+        DataError: There is none.
+    """
+    if loss is None:
+        raise DataError("this needs a loss: a function(outputs, targets) or its name; None was given")
+    return loss
+
+
+def measure(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None]:
+    """The mean loss and the accuracy, None where there are no classes, from batches' shares, outputs and targets."""
+    total, right, predictions = 0.0, 0, 0
+    for share, outputs, targets in runs:
+        total += share * evaluate(loss, outputs, targets).double().item()
+        hits = correct(loss, outputs, targets)
+        if hits is not None:
+            right, predictions = right + int(hits.sum()), predictions + hits.numel()
+    return total, right / predictions if predictions else None
+
+
+def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+    """Return the loss of one batch.
+
+    Raises:
+        DataError: As `value_of`, or it is NaN.
+    """
+    value = value_of(loss, outputs, targets)
+    if bool(value.isnan()):
+        raise DataError("loss: it is NaN on this data")
+    return value
+
+
+def value_of(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+    """Return the loss of some samples, NaN or not.
+
+    Raises:
+        DataError: It is not one number; the function fails, or changes what it is given.
+    """
+    before = {"outputs": _versions(outputs), "targets": _versions(targets)}
+    value = _call(loss, outputs, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        got = "a complex one" if isinstance(value, Tensor) and value.is_complex() else got
+        raise DataError(f"loss: expected the mean over the batch, one number, got {got}")
+    for name, after in (("outputs", _versions(outputs)), ("targets", _versions(targets))):
+        if after != before[name]:
+            raise DataError(f"loss: it changes its {name} in place; let it work on a copy, {name}.clone()")
+    return value.reshape(())
+
+
+def _call(loss: LossFunction, outputs: Any, targets: Any) -> Any:
+    try:
+        return loss(outputs, targets)
+    except (SecateurError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise DataError(f"loss: it fails on this data ({type(error).__name__}: {line})") from error
+
+
+def _versions(value: Any) -> list[int]:
+    """Return how often each tensor was changed in place; nobody counts it of those made in inference mode."""
+    return [tensor._version for tensor in tensors_of(value) if not tensor.is_inference()]
+
+
+def check_start(loss: float | None) -> None:
+    """Refuse an infinite loss of the network as trained; with units removed it may become infinite.
+
+    Raises:
+        DataError: It is.
+    """
+    if loss is not None and not math.isfinite(loss):
+        raise DataError("loss: it is infinite on this data")
+
+
+def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -> Callable[[Any, int], Tensor]:
+    """The losses [C] of C batches with the same targets, from their outputs as one batch and C.
+
+    Args:
+        loss: The loss of one batch.
+        outputs: Those of one batch, checked by `evaluate`.
+        targets: Of one batch.
+        own: Whether the outputs of the C batches may be overwritten.
+    """
+    if loss is squared_error:
+        values = _values(targets, logits_of(outputs)).to(logits_of(outputs).dtype)
+        return lambda out, count: _squared(logits_of(out), values, count, own)
+    if loss is cross_entropy:
+        values = targets if targets.is_floating_point() else targets.long()
+        return lambda out, count: _means(F.cross_entropy, logits_of(out), values, count)
+    if loss is binary_cross_entropy:
+        values = targets.reshape(logits_of(outputs).shape).to(logits_of(outputs).dtype)
+        return lambda out, count: _means(F.binary_cross_entropy_with_logits, logits_of(out), values, count)
+    return lambda out, count: _one_by_one(loss, out, targets, count)
+
+
+def _squared(outputs: Tensor, values: Tensor, count: int, own: bool) -> Tensor:
+    several = outputs.reshape(count, *values.shape)
+    gaps = several.sub_(values) if own else several - values
+    if gaps.element_size() < 4:
+        gaps = gaps.float()  # the sum over a batch leaves the range of float16
+    sums = [torch.dot(one, one) for one in gaps.reshape(count, -1)]  # several times faster than square and sum
+    return torch.stack(sums).double() * 0.5 / len(values)
+
+
+def _means(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, count: int) -> Tensor:
+    repeated = targets.expand(count, *targets.shape).flatten(0, 1)
+    return loss(outputs, repeated, reduction="none").reshape(count, -1).mean(1).double()
+
+
+def _one_by_one(loss: LossFunction, outputs: Any, targets: Any, count: int) -> Tensor:
+    pieces, form = [_pieces(one, count) for one in tree_leaves(outputs)], tree_structure(outputs)
+    each = (evaluate(loss, tree_unflatten([p[i] for p in pieces], form), targets) for i in range(count))
+    return torch.stack([value.double() for value in each])
+
+
+def _pieces(value: Any, count: int) -> Sequence[Any]:
+    return value.chunk(count) if isinstance(value, Tensor) and value.ndim else [value] * count
+
+
+def differentiable(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+    """Return the loss of one batch whose outputs ask for a derivative.
+
+    Raises:
+        DataError: As `evaluate`, or the loss has none, or is infinite.
+    """
+    value = evaluate(loss, outputs, targets)
+    if bool(value.isinf()):
+        raise DataError("loss: it is infinite on this data")
+    if not value.requires_grad and any(isinstance(o, Tensor) and o.requires_grad for o in tree_leaves(outputs)):
+        raise DataError("loss: it has no derivative in the outputs; criterion='oracle' needs none")
+    return value
+
+
+def correct(loss: LossFunction, outputs: Any, targets: Any) -> Tensor | None:
+    """Which predictions are right: argmax over dimension 1, or logit > 0; None where there are no classes."""
+    try:
+        given = logits_of(outputs)
+    except DataError:
+        return None
+    if not isinstance(targets, Tensor) or targets.is_complex():
+        return None
+    if loss is not binary_cross_entropy and given.ndim > 1 and given.shape[1] > 1:
+        if not targets.is_floating_point() and targets.shape == (given.shape[0], *given.shape[2:]):
+            return given.argmax(1) == targets.long()
+        if targets.shape == given.shape and _one_hot(targets):
+            return given.argmax(1) == targets.argmax(1)
+        return None
+    if loss is squared_error or given.numel() != targets.numel() or not _binary(targets):
+        return None
+    return (given > 0) == targets.reshape(given.shape).to(torch.bool)
+
+
+def _binary(targets: Tensor) -> bool:
+    return bool(((targets == 0) | (targets == 1)).all())
+
+
+def _one_hot(targets: Tensor) -> bool:
+    return _binary(targets) and bool((targets.sum(1) == 1).all())

@@ -1,0 +1,65 @@
+"""How much memory may be used, and how much values take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from secateur.errors import ArgumentError
+from secateur.objective.data import CHUNK
+from secateur.structure.capture import UNKNOWN, Captured, sizes
+from secateur.text import parse_bytes
+
+
+def memory_cap(max_memory: int | str | None, device: torch.device) -> int:
+    """The number of bytes asked for; None for a quarter of what is free on the device.
+
+    Raises:
+        ArgumentError: It is no size above zero.
+
+    >>> memory_cap("1.5 GB", torch.device("cpu"))
+    1500000000
+    """
+    if max_memory is None:
+        return free_memory(device) // 4
+    size = parse_bytes(max_memory, "max_memory")
+    if size < 1:
+        raise ArgumentError(f"max_memory: expected a size above 0, got {max_memory!r}")
+    return size
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes are free on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def samples_at_once(captured: Captured, memory: int) -> int:
+    """Return how many samples of a dataset given whole are run at a time: the values of all fit into an eighth."""
+    if captured.spec.fixed is not None:
+        return CHUNK
+    return max(1, min(CHUNK, memory // 8 // max(1, bytes_of(captured.graph.nodes))))
+
+
+def bytes_of(nodes: Iterable[fx.Node]) -> int:
+    """What the values of these calls take together for one sample; what no sample has part in counts once."""
+    return sum(
+        math.prod(size // UNKNOWN if size and size % UNKNOWN == 0 else size for size in sizes(value, 1))
+        * value.element_size()
+        for node in nodes
+        if node.op == "call_function"
+        for value in tree_leaves(node.meta.get("val"))
+        if isinstance(value, Tensor)
+    )
+
+
+def bytes_held(values: Iterable[Any], anyway: Iterable[Tensor]) -> int:
+    """What the storages of these values take beside those of tensors that are there anyway."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in anyway}
+    storages = {one.untyped_storage() for one in values if isinstance(one, Tensor)}
+    return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in known}.values())

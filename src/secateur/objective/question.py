@@ -1,0 +1,162 @@
+"""What is asked of a network: E(g) of one model and its units, on some data, judged by some samples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from secateur.arguments import require_model, require_seed
+from secateur.errors import DataError
+from secateur.objective.data import Batch, first_inputs
+from secateur.objective.found_units import find_or_check
+from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.losses import find_loss
+from secateur.objective.memory import memory_cap
+from secateur.structure.inputs import Call, as_call, like_model, map_tensors, sample_weight
+from secateur.structure.units import Units, require_units
+
+HELD = 5  # every fifth sample is held back where weights are fitted and a budget bounds the quality
+
+
+class Question:
+    """One model, its units, the data that saliency and weights come from, and the samples that judge the result.
+
+    What can be checked without capturing the model is checked here; the rest is made when it is first asked for, once.
+
+    Args:
+        model: Evaluated as in eval mode, left as it was.
+        data: As for `secateur.score`.
+        loss: As for `secateur.score`.
+        units: From `find_units`; None to find them with the example inputs.
+        example_inputs: As for `find_units`; None for the first batch's.
+        validation: Data on which loss and accuracy are measured; None for `data`.
+        seed: For criteria that draw random numbers.
+        max_memory: As for `secateur.score`.
+
+    Attributes:
+        judged_on: On which samples loss and accuracy are measured: "data", "validation", or "held back" from `data`.
+
+    Raises:
+        ArgumentError: The model or the seed is none, there is no loss of that name, or `max_memory` is no size.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Any, loss: Any, units: Units | None = None, *, example_inputs: Any = None,
+        validation: Any = None, seed: int = 0, max_memory: int | str | None = None,
+    ) -> None:  # fmt: skip
+        require_model(model)
+        require_seed(seed)
+        self.model, self.data, self.loss, self.validation = model, data, loss, validation
+        self.seed, self.max_memory = seed, max_memory
+        self._units, self._example = units, example_inputs
+        self.judged_on = "data" if validation is None else "validation"
+        memory_cap(max_memory, sample_weight(model).device)
+        if loss is not None:
+            find_loss(loss)
+
+    @cached_property
+    def call(self) -> Call:
+        """The example inputs, as the model takes them."""
+        example = first_inputs(self.data) if self._example is None else self._example
+        return like_model(self.model, as_call(example))
+
+    @cached_property
+    def all_units(self) -> Units:
+        """The units of the model, of which there may be none.
+
+        Raises:
+            ModelError: The model cannot be captured.
+        """
+        return find_or_check(self.model, self.data, self._units, self.max_memory, self._example)
+
+    @cached_property
+    def units(self) -> Units:
+        """The units that may be removed.
+
+        Raises:
+            ModelError: The model cannot be captured, or has no removable units.
+        """
+        return require_units(self.all_units)
+
+    @cached_property
+    def ones(self) -> Tensor:
+        """The gates of the network as trained [K]."""
+        return ones(self.model, self.units)
+
+    @cached_property
+    def gated(self) -> Gated:
+        """E(g) on the data that saliency and weights come from."""
+        return Gated(self.model, self.units, self.data, self.loss, self.seed, self.max_memory)
+
+    @cached_property
+    def judge(self) -> Gated:
+        """E(g) on the samples that judge the result."""
+        return self.gated if self.validation is None else self.gated.on(self.validation, "validation")
+
+    @property
+    def samples(self) -> int:
+        """How many samples judge the result; 0 without data."""
+        return sum(batch.size for batch in self.judge.batches) if self.judge.has_data else 0
+
+    def for_model(self, model: nn.Module, units: Units | None) -> Question:
+        """Return the same question, asked of another model."""
+        return Question(
+            model, self.data, self.loss, units, example_inputs=self._example, validation=self.validation,
+            seed=self.seed, max_memory=self.max_memory,
+        )  # fmt: skip
+
+    def holding_back(self) -> Question:
+        """Return the question with every fifth sample held back from the data, to judge what the others are fitted to.
+
+        Where the model's code fixes the number of samples, every fifth batch is held back.
+
+        Raises:
+            DataError: There are too few samples.
+        """
+        fitted, held = _parts(self.gated.batches, self.units.captured.spec.fixed is not None)
+        if not held:
+            raise DataError(
+                "budget of quality: with compensation it is measured on every fifth sample, held back from the fit, "
+                f"and there are fewer than {HELD} samples or batches; give validation=, more data, or compensate=False"
+            )
+        other = copy.copy(self)
+        other.__dict__ |= {
+            "gated": self.gated.over(fitted),
+            "judge": self.gated.over(held),
+            "judged_on": "held back",
+        }
+        return other
+
+
+def _parts(batches: list[Batch], whole: bool) -> tuple[list[Batch], list[Batch]]:
+    """Return the batches without every fifth sample, or every fifth batch, and these."""
+    if whole:
+        return [b for i, b in enumerate(batches, 1) if i % HELD], [b for i, b in enumerate(batches, 1) if not i % HELD]
+    fitted, held, first = list[Batch](), list[Batch](), 0
+    for batch in batches:
+        back = (torch.arange(first, first + batch.size) % HELD) == HELD - 1
+        first += batch.size
+        for part, rows in ((fitted, ~back), (held, back)):
+            if bool(rows.any()):
+                part.append(_rows(batch, rows.nonzero()[:, 0]))
+    return fitted, held
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    def some(tensor: Tensor) -> Tensor:
+        return tensor[rows.to(tensor.device)] if tensor.ndim else tensor
+
+    return Batch(map_tensors(batch.call, some), _some_targets(batch, rows, some), len(rows))
+
+
+def _some_targets(batch: Batch, rows: Tensor, some: Callable[[Tensor], Tensor]) -> Any:
+    """Return the targets of some samples: rows of tensors, however nested, or entries of a list for each sample."""
+    if isinstance(batch.targets, list) and len(batch.targets) == batch.size:
+        return [batch.targets[i] for i in rows.tolist()]
+    return tree_map(lambda leaf: some(leaf) if isinstance(leaf, Tensor) else leaf, batch.targets)

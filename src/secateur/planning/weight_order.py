@@ -1,0 +1,107 @@
+"""One round of weight removals: their order from the least salient up, and the weights that each one leaves."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from secateur.saliency.weights.obs import Surgeon
+
+
+class Removals(Protocol):
+    """An order of removals among all P removable weights; `kept` are those there before the first [P]."""
+
+    kept: Tensor
+
+    def __len__(self) -> int:
+        """How many removals there can be."""
+
+    def after(self, n: int) -> Tensor:
+        """The weights [P] after the first n removals."""
+
+    def gone(self, n: int) -> Tensor:
+        """Which weights these are [n]."""
+
+    def predicted(self, n: int) -> float:
+        """The sum of their saliencies."""
+
+
+class Ordered:
+    """Removals that leave all other weights as they are.
+
+    Args:
+        saliency: Of each weight [P].
+        u: The weights [P].
+        kept: Which of them are there [P].
+        sets: The number of each one's parameter [P].
+        limits: How many weights each parameter may lose.
+    """
+
+    def __init__(self, saliency: Tensor, u: Tensor, kept: Tensor, sets: Tensor, limits: Tensor) -> None:
+        order = saliency.argsort(stable=True)
+        order = order[kept[order]]
+        place = torch.empty_like(order)
+        for k in range(len(limits)):
+            mine = sets[order] == k
+            place[mine] = torch.arange(int(mine.sum()), device=order.device)
+        self.order = order[place < limits[sets[order]]]
+        self.kept, self.saliency, self.u = kept, saliency, u
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def after(self, n: int) -> Tensor:
+        """The weights [P] after the first n removals."""
+        return self.u.index_fill(0, self.order[:n], 0)
+
+    def gone(self, n: int) -> Tensor:
+        """Which weights these are [n]."""
+        return self.order[:n]
+
+    def predicted(self, n: int) -> float:
+        """The sum of their saliencies."""
+        return self.saliency[self.order[:n]].sum().item()
+
+
+class Operated:
+    """Removals by the Optimal Brain Surgeon, which changes the weights that are left; made when they are asked for.
+
+    Args:
+        surgeon: That has removed none yet; changed.
+        sets: The number of each weight's parameter [P].
+        limits: How many weights each parameter may lose.
+    """
+
+    def __init__(self, surgeon: Surgeon, sets: Tensor, limits: Tensor) -> None:
+        self.surgeon, self.kept, self.sets, self.limits = surgeon, surgeon.left.clone(), sets, limits.clone()
+        there = torch.bincount(sets[self.kept], minlength=len(limits))
+        self.most = int(torch.minimum(there, limits).sum())
+        self.saliencies: list[float] = []
+
+    def __len__(self) -> int:
+        return self.most
+
+    def _go(self, n: int) -> None:
+        while len(self.saliencies) < n:
+            saliency = torch.where(self.limits[self.sets] > 0, self.surgeon.saliency(), torch.inf)
+            q = int(saliency.argmin())
+            self.surgeon.remove(q)
+            self.limits[self.sets[q]] -= 1
+            self.saliencies.append(saliency[q].item())
+
+    def after(self, n: int) -> Tensor:
+        """The weights [P] after the first n removals."""
+        self._go(n)
+        return self.surgeon.after(n)
+
+    def gone(self, n: int) -> Tensor:
+        """Which weights these are [n]."""
+        self._go(n)
+        return torch.tensor(self.surgeon.order[:n], dtype=torch.long, device=self.sets.device)
+
+    def predicted(self, n: int) -> float:
+        """The sum of their saliencies."""
+        self._go(n)
+        return sum(self.saliencies[:n])

@@ -1,0 +1,1 @@
+"""Criteria of units, one file each; every module in this folder is loaded."""

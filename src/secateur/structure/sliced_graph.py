@@ -1,0 +1,111 @@
+"""The captured graph for a network whose units are gone: the same calls with the sizes of what is left.
+
+With sliced weights this is the truth that a cut network is held against.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from secateur.structure.capture import Captured
+from secateur.structure.keep_mask import Left, Samples
+from secateur.structure.rules.net import Axes, Net
+from secateur.structure.rules.registry import arguments, blamed, find_resize
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """A sliced graph, with the copy of each node of the captured one."""
+
+    graph: fx.Graph
+    copies: dict[fx.Node, fx.Node]
+    net: Net
+    left: Left
+
+
+def slice_graph(captured: Captured, net: Net, left: Left) -> Sliced:
+    """A copy of the graph with every size among its arguments brought in line with what is left.
+
+    Args:
+        captured: The original.
+        net: Its axes.
+        left: The units that stay.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    batch: fx.Node | None = None
+    for node in captured.graph.nodes:
+        if node.op == "output":
+            graph.output(fx.map_arg(node.args[0], copies.__getitem__))
+            continue
+        changed = _resized(node, net, left)
+        if changed and _has_samples(changed):
+            batch = batch or _batch_size(graph, captured, copies)
+            changed = {name: _with_batch(graph, batch, value) for name, value in changed.items()}
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        if changed:
+            _apply(copies[node], changed, copies)
+    return Sliced(graph, copies, net, left)
+
+
+def _resized(node: fx.Node, net: Net, left: Left) -> dict[str, Any]:
+    found = find_resize(node) if node.op == "call_function" and left.masks else None
+    if found is None:
+        return {}
+    with blamed(found, node):
+        return found(net, node, arguments(node), left)
+
+
+def _apply(copy: fx.Node, changed: dict[str, Any], copies: dict[fx.Node, fx.Node]) -> None:
+    """Write the changed arguments into the copy, by their position in the schema where they have one there."""
+    target = changed.pop("target", None)
+    if target is not None:
+        copy.target = getattr(torch.ops.aten, target).default
+        copy.args, copy.kwargs = (), fx.map_arg(changed, lambda n: copies.get(n, n))
+        return
+    names = [argument.name for argument in copy.target._schema.arguments]  # type: ignore[union-attr]
+    for name, value in changed.items():
+        position = names.index(name)
+        value = fx.map_arg(value, lambda n: copies.get(n, n))
+        if position < len(copy.args):
+            copy.update_arg(position, value)
+        else:
+            copy.update_kwarg(name, value)
+
+
+def _has_samples(changed: dict[str, Any]) -> bool:
+    return any(isinstance(one, Samples) for value in changed.values() if isinstance(value, list) for one in value)
+
+
+def _with_batch(graph: fx.Graph, batch: fx.Node, value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [_number(graph, batch, one.times) if isinstance(one, Samples) else one for one in value]
+
+
+def _number(graph: fx.Graph, batch: fx.Node, times: int) -> fx.Node:
+    return batch if times == 1 else _of_samples(graph.call_function(operator.mul, (batch, times)))
+
+
+def _of_samples(node: fx.Node) -> fx.Node:
+    """Marked as a number that grows with that of the samples, for those who run several batches as one."""
+    node.meta["samples"] = True
+    return node
+
+
+def _batch_size(graph: fx.Graph, captured: Captured, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+    sample = next(n for n in copies if n.name in captured.inputs and n.meta["val"].ndim)
+    return _of_samples(graph.call_function(torch.ops.aten.sym_size.int, (copies[sample], 0)))
+
+
+def slice_tensor(tensor: Tensor, axes: Axes, left: Left) -> Tensor:
+    """The positions left along each dimension."""
+    for dim, axis in enumerate(axes):
+        if left.count(axis) != axis.size:
+            tensor = tensor.index_select(dim, left.indices(axis).to(tensor.device))
+    return tensor
