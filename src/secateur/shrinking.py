@@ -259,18 +259,22 @@ def shrink(
     """
     _require_budget(budget)
     fitting = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
-    options = Ranking(criterion, ranking, threshold, shortlist, refresh, swaps)
+    order: dict[str, Any] = {
+        "ranking": ranking, "threshold": threshold, "shortlist": shortlist, "refresh": refresh, "swaps": swaps
+    }  # fmt: skip
     loop = Loop(rounds, retrain)
     question = Question(
         model, data, loss, units, example_inputs=example_inputs, validation=validation, seed=seed, max_memory=max_memory
     )
-    if choose("granularity", granularity, GRANULARITIES) == "weight":
-        _refuse_for_weights(options, compensate, fitting)
+    choose("granularity", granularity, GRANULARITIES)
+    if granularity == "weight":
+        _refuse_for_weights({**order, **fitting}, compensate)
         chosen = as_criterion("obd" if criterion is None else criterion, "weight")
         return _without_weights(question, chosen, loop, budget, progress)
     loop.refuse_for_units()
     compensation = _compensation(compensate, fitting, data)
-    ranked = _ranked(question, *_options(options, compensation, budget), compensation, budget, progress)
+    options = _options(Ranking(criterion, **order), compensation, budget)
+    ranked = _ranked(question, *options, compensation, budget, progress)
     return _shrunk(question, ranked, budget)
 
 
@@ -288,17 +292,18 @@ def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compen
     raise ArgumentError(f"compensate: {compensation} needs data to fit on, got None")
 
 
-def _refuse_for_weights(ranking: Ranking, compensate: Any, fitting: dict[str, Any]) -> None:
+def _refuse_for_weights(options: dict[str, Any], compensate: Any) -> None:
     """Refuse what has no meaning where single weights are removed.
 
     Raises:
         ArgumentError: An option for units is given.
     """
-    given = {**vars(ranking), "criterion": None, **fitting, "compensate": isinstance(compensate, Compensation)}
-    own = {**vars(Ranking()), **vars(Compensation()), "compensate": False}
-    for name, value in given.items():
-        if value != own[name]:
-            raise ArgumentError(f"{name}: has no meaning with granularity='weight'")
+    defaults = {**vars(Ranking()), **vars(Compensation())}
+    changed = [name for name, value in options.items() if value != defaults[name]]
+    if isinstance(compensate, Compensation):
+        changed.append("compensate")
+    if changed:
+        raise ArgumentError(f"{changed[0]}: has no meaning with granularity='weight'")
 
 
 def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:

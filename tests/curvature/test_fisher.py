@@ -9,10 +9,11 @@ from torch import nn
 
 from cases import CASES, Case, targets
 from secateur import Units, find_units, score
-from secateur.curvature.fisher import estimate, standard_error
-from secateur.curvature.gauss_newton import ggn
+from secateur.curvature.fisher import estimate
 from secateur.errors import DataError
 from secateur.objective.gated_loss import Gated, ones
+from secateur.saliency.units.fisher import standard_error
+from secateur.saliency.units.ggn import ggn
 
 LOSSES = ["cross_entropy", "binary_cross_entropy", "squared_error"]
 

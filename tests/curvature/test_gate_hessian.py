@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from cases import CASES, in_batches, randomise, targets
 from secateur import find_units, reference
-from secateur.curvature.gate_hessian import hessian
 from secateur.objective.gated_loss import Gated, ones
 from secateur.objective.losses import LOSSES
+from secateur.saliency.units.hessian import hessian
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

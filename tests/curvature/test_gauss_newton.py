@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from cases import CASES, in_batches, randomise, targets
 from random_networks import RandomArchitecture
 from secateur import find_units, reference, score
-from secateur.curvature.gauss_newton import expansion, ggn
+from secateur.curvature.gauss_newton import expansion
 from secateur.curvature.loss_factors import exact_factors
 from secateur.errors import DataError
 from secateur.objective.gated_loss import Gated, ones
 from secateur.objective.losses import LOSSES
+from secateur.saliency.units.ggn import ggn
 
 
 def own_loss(outputs: Tensor, t: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ import secateur as sc
 from cases import CASES, Case
 from secateur.artifacts.safetensors import to_bytes
 from secateur.errors import ArgumentError, DataError
+from secateur.objective.leave_one_out import rises
 from secateur.planning import ranking
 from secateur.planning.plan import Plan
 from secateur.reference import RandomNetwork, gated_loss
-from secateur.saliency.units.oracle import rises
 
 REMOVABLE = [name for name in CASES if name != "one_unit"]
 Evaluate = Callable[[Tensor], float]  # E(g)
@@ -324,7 +324,10 @@ def test_a_threshold_looks_only_at_units_left_and_so_never_hides_the_least(thres
         data = case.x, case.model(case.x)  # no error as trained, so that every removal raises it
     plain = rank(case.model, data, "squared_error")
     assert min(step.predicted for step in plain.steps) > 0  # type: ignore[type-var]
-    assert rank(case.model, data, "squared_error", threshold=threshold) == plain
+    replaced = rank(case.model, data, "squared_error", threshold=threshold)
+    assert [(s.set, s.index, s.predicted, s.loss) for s in replaced.steps] == [
+        (s.set, s.index, s.predicted, s.loss) for s in plain.steps
+    ]
 
 
 # ---------------------------------------------------------------- sizes and losses

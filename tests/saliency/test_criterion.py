@@ -53,7 +53,7 @@ def test_criteria_of_units_and_of_weights_are_kept_apart() -> None:
 
 @pytest.mark.parametrize(
     ("granularity", "start"),
-    [("unit", "criterion 'obs' is taken by secateur.compensation.unit_surgeon.obs"),
+    [("unit", "criterion 'obs' is taken by secateur.saliency.units.obs.obs"),
      ("weight", "weight criterion 'obs' is taken by secateur.saliency.weights.obs.obs")],
 )  # fmt: skip
 def test_a_name_that_is_taken_is_refused(granularity: Any, start: str) -> None:
@@ -123,7 +123,8 @@ def test_a_function_with_the_name_of_a_criterion_is_refused() -> None:
     def magnitude(gated: Any, g: Tensor) -> Tensor:
         return g
 
-    with pytest.raises(ArgumentError, match=rf"magnitude \(line \d+ of {HERE}\) has the name of secateur\.saliency\.m"):
+    where = rf"magnitude \(line \d+ of {HERE}\) has the name of secateur\.saliency\.units\.m"
+    with pytest.raises(ArgumentError, match=where):
         score(magnitude)
 
 

@@ -13,27 +13,12 @@ from secateur.compensation.compensator import Compensator
 from secateur.compensation.linear_layers import Layer, compensable, layers_of
 from secateur.compensation.targets import curvature
 from secateur.objective.gated_loss import Gated
-from secateur.saliency.criterion import criterion
-from secateur.saliency.units.oracle import rises
+from secateur.objective.leave_one_out import rises
 from secateur.structure.unit_set import UnitSet
 
 GROUP = 32  # units of a set, at most, that are removed together to see how far the prediction is off
 SPAN = 10.0  # by which a set's costs are scaled at most, up or down
 TENTH = 0.1  # of all units: when so many more are gone the scales are measured again
-
-
-@criterion("obs")
-def obs(gated: Gated, g: Tensor) -> Tensor:
-    """ΔE_k ≈ ½ tr(B W_Pᵀ ([G⁻¹]_PP)⁻¹ W_P) summed over unit k's consumers, without its ridge term (design section 7).
-
-    P are the rows of the consumers' weights that belong to the unit, G = AᵀA/N + λI of their inputs, B the loss's mean
-    curvature in their outputs (Hassibi, Stork 1992, in blocks). Each set's costs are scaled to what removing some of
-    its units is measured to cost. Units that something else than dense and convolutional layers sums up have their
-    exact rise without compensation. About three forward passes over the data, and one over the inputs' products.
-    """
-    surgeon = UnitSurgeon(Compensator(gated))
-    surgeon.begin(g)
-    return surgeon.saliency(g)
 
 
 class UnitSurgeon:

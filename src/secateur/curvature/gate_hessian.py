@@ -13,18 +13,6 @@ from secateur.curvature.hessian_products import HELD, products
 from secateur.objective.gated_loss import Cached, Gated, derivative
 from secateur.objective.leave_one_out import Candidates, stacks_of
 from secateur.objective.memory import bytes_of
-from secateur.saliency.criterion import criterion
-
-
-@criterion("hessian")
-def hessian(gated: Gated, g: Tensor) -> Tensor:
-    """ΔE_k ≈ −g_k ∂E/∂g_k + ½ g_k² ∂²E/∂g_k², all interactions within the network included.
-
-    The loss of each candidate is a function of its own gate alone; many are differentiated twice at a time, behind the
-    layers that sum them up. Where that is not possible, one product with the Hessian for each unit.
-    """
-    narrow = gated.narrowed(g)
-    return -narrow.gradient(g) + 0.5 * diagonal(narrow, g)
 
 
 def diagonal(gated: Gated, g: Tensor) -> Tensor:

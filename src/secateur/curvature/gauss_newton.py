@@ -9,23 +9,11 @@ import torch
 from torch import Tensor
 
 from secateur.curvature.gate_vjp import float_tensors, pullback
-from secateur.curvature.loss_factors import Factor, exact_factors
+from secateur.curvature.loss_factors import Factor
 from secateur.objective.gated_loss import Gated
 from secateur.objective.losses import differentiable
-from secateur.saliency.criterion import criterion
 
 Factors = Callable[[Any, Any], Iterator[Factor]]  # of the loss's curvature, from outputs and targets
-
-
-@criterion("ggn")
-def ggn(gated: Gated, g: Tensor) -> Tensor:
-    """ΔE_k ≈ −∂E/∂g_k + ½ · 1/N Σ_n J_nkᵀ L_n J_nk, J_n the derivative of sample n's outputs in the gates.
-
-    L_n is the Hessian of its loss in them. One forward pass, and a backward pass for each output of a sample.
-    """
-    narrow = gated.narrowed(g)
-    gradient, curvature = expansion(narrow, g, lambda out, targets: exact_factors(gated.loss_function, out, targets))
-    return -gradient + 0.5 * curvature
 
 
 def expansion(gated: Gated, g: Tensor, factors: Factors, full: bool = False) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,14 @@ def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[f
     return gated.checked(g, here) if stacks else gated.loss(g), found
 
 
+def rises(gated: Gated, g: Tensor, units: Tensor) -> Tensor:
+    """ΔE_k of these units [K], infinite for all others."""
+    here, without = change_one(gated, g, units, torch.zeros_like(units, dtype=g.dtype))
+    found = torch.full((len(g),), torch.inf, dtype=torch.float64, device=g.device)
+    found[units] = without - here
+    return found
+
+
 def _loss(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:
     """As that of one candidate, so that a unit that does nothing has a rise of exactly 0."""
     out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])

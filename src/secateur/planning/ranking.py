@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.unit_surgeon import UnitSurgeon
 from secateur.objective.gated_loss import Gated
+from secateur.objective.leave_one_out import rises
 from secateur.objective.question import Question
 from secateur.options import CURVATURES, Ranking
 from secateur.planning.budget import Budget
@@ -19,7 +20,6 @@ from secateur.planning.quadratic import rank_quadratic
 from secateur.planning.removal_order import FileSize, OnStep, Order
 from secateur.saliency.criterion import Criterion, criteria
 from secateur.saliency.score import apply_threshold, find_criterion, saliency_of
-from secateur.saliency.units.oracle import rises
 
 CHEAP = "taylor1"  # makes the shortlist: one backward pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -114,10 +115,10 @@ def criterion(
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a criterion, to be found by its name wherever one is given.
 
-    Of units it is called with E(g), a `secateur.objective.gated_loss.Gated`, and the gates g [K], 0 for units that are gone,
-    and returns their saliencies, a floating-point tensor [K] in the order of the units; infinite for a unit that it
-    cannot judge. Of weights it is called with a `secateur.curvature.weight_loss.Weights` and returns a dict of tensors,
-    each of its parameter's shape. The package of a criterion names it among its entry points, in the group
+    Of units it is called with E(g), a `secateur.objective.gated_loss.Gated`, and the gates g [K], 0 for units that are
+    gone, and returns their saliencies, a floating-point tensor [K] in the order of the units; infinite for a unit that
+    it cannot judge. Of weights it is called with a `secateur.curvature.weight_loss.Weights` and returns a dict of
+    tensors, each of its parameter's shape. The package of a criterion names it among its entry points, in the group
     ``secateur.criteria``, to be found on the command line, too. See docs/extending.md.
 
     Args:
@@ -142,6 +143,7 @@ def criterion(
     choose("needs", needs, NEEDS)
 
     def register(function: Function) -> Function:
+        _load_own()  # so that none of their names can be taken first
         taken = _CRITERIA.get((granularity, name))
         if taken is not None:
             raise ArgumentError(
@@ -162,7 +164,13 @@ def criteria(granularity: Granularity = "unit") -> dict[str, Criterion]:
     return {name: found for (kind, name), found in sorted(_CRITERIA.items()) if kind == granularity}
 
 
+def _load_own() -> None:
+    for room in ("units", "weights"):
+        import_module(f"{__package__}.{room}")
+
+
 def _load_plugins() -> list[str]:
+    _load_own()
     return load_plugins(GROUP, lambda loaded: _registered(loaded) is not None)
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur import find_units, reference
-from secateur.curvature.fisher import fisher
-from secateur.curvature.gate_hessian import hessian
 from secateur.curvature.weight_loss import Weights
 from secateur.errors import ArgumentError
 from secateur.objective.gated_loss import Gated, ones
 from secateur.objective.losses import find_loss
+from secateur.saliency.units.fisher import fisher
+from secateur.saliency.units.hessian import hessian
 from secateur.structure.capture import capture
 from secateur_experiments.bench.timing import in_turns, seconds
 from secateur_experiments.datasets import Pair, images

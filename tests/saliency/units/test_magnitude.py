@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from cases import CASES, randomise
 from secateur import find_units, reference, score
 from secateur.objective.gated_loss import Gated, ones
-from secateur.saliency.units.magnitude import activation, magnitude, random
+from secateur.saliency.units.activation import activation
+from secateur.saliency.units.magnitude import magnitude
+from secateur.saliency.units.random import random
 from secateur.structure.units import Units
 
 

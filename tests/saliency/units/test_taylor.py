@@ -12,7 +12,8 @@ from secateur import find_units, reference, score
 from secateur.errors import DataError, ModelError
 from secateur.objective.gated_loss import Gated, ones
 from secateur.objective.losses import LOSSES, binary_cross_entropy, cross_entropy, squared_error
-from secateur.saliency.units.taylor import taylor1, taylor2
+from secateur.saliency.units.taylor1 import taylor1
+from secateur.saliency.units.taylor2 import taylor2
 
 Function = Callable[[Tensor], Tensor]
 CURVES = {"sigmoid": reference.SIGMOID, "tanh": reference.TANH, "identity": reference.IDENTITY}

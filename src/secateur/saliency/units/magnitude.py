@@ -1,4 +1,4 @@
-"""For comparison: criteria that look at no loss."""
+"""For comparison: how large the weights of a unit are."""
 
 from __future__ import annotations
 
@@ -26,23 +26,3 @@ def magnitude(gated: Gated, g: Tensor) -> Tensor:
         for dim, axis in enumerate(units.axes[name]):
             squares += units.collect(axis, per_position(left, dim).sum(1))
     return squares.sqrt()
-
-
-@criterion("activation", needs="data", in_loss_units=False)
-def activation(gated: Gated, g: Tensor) -> Tensor:
-    """Mean of |o| over the samples and over the places where the unit is consumed."""
-    sums = torch.zeros(len(g), dtype=torch.float64, device=g.device)
-    counts = torch.zeros_like(sums)
-    for batch in gated.cached:
-        values = gated.graph.trace(batch.frontier, g)
-        for edge in gated.graph.edges:
-            sizes = per_position(values[edge.node].abs().double(), edge.dim)
-            sums += gated.units.collect(edge.axis, sizes.sum(1))
-            counts += gated.units.collect(edge.axis, torch.full_like(sizes[:, 0], sizes.shape[1]))
-    return sums / counts.clamp(min=1)
-
-
-@criterion("random", needs="nothing", in_loss_units=False)
-def random(gated: Gated, g: Tensor) -> Tensor:
-    """Uniform in [0, 1), from the seed."""
-    return torch.rand(len(g), generator=gated.generator, dtype=torch.float64).to(g.device)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from secateur.objective.gated_loss import Gated
-from secateur.objective.leave_one_out import change_one
+from secateur.objective.leave_one_out import rises
 from secateur.saliency.criterion import criterion
 
 
@@ -18,11 +17,3 @@ def oracle(gated: Gated, g: Tensor) -> Tensor:
     left, many units at a time.
     """
     return rises(gated, g, g.nonzero()[:, 0])
-
-
-def rises(gated: Gated, g: Tensor, units: Tensor) -> Tensor:
-    """ΔE_k of these units [K], infinite for all others."""
-    here, without = change_one(gated, g, units, torch.zeros_like(units, dtype=g.dtype))
-    found = torch.full((len(g),), torch.inf, dtype=torch.float64, device=g.device)
-    found[units] = without - here
-    return found

@@ -1,4 +1,4 @@
-"""First- and second-order Taylor estimates, the second by second-derivative back-propagation (003, appendix A)."""
+"""The second-order Taylor estimate by second-derivative back-propagation (003 eq. 4 and appendix A)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from secateur.objective.gated_loss import Cached, Gated, per_position
 from secateur.objective.losses import differentiable
 from secateur.saliency.criterion import criterion
 from secateur.structure.graph_run import outputs
-
-
-@criterion("taylor1")
-def taylor1(gated: Gated, g: Tensor) -> Tensor:
-    """ΔE_k ≈ −g_k ∂E/∂g_k = −Σ o ∂E/∂o (003 eq. 3). One backward pass."""
-    return -gated.gradient(g)
 
 
 @criterion("taylor2")

@@ -1,0 +1,20 @@
+"""The second-order Taylor estimate with the exact second derivative."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateur.curvature.gate_hessian import diagonal
+from secateur.objective.gated_loss import Gated
+from secateur.saliency.criterion import criterion
+
+
+@criterion("hessian")
+def hessian(gated: Gated, g: Tensor) -> Tensor:
+    """ΔE_k ≈ −g_k ∂E/∂g_k + ½ g_k² ∂²E/∂g_k², all interactions within the network included.
+
+    The loss of each candidate is a function of its own gate alone; many are differentiated twice at a time, behind the
+    layers that sum them up. Where that is not possible, one product with the Hessian for each unit.
+    """
+    narrow = gated.narrowed(g)
+    return -narrow.gradient(g) + 0.5 * diagonal(narrow, g)

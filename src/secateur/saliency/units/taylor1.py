@@ -1,0 +1,14 @@
+"""The first-order Taylor estimate (003 eq. 3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateur.objective.gated_loss import Gated
+from secateur.saliency.criterion import criterion
+
+
+@criterion("taylor1")
+def taylor1(gated: Gated, g: Tensor) -> Tensor:
+    """ΔE_k ≈ −g_k ∂E/∂g_k = −Σ o ∂E/∂o (003 eq. 3). One backward pass."""
+    return -gated.gradient(g)
