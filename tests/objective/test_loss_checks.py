@@ -92,6 +92,13 @@ def test_the_error_says_what_was_measured() -> None:
     )
 
 
+def test_a_loss_that_is_nan_for_few_samples_is_no_mean() -> None:
+    model, (x, y) = network(), samples(40)
+    of_many = lambda o, t: F.cross_entropy(o, t) * (1 if len(o) > 10 else torch.nan)  # noqa: E731
+    with pytest.raises(DataError, match=r"^loss: it is not a mean over samples: .* together, nan on average"):
+        Gated(model, find_units(model, x), in_batches(x, y, [20]), of_many)
+
+
 def weighted_mean(outputs: Tensor, targets: Tensor) -> Tensor:
     return (WEIGHT.to(outputs)[targets] * F.cross_entropy(outputs, targets, reduction="none")).mean()
 
