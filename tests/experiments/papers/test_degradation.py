@@ -54,6 +54,12 @@ def test_the_ways_are_the_papers_algorithms_and_ours():
     assert {way.ranking for way in ITERATIVE.values()} == {"iterative"}
 
 
+def test_at_tenths_the_nearest_number_of_units_counts_or_as_many_as_can_be():
+    curve = Curve([0, 1, 2], [0.9, 0.8, 0.7], 4, loss=[0.1, 0.2, 0.3])
+    assert degradation.at_tenths([curve], "accuracy") == [0.9, 0.8, 0.8, *[0.7] * 6]
+    assert degradation.at_tenths([curve], "loss") == [0.1, 0.2, 0.2, *[0.3] * 6]
+
+
 def test_bands_hold_the_median_the_least_and_the_largest():
     (band,) = figures.bands([[[1.0, 2.0, 3.0], [3.0, 4.0], [2.0, 9.0]]], 4)
     assert band.shares == [0, 0.25]
