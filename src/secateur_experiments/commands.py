@@ -12,15 +12,15 @@ import typer
 
 from secateur.cli_options import Json, print_json
 
-Mnist = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files; left out: the digits of scikit-learn")
-]
+Mnist = Annotated[Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files")]
 Seeds = Annotated[int, typer.Option(help="networks of each kind, of which medians are taken", min=1)]
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="folder for pictures and networks")] = Path("demo-out"),
-    mnist: Mnist = None,
+    mnist: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="MNIST's four .gz files, instead of the digits")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Do the main job on real digits: train, prune by every criterion, cut, save, load, compare."""
