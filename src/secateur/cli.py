@@ -24,9 +24,11 @@ from secateur.objective.data import first_inputs
 from secateur.objective.question import Question
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
+from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.paths import check_page
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
+from secateur.result import Result
 from secateur.saliency.criterion import criteria
 from secateur.saliency.interactions import correlation
 from secateur.saliency.interactions import interactions as run_interactions
@@ -164,7 +166,8 @@ def shrink(
                 "after": asdict(result.after),
                 "removed": len(result.plan.steps) if isinstance(result.plan, Plan) else result.plan.removed,
                 "kept": result.plan.kept,
-                "swaps": result.plan.swaps and asdict(result.plan.swaps) if isinstance(result.plan, Plan) else None,
+                "measured": _measured(result),
+                **_options(result.plan),
                 "verified": True,
                 "max_difference": result.max_difference,
                 "captured": result.captured,
@@ -174,6 +177,30 @@ def shrink(
         )
     else:
         typer.echo(f"{result}\nwritten to {out}" + ("" if report is None else f", the report to {report}"))
+
+
+def _measured(result: Result) -> dict[str, Any] | None:
+    """Return on which samples loss and accuracy were measured, as plain data."""
+    basis, accuracy = result.plan.basis, result.after.accuracy
+    if basis is None:
+        return None
+    return {
+        "on": basis.where,
+        "samples": basis.samples,
+        "fitted_on": basis.fitted,
+        "accuracy_standard_error": None if accuracy is None else basis.standard_error(accuracy),
+    }
+
+
+def _options(plan: Plan | WeightPlan) -> dict[str, Any]:
+    """Return how a plan of units was made, as plain data."""
+    if isinstance(plan, WeightPlan):
+        return {"ranking": None, "compensation": None, "swaps": None}
+    return {
+        "ranking": plan.made_by and plan.made_by.to_json(),
+        "compensation": plan.compensation and plan.compensation.to_json(),
+        "swaps": plan.swaps and asdict(plan.swaps),
+    }
 
 
 @app.command()

@@ -20,7 +20,7 @@ from secateur.errors import ArgumentError, BudgetError, ModelError
 from secateur.objective.losses import check_start
 from secateur.objective.question import Question
 from secateur.planning.budget import Budget
-from secateur.planning.state import State
+from secateur.planning.state import Basis, State
 from secateur.planning.weight_order import Operated, Ordered, Removals
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.saliency.criterion import Criterion
@@ -85,11 +85,16 @@ def shrink_weights(
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
     asked = question.for_model(network, units)
-    weights = weights_of(asked)
-    measured = weights if asked.validation is None else weights_of(asked, "validation")
-    plan = WeightLoop(weights, measured, units, criterion, budget, loop.retrain).run(loop.rounds, on_round)
-    changed = loop.retrain is not None or criterion.saliency is obs
-    reference = network if changed else model
+    weights = judge = weights_of(asked)
+    fits, where = criterion.saliency is obs, asked.judged_on
+    if asked.validation is not None:
+        judge = weights_of(asked, "validation")
+    elif fits and budget.bounds_quality:  # what is fitted on samples is not judged by them
+        (weights, judge), where = weights.held_back(), "held back"
+    plan = WeightLoop(weights, judge, units, criterion, budget, loop.retrain).run(loop.rounds, on_round)
+    if plan.start.loss is not None:
+        plan = replace(plan, basis=Basis(where, judge.samples, fits and where == "data"))
+    reference = network if loop.retrain is not None or fits else model
     return network, plan, check_masked(reference, network, units.captured, plan.masks, question.call)
 
 
@@ -123,6 +128,7 @@ class WeightLoop:
         self.start = self._state()
         check_start(self.start.loss)
         budget.check_measured(self.start)
+        budget.check_resolution(0 if self.start.accuracy is None else measured.predictions())
 
     def run(self, rounds: int, on_round: OnRound) -> WeightPlan:
         """Remove weights so many times, and say which.

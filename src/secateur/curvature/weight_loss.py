@@ -6,6 +6,7 @@ Exact (Optimal Brain Damage), or without the second derivative of the network, w
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -21,8 +22,9 @@ from secateur.curvature.weight_hessian import second_derivatives
 from secateur.curvature.weight_vjp import Alone, Together, leaves_of, run_from, samples_of, values_of
 from secateur.errors import DataError, ModelError, choose
 from secateur.objective.data import CHUNK, Batch, batches
+from secateur.objective.held_back import hold_back
 from secateur.objective.loss_checks import tried
-from secateur.objective.losses import LossFunction, differentiable, find_loss, given, measure
+from secateur.objective.losses import LossFunction, differentiable, find_loss, given, measure, predictions
 from secateur.objective.memory import bytes_of, memory_cap
 from secateur.structure.capture import Captured, check_finite
 from secateur.structure.graph_run import compile_graph, outputs
@@ -127,13 +129,37 @@ class Weights:
         """E and the accuracy; None where there is no data or no loss, or there are no classes."""
         if self._loss is None or not self._batches:
             return None, None
-        run = compile_graph(self.captured.graph)
-
-        def out(batch: Batch) -> Any:
-            return outputs(self.captured, run(*values_of(self.captured, self.model, batch.call)))
-
         with torch.no_grad():
-            return measure(self.loss, ((share, out(batch), batch.targets) for share, batch in self.shares()))
+            return measure(self.loss, ((share, out, batch.targets) for share, batch, out in self._outputs()))
+
+    def predictions(self) -> int:
+        """Return how many predictions the accuracy is taken over; 0 without classes."""
+        with torch.no_grad():
+            return predictions(self.loss, ((out, batch.targets) for _, batch, out in self._outputs()))
+
+    def _outputs(self) -> Iterator[tuple[float, Batch, Any]]:
+        run = compile_graph(self.captured.graph)
+        for share, batch in self.shares():
+            yield share, batch, outputs(self.captured, run(*values_of(self.captured, self.model, batch.call)))
+
+    def held_back(self) -> tuple[Weights, Weights]:
+        """Return E on the data without every fifth sample, and on these, as functions of the same weights.
+
+        Raises:
+            DataError: There are too few samples.
+        """
+        fitted, held = hold_back(self._batches, self.captured.spec.fixed is not None)
+        return self._over(fitted), self._over(held)
+
+    def _over(self, several: list[Batch]) -> Weights:
+        other = copy.copy(self)
+        other._batches, other._n = several, sum(batch.size for batch in several)
+        return other
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return self._n
 
     def gradient(self) -> Values:
         """∂E/∂w, by one backward pass."""

@@ -21,12 +21,12 @@ from secateur.objective.loss_checks import tried
 from secateur.objective.losses import (
     LossFunction,
     check_start,
-    correct,
     differentiable,
     evaluate,
     find_loss,
     given,
     measure,
+    predictions,
 )
 from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
 from secateur.structure.axis import Axis
@@ -248,8 +248,7 @@ class Gated:
     def predictions(self, g: Tensor) -> int:
         """Return how many predictions an accuracy is taken over; 0 where there are no classes."""
         with torch.no_grad():
-            hits = (correct(self.loss_function, out, batch.targets) for batch, out in self.outputs(g))
-            return sum(0 if right is None else right.numel() for right in hits)
+            return predictions(self.loss_function, ((out, batch.targets) for batch, out in self.outputs(g)))
 
     def outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
         """What the network returns for each batch."""

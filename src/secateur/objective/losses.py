@@ -115,6 +115,12 @@ def measure(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple
     return total, right / predictions if predictions else None
 
 
+def predictions(loss: LossFunction, runs: Iterable[tuple[Any, Any]]) -> int:
+    """Return how many predictions the accuracy is taken over, from outputs and targets; 0 without classes."""
+    hits = (correct(loss, outputs, targets) for outputs, targets in runs)
+    return sum(right.numel() for right in hits if right is not None)
+
+
 def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
     """Return the loss of one batch.
 

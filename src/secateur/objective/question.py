@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from secateur.arguments import require_model, require_seed
-from secateur.errors import DataError
-from secateur.objective.data import Batch, first_inputs
+from secateur.objective.data import first_inputs
 from secateur.objective.found_units import find_or_check
 from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.held_back import hold_back
 from secateur.objective.losses import find_loss
 from secateur.objective.memory import memory_cap
-from secateur.structure.inputs import Call, as_call, like_model, map_tensors, sample_weight
+from secateur.structure.inputs import Call, as_call, like_model, sample_weight
 from secateur.structure.units import Units, require_units
-
-HELD = 5  # every fifth sample is held back where weights are fitted and a budget bounds the quality
 
 
 class Question:
@@ -114,17 +109,10 @@ class Question:
     def holding_back(self) -> Question:
         """Return the question with every fifth sample held back from the data, to judge what the others are fitted to.
 
-        Where the model's code fixes the number of samples, every fifth batch is held back.
-
         Raises:
             DataError: There are too few samples.
         """
-        fitted, held = _parts(self.gated.batches, self.units.captured.spec.fixed is not None)
-        if not held:
-            raise DataError(
-                "budget of quality: with compensation it is measured on every fifth sample, held back from the fit, "
-                f"and there are fewer than {HELD} samples or batches; give validation=, more data, or compensate=False"
-            )
+        fitted, held = hold_back(self.gated.batches, self.units.captured.spec.fixed is not None)
         other = copy.copy(self)
         other.__dict__ |= {
             "gated": self.gated.over(fitted),
@@ -132,31 +120,3 @@ class Question:
             "judged_on": "held back",
         }
         return other
-
-
-def _parts(batches: list[Batch], whole: bool) -> tuple[list[Batch], list[Batch]]:
-    """Return the batches without every fifth sample, or every fifth batch, and these."""
-    if whole:
-        return [b for i, b in enumerate(batches, 1) if i % HELD], [b for i, b in enumerate(batches, 1) if not i % HELD]
-    fitted, held, first = list[Batch](), list[Batch](), 0
-    for batch in batches:
-        back = (torch.arange(first, first + batch.size) % HELD) == HELD - 1
-        first += batch.size
-        for part, rows in ((fitted, ~back), (held, back)):
-            if bool(rows.any()):
-                part.append(_rows(batch, rows.nonzero()[:, 0]))
-    return fitted, held
-
-
-def _rows(batch: Batch, rows: Tensor) -> Batch:
-    def some(tensor: Tensor) -> Tensor:
-        return tensor[rows.to(tensor.device)] if tensor.ndim else tensor
-
-    return Batch(map_tensors(batch.call, some), _some_targets(batch, rows, some), len(rows))
-
-
-def _some_targets(batch: Batch, rows: Tensor, some: Callable[[Tensor], Tensor]) -> Any:
-    """Return the targets of some samples: rows of tensors, however nested, or entries of a list for each sample."""
-    if isinstance(batch.targets, list) and len(batch.targets) == batch.size:
-        return [batch.targets[i] for i in rows.tolist()]
-    return tree_map(lambda leaf: some(leaf) if isinstance(leaf, Tensor) else leaf, batch.targets)

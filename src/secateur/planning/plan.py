@@ -14,7 +14,7 @@ from secateur.arguments import describe, require_instance
 from secateur.errors import ArgumentError, PlanError
 from secateur.options import Compensation, Ranking
 from secateur.planning.budget import Budget
-from secateur.planning.state import Basis, State, Step, Swaps, accuracy_alone, number
+from secateur.planning.state import Basis, State, Step, Swaps, accuracy_of, number
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.text import format_bytes, table
 
@@ -209,7 +209,7 @@ class Plan:
     def _row(self, n: int) -> tuple[object, ...]:
         here = self.states[n]
         last, predicted = (f"{here.set}[{here.index}]", here.predicted) if isinstance(here, Step) else ("", None)
-        accuracy = self.basis.accuracy(here.accuracy) if self.basis else accuracy_alone(here.accuracy)
+        accuracy = accuracy_of(here.accuracy, self.basis)
         return (n, last, number(predicted), number(here.loss), accuracy, here.params, format_bytes(here.bytes))
 
 

@@ -60,8 +60,6 @@ class Basis:
 
     >>> print(Basis("held back", 200, False))
     200 samples held back from the fit
-    >>> Basis("data", 1000, False).accuracy(0.9)
-    '0.9000 ± 0.0095'
     """
 
     where: str
@@ -73,10 +71,6 @@ class Basis:
         """Return √(p (1 − p) / n), the standard error of an accuracy p measured on n samples."""
         return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / self.samples)
 
-    def accuracy(self, accuracy: float | None) -> str | None:
-        """Return an accuracy with its standard error, as in the tables; None where it was not measured."""
-        return None if accuracy is None else f"{accuracy:.4f} ± {self.standard_error(accuracy):.4f}"
-
     def __str__(self) -> str:
         samples = "1 sample" if self.samples == 1 else f"{self.samples:,} samples"
         if self.where == "data":
@@ -86,9 +80,15 @@ class Basis:
         return f"{samples} held back from the fit" if self.where == "held back" else f"{samples} of the validation data"
 
 
-def accuracy_alone(accuracy: float | None) -> str | None:
-    """Return an accuracy of unknown samples, as in the tables."""
-    return None if accuracy is None else f"{accuracy:.4f}"
+def accuracy_of(accuracy: float | None, basis: Basis | None) -> str | None:
+    """Return an accuracy as in the tables, with its standard error where its samples are known.
+
+    >>> accuracy_of(0.9, Basis("data", 1000, False)), accuracy_of(0.9, None)
+    ('0.9000 ± 0.0095', '0.9000')
+    """
+    if accuracy is None:
+        return None
+    return f"{accuracy:.4f}" + (f" ± {basis.standard_error(accuracy):.4f}" if basis else "")
 
 
 def number(value: float | None) -> str | None:

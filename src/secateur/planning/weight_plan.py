@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateur.planning.state import State, number
+from secateur.planning.state import Basis, State, accuracy_of, number
 from secateur.structure.inputs import InputSpec
 from secateur.text import format_bytes, table
 
@@ -40,6 +40,7 @@ class WeightPlan:
         inputs: What the model takes.
         criterion: How saliency was computed.
         rounds: How often.
+        basis: The samples that losses and accuracies were measured on; None where they were not.
     """
 
     masks: Mapping[str, Tensor]
@@ -48,6 +49,7 @@ class WeightPlan:
     inputs: InputSpec
     criterion: str
     rounds: int
+    basis: Basis | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -67,14 +69,14 @@ class WeightPlan:
     def __str__(self) -> str:
         total = sum(self.sizes.values())
         columns = ["removed", "share", "round", "predicted", "loss", "accuracy", "params", "bytes"]
-        rows = [(0, "0.0 %", "", "", *_measured(self.start))]
+        rows = [(0, "0.0 %", "", "", *self._measured(self.start))]
         for step in self.steps:
             trained = f"{step.round}, trained" if step.trained else f"{step.round}"
             share = f"{100 * step.removed / total:.1f} %"
-            rows.append((step.removed, share, trained, number(step.predicted) or "", *_measured(step)))
-        return table(columns, rows, f"{self.removed:,} of {total:,} weights removed, {self.criterion}")
+            rows.append((step.removed, share, trained, number(step.predicted) or "", *self._measured(step)))
+        title = f"{self.removed:,} of {total:,} weights removed, {self.criterion}"
+        return table(columns, rows, title + (f"; loss and accuracy on {self.basis}" if self.basis else ""))
 
-
-def _measured(state: State) -> tuple[str | None, str | None, int, str]:
-    accuracy = None if state.accuracy is None else f"{state.accuracy:.4f}"
-    return number(state.loss), accuracy, state.params, format_bytes(state.bytes)
+    def _measured(self, state: State) -> tuple[str | None, str | None, int, str]:
+        accuracy = accuracy_of(state.accuracy, self.basis)
+        return number(state.loss), accuracy, state.params, format_bytes(state.bytes)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from secateur.artifacts.measure import Sizes
+from secateur.options import Compensation, Ranking
 from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
 from secateur.planning.weight_plan import WeightPlan, WeightStep
@@ -44,7 +45,8 @@ def result_page(plan: Plan | WeightPlan, before: Sizes, after: Sizes, difference
         ("MACs for one sample", _change(before.macs, after.macs)),
         ("Bytes in memory for one sample", _change(before.ram, after.ram)),
         ("Loss", _move(before.loss, after.loss)),
-        ("Accuracy", _move(before.accuracy, after.accuracy)),
+        ("Accuracy", _accuracies(plan, before.accuracy, after.accuracy)),
+        ("Loss and accuracy on", str(plan.basis) if plan.basis else "not measured"),
         ("Proven difference", f"at most {difference:.1e} between {_two(plan)}"),
         ("Form", form),
     ]
@@ -87,6 +89,13 @@ def _move(before: float | None, after: float | None) -> str:
     return f"{before:.4g} → {after:.4g} ({after - before:+.2g})".replace("(-", "(−")
 
 
+def _accuracies(plan: Plan | WeightPlan, before: float | None, after: float | None) -> str:
+    """Return two accuracies with the standard error of the second."""
+    if after is None or plan.basis is None:
+        return _move(before, after)
+    return f"{_move(before, after)}, standard error {plan.basis.standard_error(after):.2g}"
+
+
 def _settings(plan: Plan | WeightPlan) -> dict[str, str]:
     if isinstance(plan, WeightPlan):
         return {"Granularity": "weight", "Criterion": plan.criterion, "Rounds": str(plan.rounds)}
@@ -94,13 +103,21 @@ def _settings(plan: Plan | WeightPlan) -> dict[str, str]:
         "Granularity": "unit",
         "Criterion": plan.criterion,
         "Ranking": plan.ranking,
+        **_changed(plan.made_by, "criterion", "ranking"),
         "Compensated": "yes, the weights left make up for the units that went" if plan.compensated else "no",
+        **_changed(plan.compensation, "fit"),
     }
     if plan.biases:
         settings["Layers given a bias"] = ", ".join(plan.biases)
     if plan.swaps:
         settings["Swaps"] = str(plan.swaps)
     return settings
+
+
+def _changed(options: Ranking | Compensation | None, *shown: str) -> dict[str, str]:
+    """Return the options that differ from the defaults and are not shown otherwise."""
+    changed = {} if options is None else options.to_json()
+    return {name.replace("_", " ").capitalize(): str(value) for name, value in changed.items() if name not in shown}
 
 
 def _widths(plan: Plan | WeightPlan) -> Widths:
