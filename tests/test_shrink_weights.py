@@ -18,6 +18,7 @@ from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.curvature.weight_loss import Weights
 from secateur.cutting.weight_masks import count_moved
 from secateur.errors import ArgumentError, BudgetError, DataError, ModelError, VerificationError
+from secateur.planning.state import Basis
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.shrinking import Result
 
@@ -292,16 +293,32 @@ def test_protected_parameters_and_shares_of_each() -> None:
 def test_a_budget_of_quality_goes_as_far_as_it_allows_and_no_further(criterion: str, rounds: int) -> None:
     model = model_of("dense")
     train(model, steps=60)
-    for budget in (sc.Budget(max_loss_increase=0.05), sc.Budget(max_accuracy_drop=0.05)):
-        result = shrink(model, "dense", budget, criterion=criterion, rounds=rounds)
+    for budget in (sc.Budget(max_loss_increase=0.05), sc.Budget(max_accuracy_drop=0.1)):
+        bound = budget.max_loss_increase or budget.max_accuracy_drop
+        judge = {"validation": samples()} if criterion == "obs" else {}  # else it holds samples back
+        result = shrink(model, "dense", budget, criterion=criterion, rounds=rounds, **judge)
         rise, drop = (result.after.loss - result.before.loss, result.before.accuracy - result.after.accuracy)  # type: ignore[operator]
-        assert rise <= 0.05 if budget.max_loss_increase else drop <= 0.05 + 1e-12
+        assert rise <= bound if budget.max_loss_increase else drop <= bound + 1e-12
         n = result.plan.removed  # type: ignore[union-attr]
         assert 0 < n < 178
         if rounds == 1 and criterion != "random":
             more = shrink(model, "dense", sc.Budget(remove_units=n + 1), criterion=criterion)
             rise, drop = (more.after.loss - more.before.loss, more.before.accuracy - more.after.accuracy)  # type: ignore[operator]
-            assert rise > 0.05 if budget.max_loss_increase else drop > 0.05
+            assert rise > bound if budget.max_loss_increase else drop > bound
+
+
+def test_weights_that_make_up_for_others_are_judged_on_samples_that_they_were_not_fitted_on() -> None:
+    model, (x, y) = model_of("dense"), samples()
+    train(model, steps=60)
+    result = shrink(model, "dense", sc.Budget(max_loss_increase=0.05), criterion="obs")
+    assert result.plan.basis == Basis("held back", 12, False)
+    with torch.no_grad():
+        rise = F.cross_entropy(result.model(x[4::5]), y[4::5]) - F.cross_entropy(model(x[4::5]), y[4::5])
+    assert rise.item() == pytest.approx(result.after.loss - result.before.loss, rel=1e-9)  # type: ignore[operator]
+    assert rise <= 0.05
+    sized = shrink(model, "dense", sc.Budget(remove_units=20), criterion="obs")
+    assert sized.plan.basis == Basis("data", 60, True)
+    assert "loss and accuracy on 60 samples of the data, on which the weights were fitted" in str(sized)
 
 
 def test_where_quality_allows_nothing_the_network_stays_whole() -> None:

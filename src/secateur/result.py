@@ -35,7 +35,7 @@ class Result:
         plan: What was removed; `secateur.cut(original, plan)` makes the same network again, with
             ``compensate=data, loss=loss`` where weights made up for it. Of weights their masks.
         curve: One row per step of the plan.
-        before: Sizes, loss and accuracy of the original.
+        before: Sizes, loss and accuracy of the original; `before.bytes` is its file's size with the same metadata.
         after: The same of the smaller network; `after.bytes` is the written file's size.
         max_difference: The largest difference between its outputs and those of the gated original; where weights were
             trained, those of the original's graph with its weights and the masks.

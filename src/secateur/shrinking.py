@@ -326,7 +326,9 @@ def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
         small,
         plan,
         tuple(Row(n, s.loss, s.accuracy, s.params, s.bytes) for n, s in enumerate(plan.steps, 1)),
-        dataclasses.replace(measure_units(question.model, question.units), loss=start.loss, accuracy=start.accuracy),
+        dataclasses.replace(
+            measure_units(question.model, question.units), bytes=start.bytes, loss=start.loss, accuracy=start.accuracy
+        ),
         dataclasses.replace(after, bytes=written, loss=end.loss, accuracy=end.accuracy),
         difference,
         captured_parts(small),

@@ -105,18 +105,18 @@ def test_constant_channels_have_a_variance_of_zero_and_not_less() -> None:
 # ---------------------------------------------------------------- re-estimated statistics
 
 
-@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("fit", [True, False])
 @pytest.mark.parametrize("gone", [FEW_GONE, MANY_GONE], ids=["few gone", "many gone"])
 @pytest.mark.parametrize("dims", [0, 1, 2])
 def test_statistics_are_those_of_what_the_shrunk_network_gives_the_norm(
-    dims: int, gone: list[tuple[str, int]], weights: bool
+    dims: int, gone: list[tuple[str, int]], fit: bool
 ) -> None:
     made = Made(Network(dims), SHAPES[dims], cuts=[2, 6])
     before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
-    found = compensated(made, made.gates(*gone), weights=weights)
+    found = compensated(made, made.gates(*gone), fit=fit)
     norms = {"first.running_mean", "first.running_var", "second.running_mean", "second.running_var"}
     layers = {f"{name}.{part}" for name in ("b", "c", "last") for part in ("weight", "bias")}
-    assert found.keys() == norms | (layers if weights else set())
+    assert found.keys() == norms | (layers if fit else set())
     assert all(torch.equal(before[name], tensor) for name, tensor in made.model.state_dict().items())
 
     shrunk = Network(dims).double().eval()

@@ -92,10 +92,10 @@ shape = (784,) if name == "dense" else (1, 28, 28)
 model = (logistic_network([784, 100, 100, 10]) if name == "dense" else lenet()).eval()
 x, y = torch.rand(10_000, *shape), torch.randint(10, (10_000,))
 units = find_units(model, x[:64])
-score(model, (x[:64], y[:64]), "cross_entropy", units)  # what libraries load once
+score(model, (x[:64], y[:64]), "cross_entropy", units=units)  # what libraries load once
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
 before = resident("VmRSS")
-score(model, (x, y), "cross_entropy", units, max_memory=cap)
+score(model, (x, y), "cross_entropy", units=units, max_memory=cap)
 print(resident('VmHWM') - before)
 """
 

@@ -75,7 +75,7 @@ class WeightPlan:
             share = f"{100 * step.removed / total:.1f} %"
             rows.append((step.removed, share, trained, number(step.predicted) or "", *self._measured(step)))
         title = f"{self.removed:,} of {total:,} weights removed, {self.criterion}"
-        return table(columns, rows, title + (f"; loss and accuracy on {self.basis}" if self.basis else ""))
+        return table(columns, rows, title) + (f"\nloss and accuracy on {self.basis}" if self.basis else "")
 
     def _measured(self, state: State) -> tuple[str | None, str | None, int, str]:
         accuracy = accuracy_of(state.accuracy, self.basis)

@@ -1,0 +1,66 @@
+"""Samples that are held back: what is fitted on some is judged by others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from secateur.errors import DataError
+from secateur.objective.data import Batch
+from secateur.structure.inputs import map_tensors
+
+HELD = 5  # every fifth sample is held back where weights are fitted and a budget bounds the quality
+
+
+def hold_back(batches: list[Batch], whole: bool) -> tuple[list[Batch], list[Batch]]:
+    """Return the data to fit on, and the data to judge the fit by: every fifth sample.
+
+    Args:
+        batches: All data.
+        whole: Whether batches cannot be divided, since the model's code fixes their size: every fifth batch judges.
+
+    Raises:
+        DataError: There is none to judge by.
+    """
+    if whole:
+        parts = [[b for i, b in enumerate(batches, 1) if (i % HELD == 0) == judges] for judges in (False, True)]
+        fitted, held = parts
+    else:
+        fitted, held = _by_samples(batches)
+    if not held:
+        raise DataError(
+            "budget of quality: where weights are fitted it is measured on every fifth sample, held back from the fit, "
+            f"and there are fewer than {HELD} {'batches' if whole else 'samples'}; give validation=, or more data"
+        )
+    return fitted, held
+
+
+def _by_samples(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    fitted, held, first = list[Batch](), list[Batch](), 0
+    for batch in batches:
+        back = (torch.arange(first, first + batch.size) % HELD) == HELD - 1
+        first += batch.size
+        for part, rows in ((fitted, ~back), (held, back)):
+            if bool(rows.any()):
+                part.append(_rows(batch, rows.nonzero()[:, 0]))
+    return fitted, held
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    """Return some samples of a batch."""
+
+    def some(tensor: Tensor) -> Tensor:
+        return tensor[rows.to(tensor.device)] if tensor.ndim else tensor
+
+    return Batch(map_tensors(batch.call, some), _some_targets(batch, rows, some), len(rows))
+
+
+def _some_targets(batch: Batch, rows: Tensor, some: Callable[[Tensor], Tensor]) -> Any:
+    """Return the targets of some samples: rows of tensors, however nested, or entries of a list for each sample."""
+    if isinstance(batch.targets, list) and len(batch.targets) == batch.size:
+        return [batch.targets[i] for i in rows.tolist()]
+    return tree_map(lambda leaf: some(leaf) if isinstance(leaf, Tensor) else leaf, batch.targets)
