@@ -242,7 +242,7 @@ def test_a_flag_is_true_or_false_and_nothing_that_counts_as_such(value: Any) -> 
         require_flag("swaps", value)
 
 
-class Place(os.PathLike):
+class BatchPlace(os.PathLike):
     def __init__(self, path: Any) -> None:
         self.path = path
 
@@ -251,9 +251,9 @@ class Place(os.PathLike):
 
 
 def test_a_path_is_a_text_or_knows_its_own() -> None:
-    assert require_path("a/b") == require_path(Path("a", "b")) == require_path(Place("a/b")) == Path("a", "b")
+    assert require_path("a/b") == require_path(Path("a", "b")) == require_path(BatchPlace("a/b")) == Path("a", "b")
     with pytest.raises(ArgumentError) as refused:
-        require_path(Place(b"a"), "out")
+        require_path(BatchPlace(b"a"), "out")
     assert str(refused.value) == "out: expected a path, a str or an os.PathLike, got Place"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from secateur.arguments import require_model
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.errors import ArgumentError, choose
 from secateur.objective.losses import find_loss
 from secateur.structure.capture import capture
@@ -196,17 +196,17 @@ def curvature_of(
 
     @one_at_a_time
     def curvature(inputs: Any, targets: Any) -> list[Tensor]:
-        found = _KINDS[kind](Weights(model, captured, [(inputs, targets)], function, next(seeds)))
+        found = _KINDS[kind](WeightLoss(model, captured, [(inputs, targets)], function, next(seeds)))
         named = model.named_parameters()
         return [found[name].to(p.dtype) if name in found else torch.zeros_like(p) for name, p in named]
 
     return curvature
 
 
-_KINDS: dict[str, Callable[[Weights], dict[str, Tensor]]] = {
-    "ggn": Weights.ggn,
-    "fisher": Weights.fisher,
-    "hessian": Weights.hessian,
+_KINDS: dict[str, Callable[[WeightLoss], dict[str, Tensor]]] = {
+    "ggn": WeightLoss.ggn,
+    "fisher": WeightLoss.fisher,
+    "hessian": WeightLoss.hessian,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.artifacts.safetensors import weights_to_bytes
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.cutting.verify import check_masked
 from secateur.cutting.weight_masks import freeze, rezero
 from secateur.errors import ArgumentError, BudgetError, ModelError
@@ -21,11 +21,11 @@ from secateur.objective.losses import check_start
 from secateur.objective.question import Question
 from secateur.planning.budget import Budget
 from secateur.planning.state import Basis, State
-from secateur.planning.weight_order import Operated, Ordered, Removals
+from secateur.planning.weight_order import FixedWeightOrder, SurgeonWeightOrder, WeightOrder
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.saliency.criterion import Criterion
 from secateur.saliency.weight_score import saliencies_of, weights_of
-from secateur.saliency.weights.obs import Surgeon, obs
+from secateur.saliency.weights.obs import WeightSurgeon, obs
 from secateur.structure.capture import check_finite
 from secateur.structure.inputs import named_tensors
 from secateur.structure.units import Units
@@ -114,7 +114,7 @@ class WeightLoop:
     """
 
     def __init__(
-        self, weights: Weights, measured: Weights, units: Units, found: Criterion, budget: Budget,
+        self, weights: WeightLoss, measured: WeightLoss, units: Units, found: Criterion, budget: Budget,
         retrain: Retrain | None,
     ) -> None:  # fmt: skip
         self.weights, self.measured, self.units = weights, measured, units
@@ -175,7 +175,7 @@ class WeightLoop:
                 tensor.copy_(tensors[name])
         return False
 
-    def _remove(self, removals: Removals, n: int, number: int, points: int) -> None:
+    def _remove(self, removals: WeightOrder, n: int, number: int, points: int) -> None:
         """Make and measure n removals, some at a time if nothing is trained in between."""
         several = 1 if self.retrain else max(1, min(n, points))
         for last, here in pairwise(n * i // several for i in range(several + 1)):
@@ -214,15 +214,15 @@ class WeightLoop:
         for parameter, asks in asking:
             parameter.requires_grad_(asks)
 
-    def _removals(self) -> Removals:
+    def _removals(self) -> WeightOrder:
         gone = self._gone()
         limits = torch.tensor([limit - gone[name] for name, limit in self.limits.items()]).to(self.sets.device)
         if self.found.saliency is obs:  # which changes the weights that are left
-            return Operated(Surgeon(self.weights, self.kept), self.sets, limits)
+            return SurgeonWeightOrder(WeightSurgeon(self.weights, self.kept), self.sets, limits)
         saliency = torch.cat([one.flatten() for one in saliencies_of(self.found, self.weights).values()])
-        return Ordered(saliency, self.weights.flat(), self.kept, self.sets, limits)
+        return FixedWeightOrder(saliency, self.weights.flat(), self.kept, self.sets, limits)
 
-    def _needed(self, removals: Removals) -> int:
+    def _needed(self, removals: WeightOrder) -> int:
         """The fewest further removals that satisfy what the budget asks for beside quality.
 
         Raises:
@@ -240,7 +240,7 @@ class WeightLoop:
                 return _bisect(holds, last, here)
         raise sizes.unmet(self._removed(), len(self.kept), self._sizes())
 
-    def _allowed(self, removals: Removals) -> int:
+    def _allowed(self, removals: WeightOrder) -> int:
         """The most further removals that quality allows: of points on the way the last good one, and up to the next."""
 
         def bad(n: int) -> bool:
@@ -256,7 +256,7 @@ class WeightLoop:
     def _holds(self, state: State) -> bool:
         return self.budget.holds(self.start, state, self._gone(), self.sizes)
 
-    def _put(self, removals: Removals, n: int) -> None:
+    def _put(self, removals: WeightOrder, n: int) -> None:
         """Make the first n removals, from what was there before all of them."""
         self.kept = removals.kept.clone()
         self.kept[removals.gone(n)] = False

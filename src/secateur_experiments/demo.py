@@ -16,7 +16,7 @@ from secateur.artifacts.safetensors import check_path, make_folder
 from secateur.compensation.compensator import Compensator
 from secateur.cutting.slices import gates
 from secateur.errors import VerificationError
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.options import RANKINGS
 from secateur.planning.ranking import criteria_for
 from secateur.reporting.progress import progress_bar
@@ -86,7 +86,7 @@ def _plans(model: nn.Module, units: Units, data: Dataset, progress: bool) -> dic
 
 def _best(model: nn.Module, units: Units, data: Dataset, plans: dict[str, Plan], budget: Budget) -> str:
     """Return the way with the least loss on the calibration data at that budget: the test data have no say."""
-    gated = Gated(model, units, data.calibration, LOSS)
+    gated = GatedLoss(model, units, data.calibration, LOSS)
     compensator = Compensator(gated)
 
     def error(key: str) -> float:

@@ -16,7 +16,7 @@ from torch import nn
 from secateur import Plan, Units, find_units, rank
 from secateur.artifacts.safetensors import whole_file
 from secateur.errors import ArtifactError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import find_loss
 from secateur_experiments import subjects
 from secateur_experiments.curves import Curve, curve_of
@@ -132,9 +132,9 @@ class Study:
         """Return how many of so many there are in the calibration part."""
         return min(samples, len(self.data.calibration[0]))
 
-    def gated(self, subject: Subject, seed: int, samples: int | None = None) -> Gated:
+    def gated(self, subject: Subject, seed: int, samples: int | None = None) -> GatedLoss:
         """Return it with gates, on the calibration part or the first of its samples."""
-        return Gated(self.network(subject, seed), self.units(subject, seed), self.few(samples), subject.loss)
+        return GatedLoss(self.network(subject, seed), self.units(subject, seed), self.few(samples), subject.loss)
 
     def order(self, subject: Subject, seed: int, way: Way, **options: Any) -> Plan:
         """Rank its units on the calibration part.
@@ -174,7 +174,7 @@ class Study:
 
     def _measured(self, subject: Subject, seed: int) -> tuple[float, float]:
         model, units = self.network(subject, seed), self.units(subject, seed)
-        loss, accuracy = Gated(model, units, self.data.test, subject.loss).evaluate(ones(model, units))
+        loss, accuracy = GatedLoss(model, units, self.data.test, subject.loss).evaluate(ones(model, units))
         return loss, accuracy or 0.0
 
     def stored(self, name: str, measure: Callable[[], Curve]) -> Curve:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from cases import in_batches, randomise
 from secateur import find_units
-from secateur.compensation.batch_norm import Statistics, find_norms
+from secateur.compensation.batch_norm import ChannelStatistics, find_norms
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.linear_layers import find_layers
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.options import Compensation
 
 Build = Callable[[], nn.Module]
@@ -49,7 +49,7 @@ class Made:
         self.x = torch.randn(9, *shape, dtype=torch.float64) + 0.5
         self.units = find_units(self.model, self.x)
         data = in_batches(self.x, torch.randint(0, 3, (9,)), cuts or [])
-        self.gated = Gated(self.model, self.units, data, "cross_entropy")
+        self.gated = GatedLoss(self.model, self.units, data, "cross_entropy")
 
     def gates(self, *gone: tuple[str, int]) -> Tensor:
         g = ones(self.model, self.units)
@@ -83,7 +83,7 @@ def test_mean_and_variance_are_those_of_all_batches_together(
     torch.manual_seed(seed)
     x = (torch.randn(n, 3, *shape) * torch.tensor([0.1, 1.0, 5.0]).reshape(3, *[1] * len(shape)) + 2).double()
     x = x.float() if single else x
-    statistics = Statistics()
+    statistics = ChannelStatistics()
     for piece in torch.tensor_split(x, sorted(cuts)):
         statistics.add(piece)
     rows = x.double().transpose(0, 1).reshape(3, -1)
@@ -95,7 +95,7 @@ def test_mean_and_variance_are_those_of_all_batches_together(
 
 
 def test_constant_channels_have_a_variance_of_zero_and_not_less() -> None:
-    statistics = Statistics()
+    statistics = ChannelStatistics()
     for n in (3, 4):
         statistics.add(torch.full((n, 2, 3), 0.1, dtype=torch.float64))
     assert (statistics.variance >= 0).all()
@@ -160,7 +160,7 @@ def test_without_recalibration_statistics_stay() -> None:
 def test_half_precision_buffers_get_their_statistics_in_their_own_dtype() -> None:
     made = Made(Network(0), SHAPES[0])
     norm = Compensator(made.gated, Compensation(recalibrate=True)).norms[0]
-    statistics = Statistics()
+    statistics = ChannelStatistics()
     statistics.add(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
     old = {"first.running_mean": torch.zeros(6).half(), "first.running_var": torch.ones(6).float()}
     found = norm.tensors(statistics, old, torch.tensor([1, 4]))
@@ -258,7 +258,7 @@ def test_the_mean_of_a_layer_without_bias_is_its_norms() -> None:
         x = made.model.b(torch.tanh(made.model.a(made.model.start(made.x))))
         made.model.first.running_mean.copy_(x.mean(0))
         made.model.first.running_var.copy_(x.var(0, unbiased=False))
-    gated = Gated(made.model, made.units, (made.x, torch.randint(0, 3, (9,))), "cross_entropy")
+    gated = GatedLoss(made.model, made.units, (made.x, torch.randint(0, 3, (9,))), "cross_entropy")
     compensation = Compensator(gated, Compensation(recalibrate=True))
     compensation.fit(made.gates(("a", 2)))
     shift = made.model.b.weight[:, 2] * torch.tanh(torch.tensor(1.5).double())

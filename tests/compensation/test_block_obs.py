@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.compensation import block_obs as survivors
-from secateur.compensation.block_obs import Survivors
+from secateur.compensation.block_obs import BlockOBS
 
 
 class Problem(NamedTuple):
@@ -27,8 +27,8 @@ class Problem(NamedTuple):
         """B = R Rᵀ."""
         return self.root @ self.root.mT
 
-    def survivors(self) -> Survivors:
-        return Survivors(self.second, self.weight, self.ridge, self.root, self.names)
+    def survivors(self) -> BlockOBS:
+        return BlockOBS(self.second, self.weight, self.ridge, self.root, self.names)
 
     def without(self, gone: list[int]) -> Tensor:
         """The W of least tr((W − W₀)ᵀ (AᵀA + λI) (W − W₀)) with these rows zero: ridge regression on A W₀, about W₀."""
@@ -73,7 +73,7 @@ def named(given: Problem, group: list[int]) -> Tensor:
     return given.names[torch.tensor(group)]
 
 
-def entire(one: Survivors, names: Tensor, change: Tensor | None = None) -> Tensor:
+def entire(one: BlockOBS, names: Tensor, change: Tensor | None = None) -> Tensor:
     """Its weights, with rows of zeros for inputs that it no longer holds."""
     found = one.weights.new_zeros(len(one.weights), len(names), one.width)
     found[:, torch.searchsorted(names, one.names)] = one.weight(change)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from cases import in_batches
 from secateur import find_units
 from secateur.compensation import calibration as collecting
-from secateur.compensation.calibration import Place, collect, in_original, places
+from secateur.compensation.calibration import BatchPlace, collect, in_original, places
 from secateur.compensation.linear_layers import Layer, find_layers
 from secateur.compensation.ridge import Moments
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 
 
 class Made:
@@ -23,7 +23,7 @@ class Made:
         self.model = nn.Sequential(nn.Conv1d(2, 4, 2), nn.Tanh(), nn.Conv1d(4, 3, 2)).double()
         self.x, t = torch.randn(20, 2, 5).double(), torch.randn(20, 3, 3).double()
         self.units = find_units(self.model, self.x)
-        self.gated = Gated(self.model, self.units, in_batches(self.x, t, [7, 8]), "squared_error")
+        self.gated = GatedLoss(self.model, self.units, in_batches(self.x, t, [7, 8]), "squared_error")
         self.ones, (self.layer,) = ones(self.model, self.units), find_layers(self.units)
         with torch.no_grad():
             self.value = torch.tanh(self.model[0](self.x))
@@ -39,7 +39,7 @@ class Made:
 
 def test_all_rows_of_all_batches_are_taken_and_every_fifth_sample_is_held_out() -> None:
     made = Made()
-    assert places(made.gated) == [Place(0, 7, 20), Place(7, 1, 20), Place(8, 12, 20)]
+    assert places(made.gated) == [BatchPlace(0, 7, 20), BatchPlace(7, 1, 20), BatchPlace(8, 12, 20)]
     found = in_original(made.gated, made.ones, [made.layer], [])
     held = torch.arange(60) // 3 % 5 == 4
     made.assert_moments(found[made.layer], made.rows, held)
@@ -67,7 +67,7 @@ def test_targets_and_what_they_count_are_those_of_the_rows_taken(monkeypatch: py
     made = Made()
     z, weight = torch.randn(60, 3).double(), torch.rand(60, 3).double()
     found, expected = Moments(8, 3, made.ones.device), Moments(8, 3, made.ones.device)
-    collect(found, made.layer, made.value, Place(0, 20, 20), z, weight)
+    collect(found, made.layer, made.value, BatchPlace(0, 20, 20), z, weight)
     some = torch.tensor([n for n in range(60) if (n + 1) * 20 // 60 > n * 20 // 60])
     expected.add(made.rows[some], z[some], some // 3 % 5 == 4, weight[some])
     for one, other in zip(found.parts(), expected.parts(), strict=True):

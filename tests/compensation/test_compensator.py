@@ -15,12 +15,12 @@ from secateur import find_units
 from secateur.compensation.compensator import Compensator, compensated
 from secateur.compensation.targets import trace
 from secateur.errors import ArgumentError, DataError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.options import Compensation
 
 RIDGE = 1e-3
 PLAIN = Compensation(RIDGE, "none")
-Weights = dict[str, Tensor]
+WeightLoss = dict[str, Tensor]
 Gone = dict[str, tuple[int, ...]]
 
 
@@ -41,7 +41,7 @@ class Made:
             self.t = torch.randn_like(self.model(self.x))
         pairs = zip(torch.tensor_split(self.x, cuts), torch.tensor_split(self.t, cuts), strict=True)
         self.units = find_units(self.model, self.x)
-        self.gated = Gated(self.model, self.units, list(pairs), "squared_error", **options)
+        self.gated = GatedLoss(self.model, self.units, list(pairs), "squared_error", **options)
 
     def gates(self, gone: Gone) -> Tensor:
         """Zero for these units."""
@@ -51,10 +51,10 @@ class Made:
                 g[self.units.places.index((name, k))] = 0
         return g
 
-    def fit(self, gone: Gone, settings: Compensation = PLAIN) -> Weights:
+    def fit(self, gone: Gone, settings: Compensation = PLAIN) -> WeightLoss:
         return compensated(self.gated, self.gates(gone), settings)
 
-    def output(self, gone: Gone, weights: Weights | None = None, x: Tensor | None = None) -> Tensor:
+    def output(self, gone: Gone, weights: WeightLoss | None = None, x: Tensor | None = None) -> Tensor:
         """What the network gives without some units of a chain of layers, with other weights.
 
         A unit is the layer's output behind the one module that follows, which is no layer of weights.
@@ -104,7 +104,7 @@ MLP_GONE: Gone = {"0": (1, 4, 5), "2": (0, 6)}
 SEVERAL = [{"0": (3,)}, MLP_GONE, {"0": (0, 1, 2, 4, 5, 7, 8), "2": (1, 2, 3, 4, 6)}]
 
 
-def expected_mlp(made: Made, gone: Gone, bias: bool = True) -> Weights:
+def expected_mlp(made: Made, gone: Gone, bias: bool = True) -> WeightLoss:
     """Rows and columns of all that is left, in order."""
     first, second, third = (made.model[i] for i in (0, 2, 4))
     kept, later = rest(9, gone.get("0", ())), rest(7, gone.get("2", ()))
@@ -117,7 +117,7 @@ def expected_mlp(made: Made, gone: Gone, bias: bool = True) -> Weights:
     return {"2.weight": w, "2.bias": b, "4.weight": w_next, "4.bias": b_next}
 
 
-def check_mlp(found: Weights, made: Made, gone: Gone, bias: bool = True) -> None:
+def check_mlp(found: WeightLoss, made: Made, gone: Gone, bias: bool = True) -> None:
     wanted = expected_mlp(made, gone, bias)
     kept, later = rest(9, gone.get("0", ())), rest(7, gone.get("2", ()))
     assert {*found} == {name for name in wanted if bias or "weight" in name}
@@ -301,7 +301,7 @@ def test_a_cap_that_holds_no_moments_for_each_output_names_the_least_that_works(
     needed, g = 3 * 8 * 8 * (9 + 3) ** 2, made.gates({"0": (1, 4)})
 
     def weight(memory: int | None, weighting: str = "ggn") -> Tensor:
-        gated = Gated(made.model, made.units, (made.x, made.t.argmax(1)), "cross_entropy", max_memory=memory)
+        gated = GatedLoss(made.model, made.units, (made.x, made.t.argmax(1)), "cross_entropy", max_memory=memory)
         return compensated(gated, g, Compensation(RIDGE, weighting))["2.weight"]
 
     with pytest.raises(ArgumentError) as raised:
@@ -448,12 +448,12 @@ def test_moments_that_memory_has_no_room_for() -> None:
 def test_without_data_nothing_is_fitted() -> None:
     made = Made(mlp(), 5)
     with pytest.raises(DataError, match="this needs data"):
-        compensated(Gated(made.model, made.units, None, "squared_error"), made.gates(MLP_GONE), PLAIN)
+        compensated(GatedLoss(made.model, made.units, None, "squared_error"), made.gates(MLP_GONE), PLAIN)
 
 
 def test_activations_whose_squares_are_not_finite() -> None:
     made = Made(nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3)), 5)
-    gated = Gated(made.model, made.units, (made.x * 1e200, made.t))
+    gated = GatedLoss(made.model, made.units, (made.x * 1e200, made.t))
     with pytest.raises(DataError) as raised:
         compensated(gated, made.gates({"0": (1,)}), PLAIN)
     assert str(raised.value) == (

@@ -17,9 +17,9 @@ from torch.nn.utils import parametrizations, weight_norm
 from cases import CASES, Heads, randomise
 from secateur import Units, find_units
 from secateur.compensation.linear_layers import Layer, compensable, find_layers, layers_of, patches
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.structure.inputs import named_tensors
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 
 CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -34,7 +34,7 @@ class Made:
         self.units: Units = find_units(self.model, self.x, include)
         self.layers = find_layers(self.units)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(self.model).items()}
-        self.gated = Gated(self.model, self.units, (self.x, torch.zeros(3)))
+        self.gated = GatedLoss(self.model, self.units, (self.x, torch.zeros(3)))
 
     def layer(self, weight: str) -> Layer:
         return {one.weight: one for one in self.layers}[weight]
@@ -350,11 +350,11 @@ def test_rows_of_inputs_and_rows_kept() -> None:
     layer, unit_set = made.layer("b.weight"), made.units["a"]
     assert layer.rows_of(torch.tensor([2, 0])).tolist() == [4, 5, 0, 1]
     assert layer.rows_of(torch.tensor([[2], [0]])).tolist() == [[4, 5], [0, 1]]
-    left = Left({unit_set.axis: torch.tensor([True, False, True])})
+    left = KeepMask({unit_set.axis: torch.tensor([True, False, True])})
     assert layer.rows_kept(left).tolist() == [True, True, False, False, True, True]
-    assert layer.rows_kept(Left({})).tolist() == [True] * 6
+    assert layer.rows_kept(KeepMask({})).tolist() == [True] * 6
     dense = made.layer("c.weight")
-    kept = dense.rows_kept(Left({made.units["b"].axis: torch.tensor([False, True, True, False])}))
+    kept = dense.rows_kept(KeepMask({made.units["b"].axis: torch.tensor([False, True, True, False])}))
     assert kept.tolist() == [False] * 6 + [True] * 12 + [False] * 6
 
 

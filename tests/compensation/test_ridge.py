@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.compensation import ridge as regression
-from secateur.compensation.ridge import FLOOR, GRID, RIDGE, ROUNDING, Fit, Moments, Normal, Sums, fit
+from secateur.compensation.ridge import FLOOR, GRID, RIDGE, ROUNDING, Moments, NormalEquations, RidgeFit, Sums, fit
 from secateur.errors import DataError
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def made(seed: int, rows: int, inputs: int, blocks: int = 1, outputs: int = 1, o
     return Rows(a, z + offset, torch.rand(rows, blocks).double() + 0.1, torch.rand(rows) < 0.3)
 
 
-def dense(rows: Rows, centred: bool) -> Normal:
+def dense(rows: Rows, centred: bool) -> NormalEquations:
     """The weighted means over rows of x xᵀ, block by block."""
     d, found = rows.a.shape[1], []
     for c in range(rows.blocks):
@@ -64,7 +64,7 @@ def dense(rows: Rows, centred: bool) -> Normal:
         about = x - mean if centred else x
         second = sum(share[m] * torch.outer(about[m], about[m]) for m in range(len(x)))
         found.append((second[:d, :d], second[:d, d:], second[d:, d:].diagonal(), mean[:d], mean[d:]))
-    return Normal(*(torch.stack(one) for one in zip(*found, strict=True)))
+    return NormalEquations(*(torch.stack(one) for one in zip(*found, strict=True)))
 
 
 def whole(moments: Moments) -> Sums:
@@ -73,7 +73,7 @@ def whole(moments: Moments) -> Sums:
     return fitted.plus(held)
 
 
-def assert_same(got: Normal, expected: Normal, rtol: float = 1e-10, atol: float = 1e-10) -> None:
+def assert_same(got: NormalEquations, expected: NormalEquations, rtol: float = 1e-10, atol: float = 1e-10) -> None:
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == torch.float64
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
@@ -142,7 +142,9 @@ def test_adding_no_rows_changes_nothing() -> None:
         moments.add(*rows.some(none)[:2], none[:0], rows.weight[:0])
         assert moments.origin is None
         assert not any(one.any() for one in whole(moments))
-    assert_same(moments.normal(whole(moments), False), Normal(*(torch.zeros_like(x) for x in dense(rows, True))))
+    assert_same(
+        moments.normal(whole(moments), False), NormalEquations(*(torch.zeros_like(x) for x in dense(rows, True)))
+    )
     moments.add(rows.a, rows.z, rows.held, rows.weight)
     before = whole(moments)
     moments.add(*rows.some(none)[:2], none[:0], rows.weight[:0])
@@ -168,7 +170,7 @@ def test_without_the_floor_rows_of_weight_zero_do_not_count(monkeypatch: pytest.
     monkeypatch.setattr(regression, "FLOOR", 0.0)
     first, second = rows.some(rows.weight[:, 0] > 0), rows.some(rows.weight[:, 1] > 0)
     got, one, two = moments.normal(whole(moments), True), dense(first, True), dense(second, True)
-    expected = Normal(*(torch.stack([x[0], y[1]]) for x, y in zip(one, two, strict=True)))
+    expected = NormalEquations(*(torch.stack([x[0], y[1]]) for x, y in zip(one, two, strict=True)))
     assert_same(got, expected)
 
 
@@ -338,7 +340,7 @@ def held_out_error(rows: Rows, weight: Tensor, bias: bool, ridge: float, kept: T
     return total
 
 
-def chosen(found: Fit, rows: Rows, bias: bool, kept: Tensor) -> float:
+def chosen(found: RidgeFit, rows: Rows, bias: bool, kept: Tensor) -> float:
     """The relative ridge that was taken."""
     expected = dense(rows.counted()._replace(a=rows.a[:, kept]), bias).aa.diagonal(dim1=1, dim2=2).mean(1)
     relative = found.ridge[:, 0, 0] / expected

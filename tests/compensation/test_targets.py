@@ -16,7 +16,7 @@ from secateur.compensation.compensator import Compensator
 from secateur.compensation.linear_layers import Layer, find_layers
 from secateur.compensation.targets import FEW, curvature, draws_of, last_layers, trace, weights
 from secateur.errors import DataError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import LOSSES, find_loss
 
 Loss = Any
@@ -133,7 +133,7 @@ class Made:
             self.t = torch.randint(0, self.out.shape[1], (5, *self.out.shape[2:]))
         self.units = find_units(self.model, self.x)
         self.layers = find_layers(self.units)
-        self.gated = Gated(self.model, self.units, in_batches(self.x, self.t, cuts or []), loss)
+        self.gated = GatedLoss(self.model, self.units, in_batches(self.x, self.t, cuts or []), loss)
         self.ones = ones(self.model, self.units)
 
     def drawn(self, seed: int) -> Made:
@@ -203,7 +203,7 @@ def test_curvature_of_random_architectures(seed: int) -> None:
     x = network.sample(3)
     out = network(x).detach()
     units = find_units(network, x)
-    gated = Gated(network, units, (x, out + 1), own)
+    gated = GatedLoss(network, units, (x, out + 1), own)
     layers = find_layers(units)
     got, curved = curvature(gated, layers, ones(network, units)), hessians(own, out, out + 1)
     checked = 0
@@ -222,7 +222,7 @@ def test_curvature_of_random_architectures(seed: int) -> None:
 def test_with_units_gone_it_is_that_of_the_smaller_network() -> None:
     case = CASES["two_hidden"]()
     units = find_units(case.model, case.x)
-    gated = Gated(case.model, units, in_batches(case.x, case.y, [4]), "cross_entropy")
+    gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [4]), "cross_entropy")
     g = torch.tensor([1.0, 0, 1, 0, 0, 0, 1, 1, 0, 0]).double()
     narrow, layers = gated.narrowed(g), find_layers(units)
     assert narrow.graph.count == 4
@@ -340,14 +340,14 @@ def without_derivative(outputs: Tensor, t: Tensor) -> Tensor:
 def test_there_is_none_without_a_loss_of_each_sample(loss: Loss) -> None:
     case = CASES["two_hidden"]()
     units = find_units(case.model, case.x)
-    gated = Gated(case.model, units, in_batches(case.x, case.y, [] if loss is tied else [3]), loss)
+    gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [] if loss is tied else [3]), loss)
     assert curvature(gated, find_layers(units), ones(case.model, units)) == {}
 
 
 @pytest.mark.parametrize("outputs", [3, FEW + 1])
 def test_targets_that_the_loss_does_not_take_are_no_lack_of_curvature(outputs: int) -> None:
     made = many("cross_entropy", outputs)
-    wrong = Gated(made.model, made.units, (made.x, made.t + outputs), "cross_entropy")
+    wrong = GatedLoss(made.model, made.units, (made.x, made.t + outputs), "cross_entropy")
     with pytest.raises(DataError, match=rf"^cross_entropy: class targets must be in 0 to {outputs - 1} for"):
         curvature(wrong, made.layers, made.ones)
 

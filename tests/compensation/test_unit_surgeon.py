@@ -13,7 +13,7 @@ import secateur as sc
 from cases import Heads
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.unit_surgeon import SPAN, UnitSurgeon
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.options import Compensation
 
 RIDGE = 1e-3
@@ -76,7 +76,7 @@ class Hidden:
         self.model: Any = model.double()
         self.x = torch.randn(50, *((2, 6) if convolve else (4,)), dtype=torch.float64)
         self.t = torch.randn(50, *((3, 3) if convolve else (3,)), dtype=torch.float64)
-        gated = Gated(model, sc.find_units(model, self.x), (self.x, self.t), "squared_error")
+        gated = GatedLoss(model, sc.find_units(model, self.x), (self.x, self.t), "squared_error")
         self.surgeon = UnitSurgeon(Compensator(gated, Compensation(RIDGE, weighting)))
         self.g = self.surgeon.compensator.ones.clone()
         with torch.no_grad():
@@ -119,7 +119,7 @@ def test_heads_and_their_widths_go_to_the_last_one_and_cut_gives_what_was_measur
 def test_removals_leave_the_dense_ridge_solution_about_the_weights() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3)).double(), torch.randn(50, 4).double()
-    gated = Gated(model, sc.find_units(model, x), (x, torch.zeros(50, 3).double()), "squared_error")
+    gated = GatedLoss(model, sc.find_units(model, x), (x, torch.zeros(50, 3).double()), "squared_error")
     surgeon = UnitSurgeon(Compensator(gated, Compensation(RIDGE, "none")))
     g = surgeon.compensator.ones.clone()
     surgeon.begin(g)
@@ -179,7 +179,7 @@ def test_scales_are_between_bounds_and_one_for_each_set(seed: int) -> None:
     torch.manual_seed(seed)
     layers = nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 8), nn.Sigmoid(), nn.Linear(8, 3)
     model, x = nn.Sequential(*layers).double(), torch.randn(60, 4).double()
-    gated = Gated(model, sc.find_units(model, x), (x, torch.randint(0, 3, (60,))), "cross_entropy")
+    gated = GatedLoss(model, sc.find_units(model, x), (x, torch.randint(0, 3, (60,))), "cross_entropy")
     surgeon = UnitSurgeon(Compensator(gated))
     g = surgeon.compensator.ones.clone()
     surgeon.begin(g)
@@ -227,7 +227,7 @@ def test_a_unit_of_two_layers_costs_what_it_costs_in_both(monkeypatch: pytest.Mo
     monkeypatch.setattr("secateur.compensation.unit_surgeon.SPAN", 1.0)
     torch.manual_seed(0)
     model, x = Two().double(), torch.randn(50, 4).double()
-    gated = Gated(model, sc.find_units(model, x), (x, torch.zeros(50, 5).double()), "squared_error")
+    gated = GatedLoss(model, sc.find_units(model, x), (x, torch.zeros(50, 5).double()), "squared_error")
     surgeon = UnitSurgeon(Compensator(gated, Compensation(RIDGE)))
     surgeon.begin(surgeon.compensator.ones)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from cases import CASES, Case, targets
 from secateur import Units, find_units, score
 from secateur.curvature.fisher import estimate
 from secateur.errors import DataError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.saliency.units.fisher import standard_error
 from secateur.saliency.units.ggn import ggn
 
@@ -24,10 +24,10 @@ def network() -> tuple[Case, Units]:
     return case, find_units(case.model, case.x)
 
 
-def setting(loss: str, seed: int = 0) -> tuple[Gated, torch.Tensor]:
+def setting(loss: str, seed: int = 0) -> tuple[GatedLoss, torch.Tensor]:
     case, units = network()
     t = targets(loss, case.model(case.x), 0)
-    return Gated(case.model, units, (case.x, t), loss, seed), ones(case.model, units)
+    return GatedLoss(case.model, units, (case.x, t), loss, seed), ones(case.model, units)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -58,7 +58,7 @@ def test_its_standard_error_is_that_of_the_mean_over_samples() -> None:
     for parameter in model.parameters():
         nn.init.ones_(parameter)
     data = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
-    gated = Gated(model, find_units(model, data[0]), data, "squared_error")
+    gated = GatedLoss(model, find_units(model, data[0]), data, "squared_error")
     value, error = estimate(gated, ones(model, gated.units), 40_000)
     # o = 2 g + 1, r = 2 ε: r² has mean 4 and variance 32
     assert value.item() == pytest.approx(-2 * 3 + 0.5 * 4, abs=4 * error.item())
@@ -74,8 +74,8 @@ def test_positions_are_averaged_as_in_the_loss(shape: tuple[int, ...]) -> None:
         model, y = model[:3], targets("binary_cross_entropy", model[:3](x), 0)
     loss = "cross_entropy" if shape == (3, 4) else "binary_cross_entropy"
     units = find_units(model, x)
-    exact = ggn(Gated(model, units, (x, y), loss), ones(model, units))
-    values, errors = estimate(Gated(model, units, (x, y), loss), ones(model, units), 20_000)
+    exact = ggn(GatedLoss(model, units, (x, y), loss), ones(model, units))
+    values, errors = estimate(GatedLoss(model, units, (x, y), loss), ones(model, units), 20_000)
     assert ((values - exact).abs() < 4.5 * errors).all()
     assert (errors < 0.02 * exact.abs().max()).all()
 
@@ -85,10 +85,12 @@ def test_soft_targets() -> None:
     soft = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)).double()
     soft *= 0.9995 / soft.sum(1, keepdim=True)  # as rounded ones are
     units = find_units(case.model, case.x)
-    exact = ggn(Gated(case.model, units, (case.x, soft), "cross_entropy"), ones(case.model, units))
-    own = ggn(Gated(case.model, units, (case.x, soft), lambda o, t: nn.functional.cross_entropy(o, t)), exact * 0 + 1)
+    exact = ggn(GatedLoss(case.model, units, (case.x, soft), "cross_entropy"), ones(case.model, units))
+    own = ggn(
+        GatedLoss(case.model, units, (case.x, soft), lambda o, t: nn.functional.cross_entropy(o, t)), exact * 0 + 1
+    )
     assert (exact - own).abs().max() <= 1e-12 * own.abs().max()
-    values, errors = estimate(Gated(case.model, units, (case.x, soft), "cross_entropy"), exact * 0 + 1, 20_000)
+    values, errors = estimate(GatedLoss(case.model, units, (case.x, soft), "cross_entropy"), exact * 0 + 1, 20_000)
     assert ((values - exact).abs() < 4.5 * errors).all()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cases import CASES, in_batches, randomise, targets
 from secateur import find_units, reference
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import LOSSES
 from secateur.saliency.units.hessian import hessian
 
@@ -42,7 +42,7 @@ def test_hessian_is_the_diagonal_of_the_dense_hessian(seed: int, loss: str, cuts
     x = network.sample(4, seed)
     t = targets(loss, network(x), seed)
     units = find_units(network, x)
-    got = hessian(Gated(network, units, in_batches(x, t, cuts), loss), ones(network, units))
+    got = hessian(GatedLoss(network, units, in_batches(x, t, cuts), loss), ones(network, units))
     first, second = reference.dense_hessian(network, units, (x,), t, LOSSES[loss])
     scale = (first.abs() + second.diagonal().abs()).max()
     assert (got - (-first + 0.5 * second.diagonal())).abs().max() <= 1e-10 * scale
@@ -53,7 +53,7 @@ def test_hessian_is_the_diagonal_of_the_dense_hessian(seed: int, loss: str, cuts
 def test_hessian_on_the_table(name: str, loss: str) -> None:
     case = CASES[name]()
     units = find_units(case.model, case.x)
-    got = hessian(Gated(case.model, units, in_batches(case.x, case.y, [2]), loss), ones(case.model, units))
+    got = hessian(GatedLoss(case.model, units, in_batches(case.x, case.y, [2]), loss), ones(case.model, units))
     first, second = reference.dense_hessian(case.model, units, (case.x,), case.y, LOSSES[loss])
     assert_close(got, (-first + 0.5 * second.diagonal()).detach())
     assert (got + first).abs().max() > 1e-3 * got.abs().max()  # the second order is no rounding error
@@ -71,7 +71,7 @@ def test_hessian_with_units_already_removed(seed: int, data: st.DataObject) -> N
     def error(g: Tensor) -> Tensor:
         return LOSSES["squared_error"](network.gated(x, units.split(g)), t)
 
-    got = hessian(Gated(network, units, (x, t), "squared_error"), g)
+    got = hessian(GatedLoss(network, units, (x, t), "squared_error"), g)
     expected = second_order(error, g)
     assert ((got - expected).abs() * g).max() <= 1e-10 * expected.abs().max()
 
@@ -80,7 +80,7 @@ def test_hessian_of_tied_weights() -> None:
     case = CASES["tied"]()
     units = find_units(case.model, case.x)
     layer = case.model.encode
-    got = hessian(Gated(case.model, units, (case.x, case.y), "cross_entropy"), ones(case.model, units))
+    got = hessian(GatedLoss(case.model, units, (case.x, case.y), "cross_entropy"), ones(case.model, units))
     gated = lambda g: (torch.tanh(layer(case.x)) * g) @ layer.weight  # noqa: E731
     expected = second_order(lambda g: LOSSES["cross_entropy"](gated(g), case.y), torch.ones(4).double())
     assert_close(got, expected)
@@ -94,7 +94,7 @@ def test_hessian_of_a_linear_network_with_a_linear_loss(depth: int) -> None:
     model, x, t = nn.Sequential(*layers).double(), normal(5, 3), normal(5, 2)
     loss: Loss = lambda o, t: (o * t).mean()  # noqa: E731
     units = find_units(model, x)
-    got = hessian(Gated(model, units, in_batches(x, t, [2]), loss), ones(model, units))
+    got = hessian(GatedLoss(model, units, in_batches(x, t, [2]), loss), ones(model, units))
     assert_close(got, reference.leave_one_out(model, units, (x,), t, loss))
 
 
@@ -105,7 +105,7 @@ def test_hessian_of_relu_networks() -> None:
     )
     x, t = normal(8, 4), normal(8, 3)
     units = find_units(model, x)
-    got = hessian(Gated(model, units, (x, t), "squared_error"), ones(model, units))
+    got = hessian(GatedLoss(model, units, (x, t), "squared_error"), ones(model, units))
     weights = model[2].weight, model[4].weight
 
     def error(g: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_a_relu_that_never_opens_has_no_saliency() -> None:
     with torch.no_grad():
         model[0].bias[2] = -1000.0
     units = find_units(model, x)
-    got = hessian(Gated(model, units, (x, t), "squared_error"), ones(model, units))
+    got = hessian(GatedLoss(model, units, (x, t), "squared_error"), ones(model, units))
     assert got[2] == 0
     assert got[[0, 1, 3, 4]].abs().min() > 0
 
@@ -146,7 +146,7 @@ def test_a_unit_whose_gate_does_not_reach_the_output_has_no_saliency() -> None:
     torch.manual_seed(0)
     model, x, t = Unused(True).double(), normal(6, 3), normal(6, 2)
     units = find_units(model, x)
-    got = units.split(hessian(Gated(model, units, (x, t), "squared_error"), ones(model, units)))
+    got = units.split(hessian(GatedLoss(model, units, (x, t), "squared_error"), ones(model, units)))
     assert got["side"].tolist() == [0.0] * 5
 
     def error(g: Tensor) -> Tensor:
@@ -160,5 +160,5 @@ def test_where_no_gate_reaches_the_output_no_unit_has_saliency() -> None:
     model, x, t = Unused(False).double(), normal(6, 3), normal(6, 2)
     units = find_units(model, x)
     assert {"main", "side"} <= {unit_set.name for unit_set in units}
-    got = hessian(Gated(model, units, (x, t), "squared_error"), ones(model, units))
+    got = hessian(GatedLoss(model, units, (x, t), "squared_error"), ones(model, units))
     assert got.tolist() == [0.0] * units.total

@@ -15,7 +15,7 @@ from secateur import find_units, reference, score
 from secateur.curvature.gauss_newton import expansion
 from secateur.curvature.loss_factors import exact_factors
 from secateur.errors import DataError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import LOSSES
 from secateur.saliency.units.ggn import ggn
 
@@ -25,7 +25,7 @@ def own_loss(outputs: Tensor, t: Tensor) -> Tensor:
     return (F.softplus(outputs).prod(1) + outputs.sin().sum(1) * t.sum(1)).mean()
 
 
-def matrix(gated: Gated, g: Tensor) -> tuple[Tensor, Tensor]:
+def matrix(gated: GatedLoss, g: Tensor) -> tuple[Tensor, Tensor]:
     return expansion(gated, g, lambda out, t: exact_factors(gated.loss_function, out, t), full=True)
 
 
@@ -48,12 +48,12 @@ def test_the_matrix_is_that_of_dense_jacobians(seed: int, loss: str, cuts: list[
     units = find_units(network, x)
     function = own_loss if loss == "own" else LOSSES[loss]
     given_loss: Any = own_loss if loss == "own" else loss
-    gradient, got = matrix(Gated(network, units, in_batches(x, t, cuts), given_loss), ones(network, units))
+    gradient, got = matrix(GatedLoss(network, units, in_batches(x, t, cuts), given_loss), ones(network, units))
     expected = reference.dense_gauss_newton(network, units, (x,), t, function)
     slope = reference.dense_hessian(network, units, (x,), t, function)[0].detach()
     assert (got - expected).abs().max() <= 1e-10 * max(expected.abs().max(), slope.abs().max())
     assert (gradient - slope).abs().max() <= 1e-10 * slope.abs().max() + 1e-14
-    saliency = ggn(Gated(network, units, in_batches(x, t, cuts), given_loss), ones(network, units))
+    saliency = ggn(GatedLoss(network, units, in_batches(x, t, cuts), given_loss), ones(network, units))
     assert (saliency - (-slope + 0.5 * expected.diagonal())).abs().max() <= 1e-10 * saliency.abs().max() + 1e-13
 
 
@@ -62,7 +62,7 @@ def test_the_matrix_is_that_of_dense_jacobians(seed: int, loss: str, cuts: list[
 def test_the_matrix_on_the_table(name: str, loss: str) -> None:
     case = CASES[name]()
     units = find_units(case.model, case.x)
-    gated = Gated(case.model, units, in_batches(case.x, case.y, [2]), loss)
+    gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [2]), loss)
     assert_same(
         matrix(gated, ones(case.model, units))[1],
         reference.dense_gauss_newton(case.model, units, (case.x,), case.y, LOSSES[loss]),
@@ -78,7 +78,7 @@ def test_the_matrix_of_convolutions_residuals_and_attention(seed: int) -> None:
     if not units or any(unit_set.outgoing is None for unit_set in units):
         pytest.skip("a unit has no weights of its own to put gates on")
     t = torch.linspace(-1, 1, network(x).numel()).double().reshape(network(x).shape)
-    gated = Gated(network, units, (x, t), "squared_error")
+    gated = GatedLoss(network, units, (x, t), "squared_error")
     expected = reference.dense_gauss_newton(network, units, (x,), t, LOSSES["squared_error"])
     assert_same(matrix(gated, ones(network, units))[1], expected)
 
@@ -95,10 +95,10 @@ def test_with_units_removed_the_others_have_the_smaller_networks_matrix() -> Non
 
     jacobian = torch.func.jacrev(outputs)(g).flatten(0, 1).detach()
     there = g != 0
-    got = matrix(Gated(case.model, units, (case.x, case.y), "squared_error"), g)[1]
+    got = matrix(GatedLoss(case.model, units, (case.x, case.y), "squared_error"), g)[1]
     assert_same(got[there][:, there], (jacobian.T @ jacobian / 6)[there][:, there])
-    estimate = ggn(Gated(case.model, units, (case.x, case.y), "squared_error"), g)  # on the narrowed graph
-    slope = Gated(case.model, units, (case.x, case.y), "squared_error").gradient(g)
+    estimate = ggn(GatedLoss(case.model, units, (case.x, case.y), "squared_error"), g)  # on the narrowed graph
+    slope = GatedLoss(case.model, units, (case.x, case.y), "squared_error").gradient(g)
     assert_same((estimate + slope)[there], 0.5 * (jacobian.square().sum(0) / 6)[there])
 
 
@@ -131,7 +131,7 @@ def test_samples_that_cannot_have_gates_of_their_own(build: type[nn.Module], sha
     model = randomise(build().double().eval())
     x, y = torch.randn(6, *shape).double(), torch.randint(0, 3, (6,))
     units = find_units(model, x)
-    gated = Gated(model, units, (x, y), "cross_entropy")
+    gated = GatedLoss(model, units, (x, y), "cross_entropy")
     got = matrix(gated, ones(model, units))[1]
     assert gated.apart is False
 
@@ -150,7 +150,7 @@ def test_positions_are_outputs_of_their_sample() -> None:
     x, y = torch.randn(5, 2, 6).double(), torch.randint(0, 3, (5, 4))
     units = find_units(model, x)
     for loss in ("cross_entropy", lambda o, t: F.cross_entropy(o, t)):
-        got = matrix(Gated(model, units, (x, y), loss), ones(model, units))[1]
+        got = matrix(GatedLoss(model, units, (x, y), loss), ones(model, units))[1]
         assert_same(got, reference.dense_gauss_newton(model, units, (x,), y, LOSSES["cross_entropy"]))
 
 
@@ -168,7 +168,7 @@ def test_several_outputs_under_a_loss_of_ones_own() -> None:
     model, x, t = Two().double(), torch.randn(5, 3).double(), torch.randn(5, 2).double()
     units = find_units(model, x)
     loss = lambda o, t: ((o["a"] - t).square().sum(1) * o["b"][:, 0].exp()).mean()  # noqa: E731
-    got = matrix(Gated(model, units, (x, t), loss), ones(model, units))[1]
+    got = matrix(GatedLoss(model, units, (x, t), loss), ones(model, units))[1]
     joined = nn.Sequential(model.first, nn.Tanh(), nn.Linear(4, 3)).double()
     with torch.no_grad():
         joined[2].weight.copy_(torch.cat([model.a.weight, model.b.weight]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.curvature.hessian_products import products
+from secateur.curvature.hessian_products import hessian_vector_products
 
 
 def curved(x: Tensor) -> Tensor:
@@ -65,13 +65,15 @@ def dense(f: Any, x: Tensor, directions: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (1,), ()])
 def test_products_are_those_of_the_dense_hessian(shape: tuple[int, ...]) -> None:
     x, d = torch.randn(shape, dtype=torch.float64), torch.randn(3, *shape, dtype=torch.float64)
-    torch.testing.assert_close(products(curved, x, d), dense(curved, x, d), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(hessian_vector_products(curved, x, d), dense(curved, x, d), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("function", [Cube, Looked])
 def test_what_has_no_forward_derivative_is_differentiated_backward(function: Any) -> None:
     x, d = torch.randn(5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
-    torch.testing.assert_close(products(through(function), x, d), dense(plain, x, d), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        hessian_vector_products(through(function), x, d), dense(plain, x, d), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_only_one_direction_at_a_time_is_asked_for_what_looks_at_values() -> None:
@@ -81,24 +83,24 @@ def test_only_one_direction_at_a_time_is_asked_for_what_looks_at_values() -> Non
         seen.append(1)
         return through(Looked)(x)
 
-    products(f, torch.ones(2), torch.eye(2))
+    hessian_vector_products(f, torch.ones(2), torch.eye(2))
     assert len(seen) == 3  # forward over reverse, reverse over reverse, one by one
 
 
 def test_f_may_depend_linearly_on_x_or_not_at_all() -> None:
     x, d = torch.ones(3), torch.eye(3)
     for f in (lambda x: x.sum(), lambda _: torch.ones(()), lambda x: through(Cube)(x[:0]) + 2 * x.sum()):
-        assert products(f, x, d).tolist() == torch.zeros(3, 3).tolist()
+        assert hessian_vector_products(f, x, d).tolist() == torch.zeros(3, 3).tolist()
 
 
 def test_no_directions_are_no_products() -> None:
-    assert products(curved, torch.ones(3), torch.ones(0, 3)).shape == (0, 3)
+    assert hessian_vector_products(curved, torch.ones(3), torch.ones(0, 3)).shape == (0, 3)
 
 
 def test_it_works_without_gradients_around_it_and_leaves_x_alone() -> None:
     x = torch.ones(2)
     with torch.no_grad():
-        assert products(plain, x, torch.eye(2)).tolist() == [[6.0, 6.0], [6.0, 6.0]]
+        assert hessian_vector_products(plain, x, torch.eye(2)).tolist() == [[6.0, 6.0], [6.0, 6.0]]
     assert not x.requires_grad
 
 
@@ -114,4 +116,4 @@ def test_what_has_no_second_derivative_is_an_error() -> None:
             return grad
 
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        products(lambda x: (Once.apply(x) ** 2).sum(), torch.ones(2), torch.eye(2))
+        hessian_vector_products(lambda x: (Once.apply(x) ** 2).sum(), torch.ones(2), torch.eye(2))

@@ -285,7 +285,7 @@ def test_a_weight_that_several_layers_use_gets_the_sum() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.tanh(self.layer(x)) + self.layer(x.flip(1))
 
-    class Apart(Shared):
+    class SampleIndependence(Shared):
         def __init__(self) -> None:
             super().__init__()
             self.again = nn.Linear(3, 3)
@@ -293,7 +293,7 @@ def test_a_weight_that_several_layers_use_gets_the_sum() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.tanh(self.layer(x)) + self.again(x.flip(1))
 
-    shared, apart, x = randomise(Shared().double()), Apart().double(), normal(5, 3)
+    shared, apart, x = randomise(Shared().double()), SampleIndependence().double(), normal(5, 3)
     apart.layer, apart.again = shared.layer, nn.Linear(3, 3).double()
     apart.again.load_state_dict(shared.layer.state_dict())
     got = derivatives(shared, x, ["layer.weight"])["layer.weight"]

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cases import CASES, randomise, targets
 from secateur import SecateurError
-from secateur.curvature.sample_independence import find_apart
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.sample_independence import find_sample_independence
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.errors import ArgumentError, DataError, ModelError
 from secateur.objective.losses import find_loss
 from secateur.reference import random_networks, weight_ggn, weight_hessian
@@ -143,13 +143,13 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
     return randomise(build().double().eval()), torch.randn(5, *shape, dtype=torch.float64)
 
 
-def weights_of(model: nn.Module, x: Tensor, t: Any, loss: Any, **options: Any) -> Weights:
-    return Weights(model, capture(model, ((x,), {})), (x, t), loss, **options)
+def weights_of(model: nn.Module, x: Tensor, t: Any, loss: Any, **options: Any) -> WeightLoss:
+    return WeightLoss(model, capture(model, ((x,), {})), (x, t), loss, **options)
 
 
-def slow(weights: Weights, x: Tensor) -> set[str]:
+def slow(weights: WeightLoss, x: Tensor) -> set[str]:
     """The parameters that take a backward pass for each sample."""
-    return set(find_apart(weights.captured, weights.model, weights.names, as_call(x)).slow)
+    return set(find_sample_independence(weights.captured, weights.model, weights.names, as_call(x)).slow)
 
 
 def flat(values: dict[str, Tensor]) -> Tensor:
@@ -162,7 +162,7 @@ def assert_close(got: Tensor, expected: Tensor) -> None:
     assert (got - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
-def assert_all_right(model: nn.Module, x: Tensor, t: Any, loss: Any, weights: Weights) -> None:
+def assert_all_right(model: nn.Module, x: Tensor, t: Any, loss: Any, weights: WeightLoss) -> None:
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vmap's about slow ways in the reference
         gradient, hessian = weight_hessian(model, (x,), t, find_loss(loss))
@@ -267,10 +267,15 @@ def test_little_memory_and_batches_change_nothing() -> None:
         model, x = made(name)
         t = targets("cross_entropy", model(x), 0)
         whole = weights_of(model, x, t, "cross_entropy")
-        parts = Weights(model, whole.captured, [(x[:1], t[:1]), (x[1:], t[1:])], "cross_entropy")
+        parts = WeightLoss(model, whole.captured, [(x[:1], t[:1]), (x[1:], t[1:])], "cross_entropy")
         for other in (weights_of(model, x, t, "cross_entropy", max_memory=3_000), parts):
             assert len([*other.shares()]) > 1
-            for question in (Weights.gradient, Weights.ggn, Weights.hessian, lambda w: {"": w.ggn_matrix(w.names)}):
+            for question in (
+                WeightLoss.gradient,
+                WeightLoss.ggn,
+                WeightLoss.hessian,
+                lambda w: {"": w.ggn_matrix(w.names)},
+            ):
                 assert_close(flat(question(other)), flat(question(whole)))
 
 
@@ -308,7 +313,7 @@ def test_in_other_dtypes(dtype: torch.dtype, most: float) -> None:
         t = targets("cross_entropy", model(x), 0)
         exact = weights_of(model, x, t, "cross_entropy")
         rough = weights_of(copy.deepcopy(model).to(dtype), x.to(dtype), t, "cross_entropy")
-        for question in (Weights.gradient, Weights.ggn, Weights.hessian):
+        for question in (WeightLoss.gradient, WeightLoss.ggn, WeightLoss.hessian):
             got, expected = flat(question(rough)), flat(question(exact))
             assert got.dtype == torch.float64
             assert (got - expected).abs().max() <= most * expected.abs().max()
@@ -351,7 +356,7 @@ def test_what_cannot_be_done_is_refused() -> None:
     refused(ArgumentError, "max_memory", lambda: weights_of(model, x, t, NAMED[0], max_memory=0))
     captured = capture(model, ((x,), {}))
     with torch.inference_mode():
-        refused(ModelError, "inference_mode", lambda: Weights(model, captured, (x, t), NAMED[0]))
+        refused(ModelError, "inference_mode", lambda: WeightLoss(model, captured, (x, t), NAMED[0]))
 
     class Whole(Mixing):
         def forward(self, x: Tensor) -> Tensor:
@@ -369,5 +374,5 @@ def test_on_a_gpu(name: str) -> None:
     model, x = made(name)
     t = targets("squared_error", model(x), 0)
     here, there = weights_of(model, x, t, NAMED[0]), weights_of(copy.deepcopy(model).cuda(), x, t, NAMED[0])
-    for question in (Weights.gradient, Weights.ggn, Weights.hessian, lambda w: {"": w.ggn_matrix(w.names)}):
+    for question in (WeightLoss.gradient, WeightLoss.ggn, WeightLoss.hessian, lambda w: {"": w.ggn_matrix(w.names)}):
         assert_close(flat(question(there)).cpu(), flat(question(here)))

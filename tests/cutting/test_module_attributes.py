@@ -16,13 +16,13 @@ from secateur.cutting.slices import sliced_copy, survivors
 from secateur.cutting.verify import exact_truth, truth
 from secateur.reference import RandomNetwork
 from secateur.structure.inputs import as_call
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Net
 
 
 def update(model: nn.Module) -> None:
     """Where no graph says more than the shapes."""
-    update_attributes(model, Net(), Left({}))
+    update_attributes(model, Net(), KeepMask({}))
 
 
 def test_a_dense_layer_says_its_new_sizes() -> None:

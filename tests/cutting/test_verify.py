@@ -18,7 +18,7 @@ from secateur.cutting.verify import Truth, exact_truth, truth
 from secateur.errors import ModelError, VerificationError
 from secateur.structure.axis import Axis
 from secateur.structure.inputs import as_call
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 
 KEPT = {"two_hidden": {"0": (0, 2, 5), "2": (1, 2)}, "branches": {"left": (0, 2, 5), "right": (1, 2)}}
 DIFFERS = (
@@ -42,12 +42,12 @@ def shifting(monkeypatch: pytest.MonkeyPatch, which: int | None, change: Callabl
     """Change the mask of one slice, or of all; returns where it counts the masks that remove something."""
     count = [0]
 
-    def wrong(left: Left, axis: Axis) -> Tensor:
+    def wrong(left: KeepMask, axis: Axis) -> Tensor:
         count[0] += 1
         mask = left.mask(axis)
         return (change(mask) if which in (None, count[0] - 1) else mask).nonzero()[:, 0]
 
-    monkeypatch.setattr(Left, "indices", wrong)
+    monkeypatch.setattr(KeepMask, "indices", wrong)
     return count
 
 
@@ -413,15 +413,15 @@ def test_other_gated_units_are_found_beside_removed_sliced_ones(
     which: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = normed()
-    count, own = [0], Left.indices
+    count, own = [0], KeepMask.indices
 
-    def wrong(left: Left, axis: Axis) -> Tensor:
+    def wrong(left: KeepMask, axis: Axis) -> Tensor:
         if axis.size != 4:
             return own(left, axis)
         count[0] += 1
         return left.mask(axis).roll(1 if which in (None, count[0] - 1) else 0).nonzero()[:, 0]
 
-    monkeypatch.setattr(Left, "indices", wrong)
+    monkeypatch.setattr(KeepMask, "indices", wrong)
     with pytest.raises(VerificationError, match=DIFFERS):
         sc.cut(model, sc.Plan.from_kept(BOTH, x))
     assert count[0] >= 3  # 2.weight, 2.bias, 4.weight

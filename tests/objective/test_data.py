@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from secateur import Budget, find_units, score, shrink
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.errors import DataError
 from secateur.objective.data import CHUNK, Batch, batches, first_inputs
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import squared_error
 
 
@@ -85,7 +85,7 @@ def test_every_form_of_data_has_the_same_loss(form: str) -> None:
     model, (x, t) = network(), samples(5)
     units = find_units(model, {"input": x} if "dict" in form else x)
     expected = squared_error(model(x), t).item()
-    assert Gated(model, units, FORMS[form](x, t), "squared_error").loss(ones(model, units)) == pytest.approx(
+    assert GatedLoss(model, units, FORMS[form](x, t), "squared_error").loss(ones(model, units)) == pytest.approx(
         expected, rel=1e-13
     )
 
@@ -114,7 +114,7 @@ def test_several_inputs_are_split_together(make: Callable[..., Any], split: bool
     units = find_units(model, make(x, z))
     data = [(make(x[i], z[i]), t[i]) for i in (slice(0, 2), slice(2, 5))] if split else (make(x, z), t)
     expected = squared_error(model(x, z), t).item()
-    assert Gated(model, units, data, "squared_error").loss(ones(model, units)) == pytest.approx(expected, rel=1e-13)
+    assert GatedLoss(model, units, data, "squared_error").loss(ones(model, units)) == pytest.approx(expected, rel=1e-13)
 
 
 @pytest.mark.parametrize("form", ["pair", "batches"])
@@ -138,7 +138,7 @@ def test_batches_count_by_their_number_of_samples(cuts: tuple[int, ...]) -> None
     units = find_units(model, x)
     data = list(zip(torch.tensor_split(x, cuts), torch.tensor_split(t, cuts), strict=True))
     expected = sum(len(a) * squared_error(model(a), b).item() for a, b in data if len(a)) / 7
-    gated = Gated(model, units, data, "squared_error")
+    gated = GatedLoss(model, units, data, "squared_error")
     assert sum(batch.share for batch in gated.cached) == pytest.approx(1)
     assert gated.loss(ones(model, units)) == pytest.approx(expected, rel=1e-13)
     assert expected == pytest.approx(squared_error(model(x), t).item(), rel=1e-13)
@@ -339,8 +339,8 @@ def test_the_error_calls_the_data_as_it_is_told() -> None:
     units, wide = find_units(model, x), [(torch.zeros(2, 5), t[:2])]
     for use in (
         lambda data: list(batches(model, data, captured=units.captured, name="validation")),
-        lambda data: Gated(model, units, data, "squared_error", name="validation"),
-        lambda data: Weights(model, units.captured, data, "squared_error", name="validation"),
+        lambda data: GatedLoss(model, units, data, "squared_error", name="validation"),
+        lambda data: WeightLoss(model, units.captured, data, "squared_error", name="validation"),
         lambda data: shrink(
             model, (x, t), "squared_error", Budget(remove_units=1), validation=data, granularity="weight",
             progress=False,
@@ -473,7 +473,7 @@ def test_a_large_pair_is_run_in_chunks_and_is_the_same_dataset() -> None:
     assert [batch.size for batch in batches(model, (x, t))] == [CHUNK, CHUNK, 5]
     units = find_units(model, x[:3])
     in_chunks, at_once = (
-        Gated(model, units, d, "squared_error").gradient(ones(model, units)) for d in ((x, t), [(x, t)])
+        GatedLoss(model, units, d, "squared_error").gradient(ones(model, units)) for d in ((x, t), [(x, t)])
     )
     assert torch.allclose(in_chunks, at_once, rtol=1e-11, atol=0)
 

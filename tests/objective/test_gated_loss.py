@@ -16,7 +16,7 @@ from rounding import assert_close_ulps
 from secateur import find_units, reference
 from secateur.errors import DataError, ModelError
 from secateur.objective.gated_graph import GatedGraph
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import binary_cross_entropy, cross_entropy, squared_error
 from secateur.structure.graph_run import bind
 from secateur.structure.inputs import as_call
@@ -59,7 +59,7 @@ def test_nearly_every_network_of_the_table_can_be_gated_by_its_weights() -> None
 @pytest.mark.parametrize("name", OUTGOING)
 def test_the_gated_loss_is_that_of_the_reference(name: str, loss: Any) -> None:
     case, units = built(name)
-    gated = Gated(case.model, units, (case.x, case.y), loss)
+    gated = GatedLoss(case.model, units, (case.x, case.y), loss)
     for g in (
         torch.ones(units.total).double(),
         torch.zeros(units.total).double(),
@@ -74,7 +74,7 @@ def test_the_gated_loss_of_tied_weights_gates_the_consumer_alone() -> None:
     g = gates(4)
     layer = case.model.encode
     expected = squared_error((torch.tanh(layer(case.x)) * g) @ layer.weight, case.y).item()
-    assert apart(Gated(case.model, units, (case.x, case.y), "squared_error").loss(g), expected) < 1e-12
+    assert apart(GatedLoss(case.model, units, (case.x, case.y), "squared_error").loss(g), expected) < 1e-12
 
 
 @settings(max_examples=15, deadline=None)
@@ -95,7 +95,7 @@ def test_the_gated_loss_of_random_networks(seed: int, cuts: list[int], kind: str
         "binary_cross_entropy": (kind, binary_cross_entropy),
         "squared_error": (kind, squared_error),
     }[kind]
-    gated = Gated(network, units, in_batches(x, t, cuts), name)
+    gated = GatedLoss(network, units, in_batches(x, t, cuts), name)
     for g in (torch.ones(units.total).double(), gates(units.total, seed % 1000)):
         outputs = network.gated(x, units.split(g))
         scale = max(abs(function(outputs, t).item()), abs(function(network(x), t).item()))
@@ -106,7 +106,7 @@ def test_the_gated_loss_of_random_networks(seed: int, cuts: list[int], kind: str
 @pytest.mark.parametrize("name", OUTGOING)
 def test_the_gradient_is_that_of_the_reference(name: str, loss: Any) -> None:
     case, units = built(name)
-    gated = Gated(case.model, units, in_batches(case.x, case.y, [1, 3]), loss)
+    gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [1, 3]), loss)
     for seed in range(3):
         g = gates(units.total, seed)
         expected = torch.func.grad(lambda g: reference.gated_loss(case.model, units, (case.x,), case.y, loss, g))(g)
@@ -124,7 +124,7 @@ def test_the_gradient_of_random_networks(seed: int) -> None:
     units = find_units(network, x)
     g = gates(units.total)
     expected = torch.func.grad(lambda g: squared_error(network.gated(x, units.split(g)), t))(g)
-    got = Gated(network, units, (x, t), "squared_error").gradient(g)
+    got = GatedLoss(network, units, (x, t), "squared_error").gradient(g)
     assert (got - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
@@ -132,7 +132,7 @@ def test_the_gradient_of_random_networks(seed: int) -> None:
 @pytest.mark.parametrize("cuts", [[], [1, 4]], ids=["one batch", "three"])
 def test_accuracy_is_that_of_the_gated_network(name: str, cuts: list[int]) -> None:
     case, units = built(name)
-    gated = Gated(case.model, units, in_batches(case.x, case.y, cuts), "cross_entropy")
+    gated = GatedLoss(case.model, units, in_batches(case.x, case.y, cuts), "cross_entropy")
     seen = set()
     for seed in range(8):
         g = gates(units.total, seed)
@@ -149,14 +149,14 @@ def test_binary_accuracy_is_the_share_of_logits_on_the_right_side() -> None:
     model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(), torch.randn(9, 3).double()
     y = torch.randint(0, 2, (9,))
     units = find_units(model, x)
-    _, accuracy = Gated(model, units, in_batches(x, y, [2]), "binary_cross_entropy").evaluate(ones(model, units))
+    _, accuracy = GatedLoss(model, units, in_batches(x, y, [2]), "binary_cross_entropy").evaluate(ones(model, units))
     assert accuracy == ((model(x)[:, 0] > 0) == (y == 1)).double().mean().item()
 
 
 def test_there_is_no_accuracy_without_classes() -> None:
     case, units = built("two_hidden")
     t = torch.randn(6, 3, dtype=torch.float64)
-    loss, accuracy = Gated(case.model, units, (case.x, t), "squared_error").evaluate(ones(case.model, units))
+    loss, accuracy = GatedLoss(case.model, units, (case.x, t), "squared_error").evaluate(ones(case.model, units))
     assert accuracy is None
     assert apart(loss, squared_error(case.model(case.x), t).item()) < 1e-12
 
@@ -204,15 +204,15 @@ def test_a_model_in_training_is_evaluated_in_eval_mode_and_left_in_training(name
     case = CASES[name]()
     units = find_units(case.model, case.x)
     g = gates(units.total)
-    expected = Gated(case.model, units, (case.x, case.y), "cross_entropy").evaluate(g)
+    expected = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").evaluate(g)
     case.model.train()
     children = list(case.model.children())
     children[1].eval()
     modes = [module.training for module in case.model.modules()]
     before = copy.deepcopy(case.model.state_dict())
     again = find_units(case.model, case.x)
-    assert Gated(case.model, again, (case.x, case.y), "cross_entropy").evaluate(g) == expected
-    assert Gated(case.model, units, (case.x, case.y), "cross_entropy").evaluate(g) == expected
+    assert GatedLoss(case.model, again, (case.x, case.y), "cross_entropy").evaluate(g) == expected
+    assert GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").evaluate(g) == expected
     assert [module.training for module in case.model.modules()] == modes
     assert modes.count(True) == len(modes) - 1
     assert all(tensor.equal(before[key]) for key, tensor in case.model.state_dict().items())
@@ -222,20 +222,20 @@ def test_weights_changed_after_the_units_were_found_are_seen() -> None:
     case = CASES["normalised"]()
     units = find_units(case.model, case.x)
     g = gates(units.total)
-    old = Gated(case.model, units, (case.x, case.y), "cross_entropy").loss(g)
+    old = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").loss(g)
     with torch.no_grad():
         case.model[1].running_mean += 1.0
         case.model[4].weight *= 1.5
     case.model[6].weight = nn.Parameter(case.model[6].weight.detach() * 2)  # another parameter in its place
     expected = reference.gated_loss(case.model, units, (case.x,), case.y, cross_entropy, g).item()
-    got = Gated(case.model, units, (case.x, case.y), "cross_entropy").loss(g)
+    got = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").loss(g)
     assert apart(got, expected) < 1e-12
     assert apart(got, old) > 1e-3
 
 
 def test_parameters_get_no_gradient() -> None:
     case, units = built("branches")
-    gated = Gated(case.model, units, (case.x, case.y), "cross_entropy")
+    gated = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy")
     gated.gradient(ones(case.model, units))
     gated.evaluate(ones(case.model, units))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in case.model.parameters())
@@ -243,9 +243,9 @@ def test_parameters_get_no_gradient() -> None:
 
 def test_frozen_parameters_change_nothing() -> None:
     case, units = CASES["branches"](), built("branches")[1]
-    expected = Gated(case.model, units, (case.x, case.y), "cross_entropy").gradient(gates(10))
+    expected = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").gradient(gates(10))
     case.model.requires_grad_(False)
-    again = Gated(case.model, units, (case.x, case.y), "cross_entropy").gradient(gates(10))
+    again = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").gradient(gates(10))
     assert_close_ulps(again, expected)
 
 
@@ -253,7 +253,7 @@ def test_the_gates_given_are_left_alone() -> None:
     case, units = built("two_hidden")
     g = gates(units.total)
     before = g.clone()
-    gated = Gated(case.model, units, (case.x, case.y), "cross_entropy")
+    gated = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy")
     gated.gradient(g)
     gated.loss(g)
     assert g.equal(before)
@@ -268,7 +268,7 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     with torch.no_grad():
         case.model[0].weight[2, 1] = case.model[0].weight[0, 0] = bad
     with pytest.raises(ModelError, match=r"^0\.weight: 2 of 24 values are NaN or infinite$"):
-        Gated(case.model, units)
+        GatedLoss(case.model, units)
 
 
 def test_a_buffer_that_is_not_finite_is_refused() -> None:
@@ -276,18 +276,18 @@ def test_a_buffer_that_is_not_finite_is_refused() -> None:
     units = find_units(case.model, case.x)
     case.model[1].running_var[3] = float("nan")
     with pytest.raises(ModelError, match=r"^1\.running_var: 1 of 6 values are NaN or infinite$"):
-        Gated(case.model, units, (case.x, case.y), "cross_entropy")
+        GatedLoss(case.model, units, (case.x, case.y), "cross_entropy")
 
 
 def test_what_was_not_given_is_missed_when_it_is_asked_for() -> None:
     case, units = built("two_hidden")
     g = ones(case.model, units)
-    gated = Gated(case.model, units)
+    gated = GatedLoss(case.model, units)
     assert not gated.has_data
     assert not gated.has_loss
     with pytest.raises(DataError, match=r"^this needs data: .*; None was given$"):
         gated.loss(g)
-    gated = Gated(case.model, units, (case.x, case.y))
+    gated = GatedLoss(case.model, units, (case.x, case.y))
     assert gated.has_data
     with pytest.raises(DataError, match=r"^this needs a loss: .*; None was given$"):
         gated.loss(g)
@@ -296,7 +296,7 @@ def test_what_was_not_given_is_missed_when_it_is_asked_for() -> None:
 def test_data_of_another_form_than_the_example_are_refused() -> None:
     case, units = built("two_hidden")
     with pytest.raises(DataError, match=r"^data: batch 0: inputs: expected 1 positional, keywords \[\] as in the"):
-        Gated(case.model, units, [((case.x, case.x), case.y)], "cross_entropy")
+        GatedLoss(case.model, units, [((case.x, case.x), case.y)], "cross_entropy")
 
 
 def test_outputs_keep_their_structure() -> None:
@@ -318,7 +318,7 @@ def test_outputs_keep_their_structure() -> None:
     logits = model.b(torch.tanh(model.a(x)) * g)
     assert outputs["inputs"][1].equal(x + 1)
     assert torch.allclose(outputs["logits"], logits, rtol=1e-12)
-    assert apart(Gated(model, units, (x, y), "cross_entropy").loss(g), F.cross_entropy(logits, y).item()) < 1e-12
+    assert apart(GatedLoss(model, units, (x, y), "cross_entropy").loss(g), F.cross_entropy(logits, y).item()) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -431,7 +431,7 @@ def test_gates_take_the_dtype_of_what_they_are_put_on() -> None:
     for g in (torch.ones(9), torch.tensor([1.0, 0, 1, 1, 1, 1, 0, 0, 1]), gates(9).float()):
         assert_close_ulps(graph.run(given, g), model.gated(x, *units.split(g).values()), ulps=8)
     y = torch.randint(0, 2, (6,))
-    gradient = Gated(model, units, (x, y), "cross_entropy").gradient(torch.ones(9))
+    gradient = GatedLoss(model, units, (x, y), "cross_entropy").gradient(torch.ones(9))
     assert bool((gradient != 0).sum() >= 5)
 
 

@@ -16,14 +16,14 @@ from random_networks import RandomArchitecture
 from secateur import find_units
 from secateur.errors import DataError
 from secateur.objective import leave_one_out as candidates
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.leave_one_out import change_one
 from secateur.objective.losses import LOSSES, stacked
 from secateur.reference import leave_one_out
 from secateur_experiments.networks import logistic_network
 
 
-def assert_equal_one_by_one(gated: Gated, g: Tensor, left: Tensor | None = None) -> int:
+def assert_equal_one_by_one(gated: GatedLoss, g: Tensor, left: Tensor | None = None) -> int:
     """Gates of all units, or of those left, are changed; how many unit sets could be stacked."""
     one = torch.arange(len(g)) if left is None else left
     units = one.repeat(2)
@@ -43,7 +43,7 @@ def test_on_the_table(name: str, loss: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(candidates, "STACK", 2000)  # a few at a time
     case = CASES[name]()
     units = find_units(case.model, case.x)
-    gated = Gated(case.model, units, in_batches(case.x, case.y, [4]), loss)
+    gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [4]), loss)
     g = torch.linspace(0.5, 1.5, units.total).double()
     g[:: max(2, units.total // 2)] = 0
     assert assert_equal_one_by_one(gated, g) == len(units)
@@ -57,7 +57,7 @@ def test_on_random_architectures(seed: int) -> None:
     units = find_units(model, x)
     with torch.no_grad():
         y = torch.randn_like(model(x))
-    gated = Gated(model, units, (x, y), lambda o, t: (o - t).square().mean())
+    gated = GatedLoss(model, units, (x, y), lambda o, t: (o - t).square().mean())
     assert_equal_one_by_one(gated, ones(model, units))
     kept = random_kept(units, seed)
     g = torch.tensor([float(i in kept[name]) for name, i in units.places]).double()
@@ -82,7 +82,7 @@ def test_every_set_of_attention_is_stacked() -> None:
     model, x = Attention().double(), torch.randn(5, 4, 6).double()
     units = find_units(model, x)
     assert {s.kind for s in units} == {"head", "head width", "neuron"}
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
     assert assert_equal_one_by_one(gated, ones(model, units)) == 3
 
 
@@ -98,7 +98,7 @@ def test_what_is_computed_from_weights_alone_is_not_stacked() -> None:
     torch.manual_seed(0)
     model, x = Recurrent().double(), torch.randn(3, 4, 4).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 2])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 2])), "cross_entropy")
     assert assert_equal_one_by_one(gated, ones(model, units)) == 0
 
 
@@ -130,7 +130,7 @@ def test_layers_that_sum_units_up_are_updated() -> None:
     torch.manual_seed(0)
     model, x = randomise(Convolutions().double().eval()), torch.randn(5, 2, 6, 6).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
     g = ones(model, units)
     g[[1, 5, 11]] = 0.5
     assert assert_equal_one_by_one(gated, g) == 3
@@ -153,7 +153,7 @@ def test_values_that_are_used_again_are_not_overwritten() -> None:
     torch.manual_seed(0)
     model, x = Twice().double(), torch.randn(5, 3).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.zeros(5)), lambda o, _: o[0].square().mean() + o[1].mean())
+    gated = GatedLoss(model, units, (x, torch.zeros(5)), lambda o, _: o[0].square().mean() + o[1].mean())
     assert assert_equal_one_by_one(gated, ones(model, units)) == len(units)
 
 
@@ -163,7 +163,10 @@ def test_the_accuracy_that_is_promised(dtype: torch.dtype) -> None:
     model, x = logistic_network([20, 30, 30, 10]).to(dtype), torch.rand(500, 20, dtype=dtype)
     y, units = torch.randint(10, (500,)), find_units(model, x)
     here, got = change_one(
-        Gated(model, units, (x, y), "squared_error"), ones(model, units), torch.arange(60), torch.zeros(60, dtype=dtype)
+        GatedLoss(model, units, (x, y), "squared_error"),
+        ones(model, units),
+        torch.arange(60),
+        torch.zeros(60, dtype=dtype),
     )
     wanted = leave_one_out(model, units, (x,), y, LOSSES["squared_error"]).double()
     scale = wanted.abs().clamp(min=abs(here))
@@ -173,7 +176,7 @@ def test_the_accuracy_that_is_promised(dtype: torch.dtype) -> None:
 def test_units_that_are_gone_are_sliced_out() -> None:
     case = CASES["two_hidden"]()
     units = find_units(case.model, case.x)
-    gated = Gated(case.model, units, in_batches(case.x, case.y, [4]), "cross_entropy")
+    gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [4]), "cross_entropy")
     g = ones(case.model, units)
     assert gated.narrowed(g) is gated
     g[0] = 0
@@ -204,7 +207,7 @@ def test_sliced_units_that_are_gone_leave_the_others_stackable() -> None:
     torch.manual_seed(0)
     model, x = Normed().double(), torch.randn(6, 3).double()
     units = find_units(model, x, include="all")
-    gated = Gated(model, units, (x, torch.tensor([0, 1] * 3)), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1] * 3)), "cross_entropy")
     g = ones(model, units)
     g[1] = 0
     here, got = change_one(gated, g, torch.arange(5, 9), torch.zeros(4).double())
@@ -245,7 +248,7 @@ def test_samples_that_know_each_other_are_run_one_candidate_at_a_time(mix: Any) 
 
     twice = Twice().double()
     units = find_units(twice, x)
-    gated = Gated(twice, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    gated = GatedLoss(twice, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
     assert_equal_one_by_one(gated, ones(twice, units))
     assert gated.stacks["before"] is None
 
@@ -288,7 +291,7 @@ def test_only_the_rows_that_are_read_are_computed(read: Any, rows: int) -> None:
     torch.manual_seed(0)
     model, x = TokenModel(read).double(), torch.randn(5, 4, 6).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
     assert assert_equal_one_by_one(gated, ones(model, units)) >= 3
     gelu = []
 
@@ -327,7 +330,7 @@ def test_two_sets_along_one_dimension(gone: list[int]) -> None:
     model = Module(outer, a=nn.Linear(3, 4), b=nn.Linear(3, 5), last=nn.Linear(20, 2)).double()
     x = torch.randn(5, 3).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
     g = ones(model, units)
     g[3] = 0.7
     g[gone] = 0
@@ -339,7 +342,7 @@ def test_heads_beside_widths_that_are_gone() -> None:
     torch.manual_seed(0)
     model, x = Attention().double(), torch.randn(5, 4, 6).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
     for gone in ([1], [3], [0, 3, 6, 7, 8]):
         g = ones(model, units)
         g[gone] = 0
@@ -358,7 +361,7 @@ def test_dead_units_do_not_hide_that_samples_know_each_other() -> None:
         model.b.weight[:, [0, 3]] = 0  # type: ignore[union-attr, operator, index]
     x = torch.randn(5, 3).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
     assert_equal_one_by_one(gated, ones(model, units))
     assert gated.stacks["a"] is None
 
@@ -369,7 +372,7 @@ def test_a_gated_value_beside_the_candidates() -> None:
     model = Module(do, a=nn.Linear(3, 4), b=nn.Linear(3, 5), last=nn.Bilinear(4, 5, 2)).double()
     x = torch.randn(5, 3).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
     assert assert_equal_one_by_one(gated, ones(model, units)) == 2
 
 
@@ -389,6 +392,6 @@ def test_a_loss_that_is_nan_without_a_unit_is_an_error() -> None:
         model.a.bias.copy_(torch.tensor([1.0, 0.0]))  # type: ignore[union-attr, operator]
     x = torch.randn(5, 3).double()
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
+    gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 0, 1, 1])), "cross_entropy")
     with pytest.raises(DataError, match="loss: it is NaN on this data"):
         change_one(gated, ones(model, units), torch.tensor([0]), torch.zeros(1).double())

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from cases import CASES, in_batches
 from secateur import Budget, cut, find_units, interactions, rank, score, shrink
 from secateur.errors import DataError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 
 WEIGHT = torch.tensor([1.0, 4.0, 16.0])
 
@@ -73,7 +73,9 @@ def test_a_loss_that_is_no_mean_over_samples_is_refused_for_several_batches(
     way: str, loss: Any, dtype: torch.dtype
 ) -> None:
     with pytest.raises(DataError, match=r"^loss: it is not a mean over samples: "):
-        Gated(network(dtype), find_units(network(dtype), samples(40, dtype)[0]), WAYS[way](*samples(40, dtype)), loss)
+        GatedLoss(
+            network(dtype), find_units(network(dtype), samples(40, dtype)[0]), WAYS[way](*samples(40, dtype)), loss
+        )
 
 
 def test_the_error_says_what_was_measured() -> None:
@@ -83,7 +85,7 @@ def test_the_error_says_what_was_measured() -> None:
         torch.tensor([0, 1, 2, 0]),
     )
     with pytest.raises(DataError) as caught:
-        Gated(model, find_units(model, x), in_batches(x, y, [2]), lambda o, t: (t + 0 * o[:, 0]).sum())
+        GatedLoss(model, find_units(model, x), in_batches(x, y, [2]), lambda o, t: (t + 0 * o[:, 0]).sum())
     assert str(caught.value) == (
         "loss: it is not a mean over samples: 3 for 4 samples together, 1.5 on average over them in pieces, so that "
         "results would depend on the batches. Divide by the number of samples (reduction='mean'); weigh classes by "
@@ -96,7 +98,7 @@ def test_a_loss_that_is_nan_for_few_samples_is_no_mean() -> None:
     model, (x, y) = network(), samples(40)
     of_many = lambda o, t: F.cross_entropy(o, t) * (1 if len(o) > 10 else torch.nan)  # noqa: E731
     with pytest.raises(DataError, match=r"^loss: it is not a mean over samples: .* together, nan on average"):
-        Gated(model, find_units(model, x), in_batches(x, y, [20]), of_many)
+        GatedLoss(model, find_units(model, x), in_batches(x, y, [20]), of_many)
 
 
 def weighted_mean(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -122,7 +124,9 @@ MEANS = [
 def test_a_mean_over_samples_is_the_same_whatever_the_batches(way: str, loss: Any, dtype: torch.dtype) -> None:
     model, (x, y) = network(dtype), samples(40, dtype)
     units = find_units(model, x)
-    split, together = (Gated(model, units, data, loss).loss(ones(model, units)) for data in (WAYS[way](x, y), (x, y)))
+    split, together = (
+        GatedLoss(model, units, data, loss).loss(ones(model, units)) for data in (WAYS[way](x, y), (x, y))
+    )
     assert split == pytest.approx(together, rel={torch.float32: 1e-5, torch.float64: 1e-12}[dtype])
 
 
@@ -131,7 +135,7 @@ def test_a_mean_over_samples_is_the_same_whatever_the_batches(way: str, loss: An
 def test_one_batch_may_have_any_loss(loss: Any, form: str) -> None:
     model, (x, y) = network(), samples(40)
     units = find_units(model, x)
-    gated = Gated(model, units, (x, y) if form == "pair" else [(x, y)], loss)
+    gated = GatedLoss(model, units, (x, y) if form == "pair" else [(x, y)], loss)
     assert gated.loss(ones(model, units)) == pytest.approx(loss(model(x), y).item(), rel=1e-12)
 
 
@@ -146,7 +150,7 @@ def test_weights_that_hardly_any_sample_has_are_found() -> None:
     model, (x, y) = network(torch.float32), samples(2000, torch.float32)
     y = (torch.arange(2000) % 20 == 7).long()
     with pytest.raises(DataError, match="it is not a mean over samples"):
-        Gated(model, find_units(model, x), DataLoader(TensorDataset(x, y), batch_size=100), weighted)
+        GatedLoss(model, find_units(model, x), DataLoader(TensorDataset(x, y), batch_size=100), weighted)
 
 
 def test_classes_that_take_turns_are_found() -> None:
@@ -154,7 +158,7 @@ def test_classes_that_take_turns_are_found() -> None:
     for classes in (2, 3):
         data = DataLoader(TensorDataset(x, torch.arange(64) % classes), batch_size=12)
         with pytest.raises(DataError, match="it is not a mean over samples"):
-            Gated(model, find_units(model, x), data, weighted)
+            GatedLoss(model, find_units(model, x), data, weighted)
 
 
 TWICE = in_batches(*samples(40), [17])
@@ -194,19 +198,19 @@ class Counted:
 def test_it_is_tried_once_on_few_samples() -> None:
     model, (x, y) = network(), samples(1000)
     units, loss = find_units(model, x), Counted()
-    gated = Gated(model, units, in_batches(x, y, list(range(50, 1000, 50))), loss)
+    gated = GatedLoss(model, units, in_batches(x, y, list(range(50, 1000, 50))), loss)
     assert loss.sizes[0] == 8 * (50 // 8)
     assert sum(loss.sizes[1:]) == loss.sizes[0]
     assert {*loss.sizes[1:]} == {8}
     del loss.sizes[:]
-    Gated(model, units, in_batches(x, y, [400, 800]), loss)
+    GatedLoss(model, units, in_batches(x, y, [400, 800]), loss)
     assert loss.sizes[0] == 3 * 32
     del loss.sizes[:]
     gated.loss(ones(model, units))
     gated.evaluate(ones(model, units))
     assert loss.sizes == [50] * 20 * 2
     del loss.sizes[:]
-    Gated(model, units, (x, y), loss)
+    GatedLoss(model, units, (x, y), loss)
     assert loss.sizes == []
 
 
@@ -225,15 +229,15 @@ def test_what_cannot_be_told_is_taken() -> None:
     torch.manual_seed(0)
     model, (x, y) = Sequence().double(), samples(6)
     units, data = find_units(model, x), in_batches(x, y, [3])
-    assert Gated(model, units, data, lambda o, t: summed(o[0], t)).has_loss
+    assert GatedLoss(model, units, data, lambda o, t: summed(o[0], t)).has_loss
     model = network()
     units = find_units(model, x)
     batch_of_three = lambda o, _: (o * torch.ones(3, 1)).square().mean()  # noqa: E731
-    assert Gated(model, units, data, batch_of_three).loss(ones(model, units)) == pytest.approx(
+    assert GatedLoss(model, units, data, batch_of_three).loss(ones(model, units)) == pytest.approx(
         model(x).square().mean().item(), rel=1e-12
     )
     lists = [(inputs, targets.tolist()) for inputs, targets in data]
-    assert Gated(model, units, lists, lambda o, t: summed(o, torch.tensor(t))).has_loss
+    assert GatedLoss(model, units, lists, lambda o, t: summed(o, torch.tensor(t))).has_loss
 
 
 def test_targets_may_be_missing_or_several() -> None:
@@ -244,10 +248,10 @@ def test_targets_may_be_missing_or_several() -> None:
         named = [(inputs, {"classes": targets, "same": (targets,)}) for inputs, targets in data]
         for batches in (bare, named):
             if loss(torch.ones(2, 3), None).item() == 1:
-                assert Gated(model, units, batches, loss).has_loss
+                assert GatedLoss(model, units, batches, loss).has_loss
             else:
                 with pytest.raises(DataError, match="it is not a mean over samples"):
-                    Gated(model, units, batches, loss)
+                    GatedLoss(model, units, batches, loss)
 
 
 def test_several_outputs_are_split_together() -> None:
@@ -264,9 +268,9 @@ def test_several_outputs_are_split_together() -> None:
     model, (x, y) = Two().double(), samples(40)
     units, data = find_units(model, x), in_batches(x, y, [17])
     mean = lambda o, t: F.cross_entropy(o["classes"], t) + o["value"].square().mean()  # noqa: E731
-    assert Gated(model, units, data, mean).has_loss
+    assert GatedLoss(model, units, data, mean).has_loss
     with pytest.raises(DataError, match="it is not a mean over samples"):
-        Gated(model, units, data, lambda o, t: F.cross_entropy(o["classes"], t) + o["value"].square().sum())
+        GatedLoss(model, units, data, lambda o, t: F.cross_entropy(o["classes"], t) + o["value"].square().sum())
 
 
 def test_of_a_network_whose_code_fixes_the_batch() -> None:
@@ -281,9 +285,9 @@ def test_of_a_network_whose_code_fixes_the_batch() -> None:
     torch.manual_seed(0)
     model, (x, y) = Fixed().double(), samples(10)
     units, data = find_units(model, x[:5]), in_batches(x, y, [5])
-    assert Gated(model, units, data, nn.CrossEntropyLoss()).has_loss
+    assert GatedLoss(model, units, data, nn.CrossEntropyLoss()).has_loss
     with pytest.raises(DataError, match=r"^loss: it is not a mean over samples: .* for 8 samples together"):
-        Gated(model, units, data, summed)
+        GatedLoss(model, units, data, summed)
 
 
 def test_named_losses_are_means() -> None:
@@ -291,7 +295,7 @@ def test_named_losses_are_means() -> None:
     units = find_units(case.model, case.x)
     for name, t in (("cross_entropy", case.y), ("squared_error", case.y), ("binary_cross_entropy", case.x[:, :3] * 0)):
         split, whole = (
-            Gated(case.model, units, data, name).loss(ones(case.model, units))
+            GatedLoss(case.model, units, data, name).loss(ones(case.model, units))
             for data in (in_batches(case.x, t, [1, 3]), (case.x, t))
         )
         assert split == pytest.approx(whole, rel=1e-12)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cases import CASES
 from secateur import Budget, find_units, rank, score, shrink
 from secateur.errors import ArgumentError, DataError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.loss_inputs import logits_of
 from secateur.objective.losses import (
     LOSSES,
@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_one_number_is_refused(value: object, got: str) -> No
 def test_a_loss_per_sample_is_refused_where_it_is_used() -> None:
     model, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), torch.ones(4, 3)
     units = find_units(model, x)
-    gated = Gated(model, units, (x, torch.zeros(4, 1)), lambda o, t: (o - t).square().sum(1))
+    gated = GatedLoss(model, units, (x, torch.zeros(4, 1)), lambda o, t: (o - t).square().sum(1))
     with pytest.raises(DataError, match=r"one number, got \(4,\)"):
         gated.loss(ones(model, units))
 
@@ -503,7 +503,7 @@ def test_a_loss_may_become_infinite_where_units_are_gone() -> None:
     without = [-math.log(1) + math.log(3), -math.log(2) + math.log(3)]
     assert score(model, (x, x), minus_log, criterion="oracle")["0"].tolist() == pytest.approx(without, rel=1e-14)
     units = find_units(model, x)
-    gated = Gated(model, units, (x, x), minus_log)
+    gated = GatedLoss(model, units, (x, x), minus_log)
     assert gated.loss(torch.zeros(2, dtype=torch.float64)) == math.inf
     assert gated.evaluate(torch.zeros(2, dtype=torch.float64))[0] == math.inf
     with torch.no_grad():

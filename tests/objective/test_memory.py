@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur import find_units, rank, score
 from secateur.errors import ArgumentError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.memory import bytes_held, bytes_of, memory_cap
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_values_are_counted() -> None:
     assert bytes_held([a, a[2:], b, 7, None], [b]) == 40
 
 
-def kept(gated: Gated) -> bool:
+def kept(gated: GatedLoss) -> bool:
     """Whether values that no gate changes are held, and not computed each time that they are asked for."""
     first, again = (next(gated.cached).frontier for _ in range(2))
     return all(a is b for a, b in zip(first, again, strict=True))
@@ -58,12 +58,12 @@ def test_with_little_memory_nothing_is_kept_and_the_result_is_the_same() -> None
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     x, y = torch.randn(50, 4).double(), torch.randint(3, (50,))
     units = find_units(model, x)
-    little = Gated(model, units, (x, y), "cross_entropy", max_memory=8000)
-    much = Gated(model, units, (x, y), "cross_entropy")
+    little = GatedLoss(model, units, (x, y), "cross_entropy", max_memory=8000)
+    much = GatedLoss(model, units, (x, y), "cross_entropy")
     sizes = [[batch.size for batch in gated.cached] for gated in (little, much)]
     assert sizes == [[5] * 10, [50]]
     assert [kept(little), kept(much)] == [True, True]
-    assert not kept(Gated(model, units, (x, y), "cross_entropy", max_memory=7000))
+    assert not kept(GatedLoss(model, units, (x, y), "cross_entropy", max_memory=7000))
     plans = [
         rank(model, (x, y), "cross_entropy", units=units, max_memory=size, progress=False)
         for size in (None, 8000, 7000, 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cases import CASES
 from secateur import Budget, Plan, find_units, interactions, rank, reference, shrink
 from secateur.errors import ArgumentError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import LOSSES
 from secateur.planning.quadratic import Quadratic
 from secateur.planning.state import Swaps
@@ -99,7 +99,7 @@ def test_refreshing_begins_again_at_the_gates_reached() -> None:
     g = ones(model, units)
     for k in numbers(plan, units)[:4]:
         g[k] = 0
-    fresh = Quadratic(Gated(model, units, data, LOSS), g, "ggn")
+    fresh = Quadratic(GatedLoss(model, units, data, LOSS), g, "ggn")
     assert plan.steps[4].predicted == pytest.approx(fresh.saliency()[numbers(plan, units)[4]].item(), rel=1e-9)
     assert plan.steps[4].predicted != pytest.approx(whole.steps[4].predicted, rel=1e-3)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.curvature.weight_loss import Weights
-from secateur.planning.weight_order import Operated, Ordered, Removals
-from secateur.saliency.weights.obs import Surgeon
+from secateur.curvature.weight_loss import WeightLoss
+from secateur.planning.weight_order import FixedWeightOrder, SurgeonWeightOrder, WeightOrder
+from secateur.saliency.weights.obs import WeightSurgeon
 from secateur.structure.capture import capture
 
 INF = float("inf")
@@ -14,17 +14,17 @@ SETS = torch.tensor([0, 0, 0, 0, 1, 1])
 U = torch.tensor([1.0, -2.0, 3.0, -4.0, 5.0, -6.0], dtype=torch.float64)
 
 
-def ordered(saliency: list[float], kept: list[int] | None = None, limits: tuple[int, int] = (4, 2)) -> Ordered:
+def ordered(saliency: list[float], kept: list[int] | None = None, limits: tuple[int, int] = (4, 2)) -> FixedWeightOrder:
     there = torch.tensor([1] * 6 if kept is None else kept, dtype=torch.bool)
-    return Ordered(torch.tensor(saliency, dtype=torch.float64), U, there, SETS, torch.tensor(limits))
+    return FixedWeightOrder(torch.tensor(saliency, dtype=torch.float64), U, there, SETS, torch.tensor(limits))
 
 
-def surgeon(left: Tensor | None = None) -> Surgeon:
+def surgeon(left: Tensor | None = None) -> WeightSurgeon:
     """Of a dense layer with three inputs and two outputs; its weights are those of six numbers."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2, bias=False).double()
     x, t = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
-    return Surgeon(Weights(model, capture(model, ((x,), {})), (x, t), "squared_error"), left)
+    return WeightSurgeon(WeightLoss(model, capture(model, ((x,), {})), (x, t), "squared_error"), left)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_least_salient_that_are_there_go_first_up_to_what_each_parameter_may
 
 
 def test_the_surgeon_takes_the_least_salient_of_those_left_and_what_each_cost_is_added_up() -> None:
-    removals, alone = Operated(surgeon(), SETS, torch.tensor([4, 2])), surgeon()
+    removals, alone = SurgeonWeightOrder(surgeon(), SETS, torch.tensor([4, 2])), surgeon()
     assert len(removals) == 6
     order, costs, weights = list[int](), list[float](), [alone.u.clone()]
     for _ in range(6):
@@ -91,7 +91,7 @@ def test_the_surgeon_too_takes_no_more_of_a_parameter_than_it_may_lose(
     left: list[int], limits: tuple[int, int], number: int
 ) -> None:
     there, most = torch.tensor(left, dtype=torch.bool), torch.tensor(limits)
-    removals: Removals = Operated(surgeon(there), SETS, most)
+    removals: WeightOrder = SurgeonWeightOrder(surgeon(there), SETS, most)
     assert len(removals) == number
     gone = removals.gone(number)
     assert len(set(gone.tolist())) == number
@@ -104,5 +104,5 @@ def test_the_surgeon_too_takes_no_more_of_a_parameter_than_it_may_lose(
 def test_the_least_salient_goes_only_where_its_parameter_may_lose_one() -> None:
     least = int(surgeon().saliency().argmin())
     limits = torch.tensor([0, 2] if least < 4 else [4, 0])
-    removals = Operated(surgeon(), SETS, limits)
+    removals = SurgeonWeightOrder(surgeon(), SETS, limits)
     assert (SETS[removals.gone(len(removals))] == (1 if least < 4 else 0)).all()

@@ -25,7 +25,7 @@ from secateur.structure.axis import (
     product,
     unify,
 )
-from secateur.structure.keep_mask import Left, Samples
+from secateur.structure.keep_mask import KeepMask, Samples
 
 # An expression: a leaf, or ("cat" | "product", expressions). Leaves may occur twice.
 Expression = Axis | tuple[str, list["Expression"]]
@@ -351,7 +351,7 @@ def test_a_leaf_can_be_sliced_and_fixed() -> None:
 @patient
 def test_what_is_left_is_what_the_masks_keep(data: st.DataObject) -> None:
     axis = build(data.draw(expressions(data.draw(SIZES), [])))
-    left = Left(data.draw(masks_of(free(axis)[::2])))  # the others are whole
+    left = KeepMask(data.draw(masks_of(free(axis)[::2])))  # the others are whole
     kept = [bool(value) for value in expand(axis, {one: mask.double() for one, mask in left.masks.items()}, ONE)]
     assert left.mask(axis).tolist() == kept
     assert left.indices(axis).tolist() == [i for i, here in enumerate(kept) if here]
@@ -361,7 +361,7 @@ def test_what_is_left_is_what_the_masks_keep(data: st.DataObject) -> None:
 
 def test_a_size_of_samples_is_a_multiple_of_their_number() -> None:
     units, batch = leaf(4), leaf(BATCH)
-    left = Left({units: torch.tensor([True, False, True, True])})
+    left = KeepMask({units: torch.tensor([True, False, True, True])})
     assert left.size(product([batch, units]), None) == Samples(3)
     assert left.size(batch, None) == Samples(1)
     assert left.size(units, 4) == 3

@@ -346,11 +346,11 @@ def test_a_buffer_that_forward_changes_is_left_as_it_was(function: Hidden) -> No
     assert before == 0
 
 
-class Cached(Between):
+class CachedBatch(Between):
     """Keeps what it made of its weights in the first call in eval mode, as position biases are."""
 
     def __init__(self, forgets: bool) -> None:
-        super().__init__(Cached.scale)
+        super().__init__(CachedBatch.scale)
         self.forgets = forgets
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -367,7 +367,7 @@ class Cached(Between):
 
 
 def test_what_a_module_caches_is_traced_to_its_weights() -> None:
-    model = Cached(forgets=True).double().eval()
+    model = CachedBatch(forgets=True).double().eval()
     model(inputs())
     captured = capture(model, as_call(inputs()))
     assert captured.constants == {}
@@ -379,7 +379,7 @@ def test_what_a_module_caches_is_traced_to_its_weights() -> None:
 
 
 def test_a_cache_that_stays_is_a_constant_and_fixes_what_it_reaches() -> None:
-    model = Cached(forgets=False).double().eval()
+    model = CachedBatch(forgets=False).double().eval()
     model(inputs())
     units = find_units(model, inputs())
     assert len(units) == 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from installed import install, run_with
 from secateur import Units, find_units
 from secateur.errors import ArgumentError, ModelError
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.registry import NotCoveredError, resize, rule
 from secateur.structure.sliced_graph import slice_graph
 
@@ -125,11 +125,11 @@ def test_an_error_in_what_adapts_sizes_is_shown_as_its_own() -> None:
     rule("rulestests::adapted")(lambda net, node, given: net.axes(given["x"]))
 
     @resize("rulestests::adapted")
-    def fails(net: Any, node: Any, given: Any, left: Left) -> dict[str, Any]:
+    def fails(net: Any, node: Any, given: Any, left: KeepMask) -> dict[str, Any]:
         return given["size"]
 
     units = units_with(adapted)
-    left = Left({units["0"].axis: torch.tensor([True, False, True, True])})
+    left = KeepMask({units["0"].axis: torch.tensor([True, False, True, True])})
     with pytest.raises(ModelError, match=r"^the rule for rulestests::adapted failed at adapted \(KeyError: 'size'\); "):
         slice_graph(units.captured, units.net, left)
 

@@ -16,7 +16,7 @@ from secateur.structure.units import Units
 
 
 @dataclass(frozen=True, eq=False)
-class Norm:
+class BatchNorm:
     """One BatchNorm behind units: its call in the captured graph, its buffers, the axis of its channels."""
 
     call: fx.Node
@@ -38,13 +38,13 @@ class Norm:
         """Whether it alone takes what a layer gives, and with it the mean."""
         return self.operand(self.call) is layer.call and {*layer.call.users} == {self.call}
 
-    def tensors(self, statistics: Statistics, old: Mapping[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
+    def tensors(self, statistics: ChannelStatistics, old: Mapping[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
         """The buffers, with what was found of some channels."""
         pairs = ((self.mean, statistics.mean), (self.variance, statistics.variance))
         return {name: old[name].index_put((channels,), new.to(old[name])) for name, new in pairs}
 
 
-class Statistics:
+class ChannelStatistics:
     """Mean and variance [C] of each channel of x [N, C, ...], from sums in float64."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Statistics:
         return (self.squares / self.count - self.mean.square()).clamp(min=0)
 
 
-def find_norms(units: Units) -> list[Norm]:
+def find_norms(units: Units) -> list[BatchNorm]:
     """Those behind units whose statistics are buffers that nothing else uses."""
     weights = units.captured.weights
     names = Counter(weights.values())
@@ -77,5 +77,5 @@ def find_norms(units: Units) -> list[Norm]:
         buffers = [one for one in (given.get("running_mean"), given.get("running_var")) if isinstance(one, fx.Node)]
         own = [weights[one.name] for one in buffers if {*one.users} == {node} and one.name in weights]
         if len(own) == 2 and all(names[name] == 1 for name in own):
-            found.append(Norm(node, own[0], own[1], units.net.axes(node)[1]))
+            found.append(BatchNorm(node, own[0], own[1], units.net.axes(node)[1]))
     return found

@@ -8,7 +8,7 @@ from torch import Tensor
 SPARSE = 0.25  # of the inputs gone, after which their rows are struck out of the arrays
 
 
-class Survivors:
+class BlockOBS:
     """The weights W [C, D, o] of one layer that are left, through one removal of inputs after the other.
 
         Γ = ([G⁻¹]_PP)⁻¹     W −= G⁻¹[:, P] Γ W_P     G⁻¹ −= G⁻¹[:, P] Γ G⁻¹[P, :]     (Hassibi, Stork 1992, in blocks)

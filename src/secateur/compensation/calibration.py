@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.compensation.linear_layers import Layer
 from secateur.compensation.ridge import Moments
 from secateur.compensation.targets import draws_of, trace, weights
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
 FEWER = 5_000  # where each output weighs them in its own way, and so has moments of its own;
@@ -19,7 +19,7 @@ EACH = 50  # or so many for each row and column of its matrix
 HELD = 5  # every fifth sample is held out to choose the ridge
 
 
-class Place(NamedTuple):
+class BatchPlace(NamedTuple):
     """Where a batch lies in the data: the number of its first sample, its samples, and those of all batches."""
 
     first: int
@@ -27,14 +27,14 @@ class Place(NamedTuple):
     samples: int
 
 
-def places(gated: Gated) -> list[Place]:
+def places(gated: GatedLoss) -> list[BatchPlace]:
     """Of all batches."""
     sizes = [batch.size for batch in gated.batches]
-    return [Place(sum(sizes[:i]), size, sum(sizes)) for i, size in enumerate(sizes)]
+    return [BatchPlace(sum(sizes[:i]), size, sum(sizes)) for i, size in enumerate(sizes)]
 
 
 def collect(
-    moments: Moments, layer: Layer, value: Tensor, place: Place, z: Tensor | None, weight: Tensor | None
+    moments: Moments, layer: Layer, value: Tensor, place: BatchPlace, z: Tensor | None, weight: Tensor | None
 ) -> None:
     """Take in a batch of a layer's input: evenly so many rows that all batches give no more than is said above.
 
@@ -62,7 +62,9 @@ def _some(rows: Tensor | None, taken: Tensor) -> Tensor | None:
     return None if rows is None else rows[taken]
 
 
-def in_original(gated: Gated, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer]) -> dict[Layer, Moments]:
+def in_original(
+    gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer]
+) -> dict[Layer, Moments]:
     """The moments of what layers take in the original network, without targets: one forward pass.
 
     Args:

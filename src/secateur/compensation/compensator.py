@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from secateur.compensation.batch_norm import Norm, Statistics, find_norms
-from secateur.compensation.calibration import Place, collect, in_original, places
+from secateur.compensation.batch_norm import BatchNorm, ChannelStatistics, find_norms
+from secateur.compensation.calibration import BatchPlace, collect, in_original, places
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
-from secateur.compensation.ridge import Fit, Moments, fit
+from secateur.compensation.ridge import Moments, RidgeFit, fit
 from secateur.compensation.targets import draws_of, last_layers, trace, weights
 from secateur.errors import ArgumentError
 from secateur.objective.gated_graph import downstream
-from secateur.objective.gated_loss import Gated, masks, ones
+from secateur.objective.gated_loss import GatedLoss, masks, ones
 from secateur.objective.memory import bytes_of, free_memory
 from secateur.options import Compensation
 from secateur.structure.inputs import named_tensors
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import slice_tensor
 from secateur.text import format_bytes
 
@@ -47,13 +47,13 @@ class Walk(NamedTuple):
 
     steps: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
     targets: dict[Layer, tuple[Tensor, Tensor | None]]
-    place: Place
+    place: BatchPlace
 
 
-class Fitted(NamedTuple):
+class FittedLayer(NamedTuple):
     """A layer's fit, the numbers of the inputs and outputs that it is about, and which of the inputs are kept."""
 
-    fit: Fit
+    fit: RidgeFit
     inputs: Tensor  # kept
     outputs: Tensor
 
@@ -75,7 +75,7 @@ class Compensator:
         DataError: There is no data.
     """
 
-    def __init__(self, gated: Gated, settings: Compensation = DEFAULTS) -> None:
+    def __init__(self, gated: GatedLoss, settings: Compensation = DEFAULTS) -> None:
         gated = copy.copy(gated)
         gated.generator = torch.Generator().manual_seed(0)  # whatever else is drawn: a function of gates and data
         self.original, self.settings, self.units = gated, settings, gated.units
@@ -89,7 +89,7 @@ class Compensator:
         self.layers = [layer for layer in found if any(s.removal == "gated" for s in sets[layer])]
         self._others = {layer: sets[layer] for layer in found if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
-        self.fitted: dict[Layer, Fitted] = {}
+        self.fitted: dict[Layer, FittedLayer] = {}
         self._batches = places(gated)
         self._first = {layer for layer in self.layers if self._is_first(layer)}
         self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
@@ -176,7 +176,7 @@ class Compensator:
         other.gated = self.original.holding(other.weights)
         return other
 
-    def _stops(self, g: Tensor) -> list[Layer | Norm]:
+    def _stops(self, g: Tensor) -> list[Layer | BatchNorm]:
         """What is fitted, in order of execution: of layers behind sliced sets those that have lost inputs."""
         order = {node: i for i, node in enumerate(self.units.captured.graph.nodes)}
         whole = {axis for axis, there in masks(self.units, g).items() if bool(there.all())}
@@ -189,7 +189,7 @@ class Compensator:
         gone = [edge.node for edge in graph.edges if bool((graph.units.expand(edge.axis, g) == 0).any())]
         return {graph.origin[node] for node in downstream(gone) if node in graph.origin}
 
-    def _walks(self, narrow: Gated, g: Tensor, stops: list[Layer | Norm]) -> Iterator[Walk]:
+    def _walks(self, narrow: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
         layers = [stop for stop in stops if isinstance(stop, Layer)]
         weighted, calls = [one for one in self._weighted if one in layers], [one.call for one in layers]
         draw = draws_of(self.original)
@@ -201,16 +201,16 @@ class Compensator:
             steps = narrow.graph.walk(shrunk.frontier, g, halts, ())
             yield Walk(steps, {one: (z, weight.get(one)) for one, z in given.items()}, place)
 
-    def _fits_memory(self, stops: list[Layer | Norm]) -> bool:
+    def _fits_memory(self, stops: list[Layer | BatchNorm]) -> bool:
         """Whether all batches can halt before a layer at the same time."""
         nodes = [node for node in self.units.captured.graph.nodes if node.op == "call_function"]
         each = bytes_of(stop.call for stop in stops) + 4 * max(bytes_of([node]) for node in nodes)
         return each * self._batches[0].samples <= self.original.memory // 3
 
-    def _stop(self, stop: Layer | Norm, walks: Iterable[Walk], narrow: Gated, g: Tensor) -> None:
+    def _stop(self, stop: Layer | BatchNorm, walks: Iterable[Walk], narrow: GatedLoss, g: Tensor) -> None:
         """Fit one layer, or estimate one norm's statistics, and let the walks go on with it."""
         call = narrow.graph.copies[stop.call]
-        if isinstance(stop, Norm):
+        if isinstance(stop, BatchNorm):
             found, met = self._statistics(stop, call, walks, narrow)
         else:
             found, met = self._layer(stop, call, walks, narrow, g)
@@ -219,7 +219,7 @@ class Compensator:
             if name in found:
                 values[node] = slice_tensor(found[name], self.units.axes[name], narrow.graph.left)
 
-    def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], narrow: Gated, g: Tensor) -> Met:
+    def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], narrow: GatedLoss, g: Tensor) -> Met:
         inputs = narrow.graph.left.indices(layer.inputs).to(g.device)
         ins, outs = layer.rows_of(inputs), self._outputs(layer, g)
         moments, met = Moments(len(ins), len(outs), self.ones.device), []
@@ -233,7 +233,7 @@ class Compensator:
 
     def _outputs(self, layer: Layer, g: Tensor) -> Tensor:
         """Return the columns of a layer's matrix that are left: by the gates alone, whatever is sliced out already."""
-        return Left(masks(self.units, g)).indices(layer.outputs).to(g.device)
+        return KeepMask(masks(self.units, g)).indices(layer.outputs).to(g.device)
 
     def _present(self, layer: Layer, blocks: int, ins: Tensor, outs: Tensor) -> tuple[Tensor, Tensor | None]:
         """The original's weights [C, D, o] and bias [C, o]: zero if a norm behind takes the mean up, None without."""
@@ -246,10 +246,10 @@ class Compensator:
             bias = None
         return torch.stack(weight.chunk(blocks, 1)), None if bias is None else bias.reshape(blocks, -1)
 
-    def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> Fit:
-        kept = layer.rows_kept(Left(masks(self.units, g))).to(g.device)[ins]
+    def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> RidgeFit:
+        kept = layer.rows_kept(KeepMask(masks(self.units, g))).to(g.device)[ins]
         found = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
-        self.fitted[layer] = Fitted(found, ins[kept], outs)
+        self.fitted[layer] = FittedLayer(found, ins[kept], outs)
         return found
 
     def tensors(self, layer: Layer, weight: Tensor, inputs: Tensor | None = None) -> dict[str, Tensor]:
@@ -269,8 +269,8 @@ class Compensator:
             tensors[layer.bias] = old.index_put((found.outputs,), bias.flatten().to(old))
         return tensors
 
-    def _statistics(self, norm: Norm, call: fx.Node, walks: Iterable[Walk], narrow: Gated) -> Met:
-        statistics, met = Statistics(), []
+    def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], narrow: GatedLoss) -> Met:
+        statistics, met = ChannelStatistics(), []
         for walk in walks:
             _, values = next(walk.steps)
             statistics.add(values[norm.operand(call)])
@@ -281,7 +281,7 @@ class Compensator:
 Met = tuple[dict[str, Tensor], list[dict[fx.Node, Any]]]  # what was found, and the values of the walks that wait there
 
 
-def compensated(gated: Gated, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
+def compensated(gated: GatedLoss, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
     """The parameters and buffers that change when the gates are g [K], by name.
 
     Raises:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from secateur.objective.low_rank_update import CONVOLUTIONS
 from secateur.structure.axis import Axis, leaves
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.registry import arguments
 from secateur.structure.unit_set import UnitSet
 from secateur.structure.units import Units
@@ -106,7 +106,7 @@ class Layer:
         """The rows of W that belong to each unit [size, p]."""
         return self.rows_of(unit_set.positions(self.inputs))
 
-    def rows_kept(self, left: Left) -> Tensor:
+    def rows_kept(self, left: KeepMask) -> Tensor:
         """Which rows of W belong to inputs that are left [D]."""
         return left.mask(self.inputs).repeat_interleave(self.kernel)
 

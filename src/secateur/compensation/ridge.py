@@ -137,11 +137,11 @@ class Moments:
         found.weighted = [Sums(*(one[outputs] for one in sums)) for sums in self.weighted]
         return found
 
-    def normal(self, sums: Sums, centred: bool) -> Normal:
+    def normal(self, sums: Sums, centred: bool) -> NormalEquations:
         """The normal equations of some of the sums; about the means where there is a bias to take these."""
         total = sums.xx[:, -1:, -1:].clamp(min=TINY)
         a, z = sums.xx[:, -1, :-1] / total[:, 0], sums.xz[:, -1] / total[:, 0]
-        about = Normal(
+        about = NormalEquations(
             sums.xx[:, :-1, :-1] / total - a[:, :, None] * a[:, None, :],
             sums.xz[:, :-1] / total - a[:, :, None] * z[:, None, :],
             sums.zz / total[:, 0] - z.square(),
@@ -151,7 +151,7 @@ class Moments:
         return about if centred else about.about(torch.zeros_like(about.a), torch.zeros_like(about.z))
 
 
-class Normal(NamedTuple):
+class NormalEquations(NamedTuple):
     """Second moments of inputs [C, D, D], with targets [C, D, o], of targets [C, o]; the means of both."""
 
     aa: Tensor
@@ -164,17 +164,17 @@ class Normal(NamedTuple):
         """The mean diagonal [C, 1, 1], in whose units ridges are."""
         return self.aa.diagonal(dim1=1, dim2=2).mean(1).clamp(min=TINY)[:, None, None]
 
-    def about(self, a: Tensor, z: Tensor) -> Normal:
+    def about(self, a: Tensor, z: Tensor) -> NormalEquations:
         """The same from moments about the means, about other points."""
         a, z = (self.a - a)[:, :, None], (self.z - z)[:, :, None]
         return self._replace(aa=self.aa + a @ a.mT, az=self.az + a @ z.mT, zz=self.zz + z[:, :, 0].square())
 
-    def given(self, weight: Tensor, bias: Tensor) -> Normal:
+    def given(self, weight: Tensor, bias: Tensor) -> NormalEquations:
         """With the targets that weights [C, D, o] and a bias [C, o] make of the inputs."""
         az = self.aa @ weight
         return self._replace(az=az, zz=(weight * az).sum(1), z=(self.a[:, None] @ weight)[:, 0] + bias)
 
-    def only(self, kept: Tensor) -> Normal:
+    def only(self, kept: Tensor) -> NormalEquations:
         """Without some of the inputs."""
         places = kept.nonzero()[:, 0]
         return self._replace(aa=self.aa[:, places][:, :, places], az=self.az[:, places], a=self.a[:, places])
@@ -196,7 +196,7 @@ class Normal(NamedTuple):
         return (self.zz + (weight * (self.aa @ weight - 2 * self.az)).sum(1)).sum(1)
 
 
-class Fit(NamedTuple):
+class RidgeFit(NamedTuple):
     """A solution for the inputs kept, D' of all.
 
     Attributes:
@@ -224,7 +224,7 @@ class Fit(NamedTuple):
         return None if self.target is None else self.target - (mean[:, None] @ weight)[:, 0]
 
 
-def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | None, kept: Tensor) -> Fit:
+def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | None, kept: Tensor) -> RidgeFit:
     """The ridge solution about the present weights without some of the inputs.
 
     Args:
@@ -238,7 +238,7 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
         DataError: There is no solution: activations are not finite.
     """
 
-    def normal(sums: Sums) -> Normal:
+    def normal(sums: Sums) -> NormalEquations:
         found = moments.normal(sums, centred=bias is not None)
         if not moments.outputs:
             found = found.given(weight, torch.zeros_like(weight[:, 0]) if bias is None else bias)
@@ -254,10 +254,10 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
         ridge = _best(part, other if bias is None else other.about(part.a, part.z), here)
     ridge = RIDGE if ridge is None else ridge
     solved = here if same else whole.solve(here, ridge)
-    return Fit(solved, None if bias is None else whole.z, ridge * whole.strength(), whole.aa, whole.a)
+    return RidgeFit(solved, None if bias is None else whole.z, ridge * whole.strength(), whole.aa, whole.a)
 
 
-def _best(part: Normal, held: Normal, weight: Tensor) -> float:
+def _best(part: NormalEquations, held: NormalEquations, weight: Tensor) -> float:
     """Of the ridges that do within one percent of the best on what is held out, the nearest to the usual one."""
     errors = [held.error(_tried(part, weight, ridge)).sum().nan_to_num(torch.inf).item() for ridge in GRID]
     rounding = ROUNDING * held.zz.sum().item()
@@ -265,7 +265,7 @@ def _best(part: Normal, held: Normal, weight: Tensor) -> float:
     return min(good, key=lambda ridge: abs(math.log(ridge / RIDGE)), default=RIDGE)
 
 
-def _tried(part: Normal, weight: Tensor, ridge: float) -> Tensor:
+def _tried(part: NormalEquations, weight: Tensor, ridge: float) -> Tensor:
     try:
         return part.solve(weight, ridge)
     except DataError:  # too small for the rounding

@@ -12,7 +12,7 @@ from secateur.compensation.linear_layers import Layer
 from secateur.curvature.loss_factors import Factor, backward, exact_factors, float_outputs, sampled_factors
 from secateur.errors import DataError
 from secateur.objective.gated_graph import downstream
-from secateur.objective.gated_loss import Cached, Gated
+from secateur.objective.gated_loss import CachedBatch, GatedLoss
 from secateur.objective.losses import LOSSES, evaluate
 from secateur.structure.graph_run import outputs
 
@@ -29,7 +29,7 @@ def last_layers(layers: Sequence[Layer]) -> list[Layer]:
     return [one for one in layers if one.outputs.size <= FEW and not any(other.call in behind[one] for other in layers)]
 
 
-def curvature(gated: Gated, layers: Sequence[Layer], g: Tensor) -> dict[Layer, Tensor]:
+def curvature(gated: GatedLoss, layers: Sequence[Layer], g: Tensor) -> dict[Layer, Tensor]:
     """B = 1/N Σ_n J_nᵀ L_n J_n [O, O] of each layer, J_n the derivative of sample n's outputs in the layer's.
 
     Summed over positions. L_n is the Hessian of the sample's loss. One forward pass, and a backward pass for each of
@@ -59,7 +59,7 @@ def curvature(gated: Gated, layers: Sequence[Layer], g: Tensor) -> dict[Layer, T
 
 
 def trace(
-    gated: Gated, batch: Cached, nodes: Collection[fx.Node], g: Tensor, layers: Sequence[Layer]
+    gated: GatedLoss, batch: CachedBatch, nodes: Collection[fx.Node], g: Tensor, layers: Sequence[Layer]
 ) -> dict[fx.Node, Any]:
     """Values of some nodes of the captured graph, the network's output, and differentiably what some layers give."""
     copies, calls = gated.graph.copies, {gated.graph.copies[one.call] for one in layers}
@@ -67,7 +67,7 @@ def trace(
 
 
 def pulled(
-    gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
+    gated: GatedLoss, batch: CachedBatch, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
 ) -> Iterator[tuple[Layer, Tensor]]:
     """√λ_n J_nᵀu_n [M, O] at every position of the layers' outputs, for each factor λ u uᵀ of the loss's curvature."""
     with torch.enable_grad():
@@ -82,12 +82,12 @@ def pulled(
                 yield layer, layer.targets(slope)
 
 
-def draws_of(gated: Gated) -> torch.Generator:
+def draws_of(gated: GatedLoss) -> torch.Generator:
     """Return what draws targets in one pass over the data: the same ones however the data are cut into batches."""
     return torch.Generator().manual_seed(gated.generator.initial_seed())
 
 
-def _factors(gated: Gated, out: Any, targets: Any, positions: bool, draw: torch.Generator) -> Iterator[Factor]:
+def _factors(gated: GatedLoss, out: Any, targets: Any, positions: bool, draw: torch.Generator) -> Iterator[Factor]:
     """Exact ones, or of a loss with a name one that is drawn, where outputs are many or layers have positions.
 
     Raises:
@@ -104,7 +104,7 @@ def _factors(gated: Gated, out: Any, targets: Any, positions: bool, draw: torch.
 
 
 def weights(
-    gated: Gated, batch: Cached, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
+    gated: GatedLoss, batch: CachedBatch, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
 ) -> dict[Layer, Tensor]:
     """How much the loss minds each number that some layers give: the diagonals of J_nᵀ L_n J_n [M, O].
 

@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor
 
-from secateur.compensation.block_obs import Survivors
+from secateur.compensation.block_obs import BlockOBS
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.linear_layers import Layer, compensable, layers_of
 from secateur.compensation.targets import curvature
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.leave_one_out import rises
 from secateur.structure.unit_set import UnitSet
 
@@ -36,14 +36,14 @@ class UnitSurgeon:
         self.compensable = {s.name for s in self.units if compensable(s, compensator.layers)}
         self.numbers = self.units.split(torch.arange(self.units.total, device=compensator.ones.device))
         self.weighted = compensator.settings.weighting == "ggn"
-        self.survivors: dict[Layer, Survivors] = {}
+        self.survivors: dict[Layer, BlockOBS] = {}
         self.scales = [1.0] * len(self.units)
         self._places: dict[tuple[str, Layer], Tensor] = {}
         self.scaled_at: int | None = None
         self.measured: Tensor | None = None  # rises of units that are no layer's, at the last fit
 
     @property
-    def gated(self) -> Gated:
+    def gated(self) -> GatedLoss:
         """The network with the weights of now."""
         return self.compensator.gated
 
@@ -67,7 +67,7 @@ class UnitSurgeon:
     def _fitted_outputs(self, layer: Layer) -> Tensor:
         return self.compensator.fitted[layer].outputs
 
-    def _survivors(self, layer: Layer, curved: Tensor | None) -> Survivors:
+    def _survivors(self, layer: Layer, curved: Tensor | None) -> BlockOBS:
         fit, inputs, _ = self.compensator.fitted[layer]
         blocks, _, width = fit.weight.shape
         if not self.costs:
@@ -79,7 +79,7 @@ class UnitSurgeon:
         else:
             values, vectors = torch.linalg.eigh(curved)
             root = (vectors * values.clamp(min=0).sqrt())[None]
-        return Survivors(fit.second, fit.weight, fit.ridge, root, inputs)
+        return BlockOBS(fit.second, fit.weight, fit.ridge, root, inputs)
 
     def saliency(self, g: Tensor) -> Tensor:
         """The rise of the loss that each unit's removal is predicted to cause [K], float64."""
@@ -98,7 +98,7 @@ class UnitSurgeon:
         mine = self.numbers[unit_set.name]
         return mine[g[mine] != 0]
 
-    def _rows(self, unit_set: UnitSet, layer: Layer, units: Tensor, survivors: Survivors) -> Tensor:
+    def _rows(self, unit_set: UnitSet, layer: Layer, units: Tensor, survivors: BlockOBS) -> Tensor:
         """The rows of each unit [M, p], without those that went with units of another set (widths of a head)."""
         key = unit_set.name, layer
         if key not in self._places:
@@ -106,7 +106,7 @@ class UnitSurgeon:
         rows = self._places[key][units - self.numbers[unit_set.name][0]]
         return rows[survivors.holds(rows)].reshape(len(units), -1)
 
-    def _costs(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> Tensor:
+    def _costs(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, BlockOBS]) -> Tensor:
         total = torch.zeros(len(units), dtype=torch.float64, device=units.device)
         for layer in self.sets[unit_set.name]:
             one = survivors[layer]
@@ -121,7 +121,7 @@ class UnitSurgeon:
             one = self.survivors[layer]
             self.compensator.change(self.compensator.tensors(layer, one.weight(), one.names))
 
-    def _strike(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, Survivors]) -> None:
+    def _strike(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, BlockOBS]) -> None:
         for layer in self.sets[unit_set.name]:
             for rows in self._rows(unit_set, layer, units, survivors[layer]):
                 survivors[layer].remove(rows)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from secateur.curvature.gauss_newton import pulled
 from secateur.curvature.loss_factors import sampled_factors
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 
 
-def estimate(gated: Gated, g: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+def estimate(gated: GatedLoss, g: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
     """The saliencies [K] and their standard errors [K], float64.
 
     Args:

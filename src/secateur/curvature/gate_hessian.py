@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secateur.curvature.hessian_products import HELD, products
-from secateur.objective.gated_loss import Cached, Gated, derivative
-from secateur.objective.leave_one_out import Candidates, stacks_of
+from secateur.curvature.hessian_products import HELD, hessian_vector_products
+from secateur.objective.gated_loss import CachedBatch, GatedLoss, derivative
+from secateur.objective.leave_one_out import LeaveOneOut, stacks_of
 from secateur.objective.memory import bytes_of
 
 
-def diagonal(gated: Gated, g: Tensor) -> Tensor:
+def diagonal(gated: GatedLoss, g: Tensor) -> Tensor:
     """∂²E/∂g_k² [K] of the units that are left, float64; 0 of all others."""
     units = g.nonzero()[:, 0]
     found = torch.zeros(len(g), dtype=torch.float64, device=g.device)
@@ -31,7 +31,7 @@ def diagonal(gated: Gated, g: Tensor) -> Tensor:
     return found
 
 
-def matrix(gated: Gated, g: Tensor) -> Tensor:
+def matrix(gated: GatedLoss, g: Tensor) -> Tensor:
     """∂²E/∂g∂g [K, K], float64: a product with the Hessian for each unit, many at a time.
 
     Of the largest set with one dense layer behind it, the sums of that layer take these products in its units' place.
@@ -50,7 +50,7 @@ def matrix(gated: Gated, g: Tensor) -> Tensor:
     return found
 
 
-def _block(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
+def _block(stack: LeaveOneOut, batch: CachedBatch, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
     """Σ_n o_nj o_nk w_jᵀ H_n w_k [M, M]."""
     o, w, rows = _behind(stack, batch, values, g, units)
     total = torch.zeros(len(units), len(units), dtype=torch.float64, device=o.device)
@@ -60,7 +60,7 @@ def _block(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tens
     return total
 
 
-def _of_stack(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
+def _of_stack(stack: LeaveOneOut, batch: CachedBatch, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> Tensor:
     if stack.layer is not None:
         o, w, rows = _behind(stack, batch, values, g, units)
         forms = sum(row.transpose(0, 1).flatten(1) @ (w[some, None] * w).flatten(0, 1) for some, row in rows)
@@ -74,7 +74,7 @@ def _of_stack(stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: T
 
 
 def _behind(
-    stack: Candidates, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor
+    stack: LeaveOneOut, batch: CachedBatch, values: dict[fx.Node, Any], g: Tensor, units: Tensor
 ) -> tuple[Tensor, Tensor, Iterator[tuple[Tensor, Tensor]]]:
     """What M units deliver, o [N, M], their weights w [O, M], and some rows at a time of H_n, [O, N, O].
 
@@ -92,12 +92,12 @@ def _behind(
         at_once = max(1, stack.at_once(batch) // HELD)
         for some in torch.split(torch.arange(len(w), device=z.device), at_once):
             directions = torch.eye(len(w), dtype=z.dtype, device=z.device)[some, None].expand(-1, *z.shape)
-            yield some, products(loss, z, directions)
+            yield some, hessian_vector_products(loss, z, directions)
 
     return o, w, rows()
 
 
-def _columns(gated: Gated, g: Tensor, units: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _columns(gated: GatedLoss, g: Tensor, units: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Some columns of the Hessian at a time, and of which units [m], [m, K]."""
     suffix = bytes_of(gated.graph.suffix.nodes)
     largest = max((batch.size for batch in gated.cached), default=1)
@@ -105,13 +105,13 @@ def _columns(gated: Gated, g: Tensor, units: Tensor) -> list[tuple[Tensor, Tenso
     return [(some, _products(gated, g, some)) for some in torch.split(units, at_once) if len(some)]
 
 
-def _products(gated: Gated, g: Tensor, units: Tensor) -> Tensor:
+def _products(gated: GatedLoss, g: Tensor, units: Tensor) -> Tensor:
     directions = torch.eye(len(g), dtype=g.dtype, device=g.device)[units]
     total = torch.zeros(directions.shape, dtype=torch.float64, device=g.device)
     for batch in gated.cached:
 
-        def loss(gates: Tensor, batch: Cached = batch) -> Tensor:
+        def loss(gates: Tensor, batch: CachedBatch = batch) -> Tensor:
             return batch.share * gated.loss_function(gated.graph.run(batch.frontier, gates), batch.targets)
 
-        total += products(loss, g, directions).double()
+        total += hessian_vector_products(loss, g, directions).double()
     return total

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from secateur.curvature.loss_factors import backward, float_outputs, only
 from secateur.objective.gated_graph import NotStackableError
-from secateur.objective.gated_loss import Cached, Gated
+from secateur.objective.gated_loss import CachedBatch, GatedLoss
 from secateur.structure.graph_run import difference, tolerance
 
 # J_nᵀ u_n for every sample [N, K], from tensors among the outputs and u of their shapes.
 Pull = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
-def pullback(gated: Gated, batch: Cached, g: Tensor) -> tuple[Any, Pull]:
+def gate_vjp(gated: GatedLoss, batch: CachedBatch, g: Tensor) -> tuple[Any, Pull]:
     """The outputs for a batch at the gates g [K], and what pulls vectors at them back to the gates.
 
     Where samples know each other or a gated value holds none of them, each sample takes a backward pass of its own.
@@ -37,13 +37,13 @@ def float_tensors(outputs: Any) -> list[Tensor]:
     return [o for o in float_outputs(outputs) if o.requires_grad]
 
 
-def _together(gated: Gated, frontier: tuple[Any, ...], n: int, g: Tensor) -> tuple[Any, Pull]:
+def _together(gated: GatedLoss, frontier: tuple[Any, ...], n: int, g: Tensor) -> tuple[Any, Pull]:
     gates = g.detach().repeat(n, 1).requires_grad_()
     out = gated.graph.run_each(frontier, gates)
     return out, lambda tensors, vectors: backward(tensors, vectors, [gates])[0]
 
 
-def _one_by_one(gated: Gated, frontier: tuple[Any, ...], n: int, g: Tensor) -> tuple[Any, Pull]:
+def _one_by_one(gated: GatedLoss, frontier: tuple[Any, ...], n: int, g: Tensor) -> tuple[Any, Pull]:
     gates = g.detach().clone().requires_grad_()
     out = gated.graph.run(frontier, gates)
 
@@ -53,7 +53,7 @@ def _one_by_one(gated: Gated, frontier: tuple[Any, ...], n: int, g: Tensor) -> t
     return out, pull
 
 
-def _samples_apart(gated: Gated, g: Tensor) -> bool:
+def _samples_apart(gated: GatedLoss, g: Tensor) -> bool:
     """Whether sample n's outputs depend on its own gates alone and as on shared ones, tried on a few samples."""
     if gated.units.captured.spec.fixed is not None:
         return False

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.curvature.gate_vjp import float_tensors, pullback
+from secateur.curvature.gate_vjp import float_tensors, gate_vjp
 from secateur.curvature.loss_factors import Factor
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.losses import differentiable
 
 Factors = Callable[[Any, Any], Iterator[Factor]]  # of the loss's curvature, from outputs and targets
 
 
-def expansion(gated: Gated, g: Tensor, factors: Factors, full: bool = False) -> tuple[Tensor, Tensor]:
+def expansion(gated: GatedLoss, g: Tensor, factors: Factors, full: bool = False) -> tuple[Tensor, Tensor]:
     """∂E/∂g [K] and the Gauss-Newton matrix 1/N Σ_n J_nᵀ L_n J_n: its diagonal [K], or all of it [K, K]; float64."""
     gradient = torch.zeros(len(g), dtype=torch.float64, device=g.device)
     curvature = torch.zeros(len(g), *[len(g)] * full, dtype=torch.float64, device=g.device)
@@ -31,17 +31,21 @@ def expansion(gated: Gated, g: Tensor, factors: Factors, full: bool = False) -> 
     return gradient, curvature
 
 
-def pulled(gated: Gated, g: Tensor, factors: Factors) -> Iterator[tuple[float, Iterator[tuple[Tensor | None, Tensor]]]]:
+def pulled(
+    gated: GatedLoss, g: Tensor, factors: Factors
+) -> Iterator[tuple[float, Iterator[tuple[Tensor | None, Tensor]]]]:
     """For each batch one sample's share of all, and J_nᵀ u_n [N, K] of its factors with their weights [N]; float64.
 
     First, with a weight of None, each sample's ∂ℓ_n/∂g.
     """
     for batch in gated.cached:
-        out, pull = pullback(gated, batch, g)
+        out, pull = gate_vjp(gated, batch, g)
         yield batch.share / batch.size, _rows(gated, batch, out, pull, factors)
 
 
-def _rows(gated: Gated, batch: Any, out: Any, pull: Any, factors: Factors) -> Iterator[tuple[Tensor | None, Tensor]]:
+def _rows(
+    gated: GatedLoss, batch: Any, out: Any, pull: Any, factors: Factors
+) -> Iterator[tuple[Tensor | None, Tensor]]:
     tensors = float_tensors(out)
     loss = batch.size * differentiable(gated.loss_function, out, batch.targets)
     slopes = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)

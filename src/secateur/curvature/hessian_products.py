@@ -13,7 +13,7 @@ Scalar = Callable[[Tensor], Tensor]
 HELD = 8  # values that two derivatives hold at a time, for each that is computed
 
 
-def products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
+def hessian_vector_products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
     """(∂²f/∂x∂x) d for each direction d (Pearlmutter, Fast exact multiplication by the Hessian, 1994).
 
     Forward over reverse, for all directions at once. Where an operation has no forward derivative, reverse over
@@ -30,7 +30,7 @@ def products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
     Raises:
         RuntimeError: An operation has no second derivative.
 
-    >>> products(lambda x: x[0] ** 2 * x[1], torch.tensor([1.0, 2.0]), torch.eye(2))
+    >>> hessian_vector_products(lambda x: x[0] ** 2 * x[1], torch.tensor([1.0, 2.0]), torch.eye(2))
     tensor([[4., 2.],
             [2., 0.]])
     """

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from secateur.curvature.loss_factors import Factor, backward, float_outputs, only
 from secateur.curvature.per_sample import Uses, layouts
-from secateur.curvature.weight_vjp import Together, evaluate, leaves_of, run_from, samples_of, values_of
+from secateur.curvature.weight_vjp import BatchVJP, evaluate, leaves_of, run_from, samples_of, values_of
 from secateur.structure.capture import Captured
 from secateur.structure.graph_run import tolerance
 from secateur.structure.inputs import Call, batch_size
@@ -20,7 +20,7 @@ NOISE = 1e-2  # of the tolerance: what rounding leaves, relative to the largest 
 FAILURES = (RuntimeError, IndexError, TypeError, ValueError)  # what operations say when samples cannot be mapped
 
 
-class Apart(NamedTuple):
+class SampleIndependence(NamedTuple):
     """How each sample's derivatives are found.
 
     Attributes:
@@ -36,7 +36,9 @@ class Apart(NamedTuple):
     single: dict[fx.Node, Any]
 
 
-def find_apart(captured: Captured, model: nn.Module, names: Sequence[str], call: Call) -> Apart:
+def find_sample_independence(
+    captured: Captured, model: nn.Module, names: Sequence[str], call: Call
+) -> SampleIndependence:
     """Compared with backward passes for one sample's outputs alone: its own derivatives equal, all others' zero.
 
     Args:
@@ -45,7 +47,7 @@ def find_apart(captured: Captured, model: nn.Module, names: Sequence[str], call:
         names: Parameters.
         call: Inputs, of which a few samples are taken.
     """
-    nothing = Apart(Uses(captured, [], {}), list(names), False, {})
+    nothing = SampleIndependence(Uses(captured, [], {}), list(names), False, {})
     if captured.spec.fixed is not None:
         return nothing
     call = samples_of(call, slice(FEW))
@@ -61,7 +63,7 @@ def find_apart(captured: Captured, model: nn.Module, names: Sequence[str], call:
     right = _right(uses, values_of(captured, model, call), vectors, expected, single, tolerance(model))
     slow = [name for name in names if name not in right]
     alone = bool(slow) and all(_same_alone(captured, model, call, vectors, i, expected[i], leaves) for i in range(n))
-    return Apart(Uses(captured, right, uses.layouts), slow, alone, single)
+    return SampleIndependence(Uses(captured, right, uses.layouts), slow, alone, single)
 
 
 def _with_samples(returned: Any, n: int) -> list[Tensor]:
@@ -79,7 +81,7 @@ def _right(
     uses: Uses, values: list[Any], vectors: list[Tensor], expected: list[list[Tensor]], single: Any, most: float
 ) -> list[str]:
     names, n = [name for name in uses.of if uses.apart(name)], len(expected)
-    run = Together(Uses(uses.captured, names, uses.layouts), values, n, single)
+    run = BatchVJP(Uses(uses.captured, names, uses.layouts), values, n, single)
     for i, wanted in enumerate(expected):
         run.pull([Factor(vectors[0].new_ones(n), _with_samples(run.outputs, n), only(vectors, i))])
         by_name, noise = dict(zip(uses.of, wanted, strict=True)), _noise(wanted)
@@ -95,7 +97,7 @@ def _largest(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, torch.inf)) if values.numel() else 0.0
 
 
-def _agrees(run: Together, name: str, i: int, wanted: Tensor, most: float, noise: float) -> bool:
+def _agrees(run: BatchVJP, name: str, i: int, wanted: Tensor, most: float, noise: float) -> bool:
     try:
         found = run.gradients([name], slice(None))[0][:, 0]
     except FAILURES:

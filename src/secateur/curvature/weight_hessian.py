@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from secateur.curvature.hessian_products import HELD, products
+from secateur.curvature.hessian_products import HELD, hessian_vector_products
 from secateur.curvature.loss_factors import ties_samples
 from secateur.curvature.per_sample import Uses, summed_squares
 from secateur.curvature.weight_vjp import evaluate, recompute
@@ -74,7 +74,7 @@ def _neurons(f: Callable[[Tensor], Tensor], z: Tensor, at_once: int) -> Tensor:
         rows = torch.arange(len(some), device=z.device)
         directions = z.new_zeros(len(some), *z.shape)
         directions[rows, :, some] = 1
-        found.append(products(f, z, directions)[rows, :, some].double())
+        found.append(hessian_vector_products(f, z, directions)[rows, :, some].double())
     return torch.cat(found).T
 
 
@@ -85,6 +85,6 @@ def _elements(f: Callable[[Tensor], Tensor], w: Tensor, at_once: int) -> Tensor:
         rows = torch.arange(len(some), device=w.device)
         directions = w.new_zeros(len(some), w.numel())
         directions[rows, some] = 1
-        columns = products(f, w, directions.reshape(-1, *w.shape)).reshape(directions.shape)
+        columns = hessian_vector_products(f, w, directions.reshape(-1, *w.shape)).reshape(directions.shape)
         found.append(columns[rows, some].double())
     return torch.cat(found).reshape(w.shape)

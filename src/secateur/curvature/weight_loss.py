@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 
 from secateur.curvature.loss_factors import Factor, backward, exact_factors, sampled_factors
 from secateur.curvature.per_sample import Uses, summed_squares
-from secateur.curvature.sample_independence import Apart, find_apart
+from secateur.curvature.sample_independence import SampleIndependence, find_sample_independence
 from secateur.curvature.weight_hessian import second_derivatives
-from secateur.curvature.weight_vjp import Alone, Together, leaves_of, run_from, samples_of, values_of
+from secateur.curvature.weight_vjp import BatchVJP, SampleVJP, leaves_of, run_from, samples_of, values_of
 from secateur.errors import DataError, ModelError, choose
 from secateur.objective.data import CHUNK, Batch, batches
 from secateur.objective.held_back import hold_back
@@ -39,7 +39,7 @@ VECTORS = 16  # that are pulled back at a time in this
 FEWEST = 32  # samples at a time that are fast all the same
 
 
-class Weights:
+class WeightLoss:
     """E, the mean loss over the data, and its derivatives in the parameters that the captured graph uses.
 
     Args:
@@ -62,7 +62,7 @@ class Weights:
 
     >>> from secateur.structure.capture import capture
     >>> model, x = nn.Linear(1, 1, bias=False).double(), torch.tensor([[1.0], [3.0]])
-    >>> weights = Weights(model, capture(model, ((x,), {})), (x, torch.zeros(2, 1)), "squared_error")
+    >>> weights = WeightLoss(model, capture(model, ((x,), {})), (x, torch.zeros(2, 1)), "squared_error")
     >>> weights.hessian(), weights.ggn()
     ({'weight': tensor([[5.]], dtype=torch.float64)}, {'weight': tensor([[5.]], dtype=torch.float64)})
     """
@@ -142,7 +142,7 @@ class Weights:
         for share, batch in self.shares():
             yield share, batch, outputs(self.captured, run(*values_of(self.captured, self.model, batch.call)))
 
-    def held_back(self) -> tuple[Weights, Weights]:
+    def held_back(self) -> tuple[WeightLoss, WeightLoss]:
         """Return E on the data without every fifth sample, and on these, as functions of the same weights.
 
         Raises:
@@ -151,7 +151,7 @@ class Weights:
         fitted, held = hold_back(self._batches, self.captured.spec.fixed is not None)
         return self._over(fitted), self._over(held)
 
-    def _over(self, several: list[Batch]) -> Weights:
+    def _over(self, several: list[Batch]) -> WeightLoss:
         other = copy.copy(self)
         other._batches, other._n = several, sum(batch.size for batch in several)
         return other
@@ -207,7 +207,7 @@ class Weights:
         parts = [[n for n in names if n in some] for some in (self._apart.uses.of, self._apart.slow)]
         with self._differentiating():
             for runs, weights in self._runs(self._exact) if size else ():
-                both: list[tuple[Together | Alone, list[str]]] = list(zip(runs, parts, strict=True))
+                both: list[tuple[BatchVJP | SampleVJP, list[str]]] = list(zip(runs, parts, strict=True))
                 for weight in weights:
                     for rows in self._pieces(weight, sum(run.floats(some) for run, some in both)):
                         found = [g for run, some in both for g in run.gradients(some, rows)]
@@ -284,26 +284,26 @@ class Weights:
                     total[name] += summed_squares(use, runs[0].known, sums[use.node]) / self._n
         return total
 
-    def _runs(self, factors: Factors) -> Iterator[tuple[tuple[Together, Alone], Iterator[Tensor]]]:
+    def _runs(self, factors: Factors) -> Iterator[tuple[tuple[BatchVJP, SampleVJP], Iterator[Tensor]]]:
         """For each batch its samples run in both ways, and the factors' weights [n, v], pulled back as asked for.
 
         Raises:
             DataError: The outputs do not hold the samples along the first dimension.
         """
         for batch in self._batches:
-            together = Together(
+            together = BatchVJP(
                 self._apart.uses, values_of(self.captured, self.model, batch.call), batch.size, self._apart.single
             )
             runs = together, self._run_alone(batch, together.outputs)
             yield runs, self._pull(runs, factors(together.outputs, batch.targets), batch.size)
 
-    def _run_alone(self, batch: Batch, whole: Any) -> Alone:
+    def _run_alone(self, batch: Batch, whole: Any) -> SampleVJP:
         leaves = leaves_of(self.model, self._apart.slow)
         rows = [slice(i, i + 1) for i in range(batch.size)] if self._apart.alone else [slice(None)]
         calls = [samples_of(batch.call, some) for some in rows if leaves]
-        return Alone(whole, [run_from(self.captured, self.model, call, leaves) for call in calls], leaves)
+        return SampleVJP(whole, [run_from(self.captured, self.model, call, leaves) for call in calls], leaves)
 
-    def _pull(self, runs: tuple[Together, Alone], factors: Iterator[Factor], n: int) -> Iterator[Tensor]:
+    def _pull(self, runs: tuple[BatchVJP, SampleVJP], factors: Iterator[Factor], n: int) -> Iterator[Tensor]:
         for some in iter(lambda: list(islice(factors, runs[0].vectors(min(PIECE, self.memory // 8)))), []):
             if any(len(vector) != n for factor in some for vector in factor.vectors):
                 raise DataError(f"outputs of shape {tuple(some[0].vectors[0].shape)}: expected {n} samples first")
@@ -318,9 +318,11 @@ class Weights:
         yield from (slice(start, start + at_once) for start in range(0, len(weight), at_once))
 
     @cached_property
-    def _apart(self) -> Apart:
+    def _apart(self) -> SampleIndependence:
         with self._differentiating():
-            return find_apart(self.captured, self.model, self.names, max(self._batches, key=lambda one: one.size).call)
+            return find_sample_independence(
+                self.captured, self.model, self.names, max(self._batches, key=lambda one: one.size).call
+            )
 
 
 def _weighted(delta: Tensor, weight: Tensor) -> Tensor:

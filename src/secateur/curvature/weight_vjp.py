@@ -79,7 +79,7 @@ def samples_of(call: Call, rows: slice) -> Call:
     return map_tensors(call, lambda tensor: tensor[rows] if tensor.ndim else tensor)
 
 
-class Together:
+class BatchVJP:
     """All samples in one backward pass.
 
     Args:
@@ -135,7 +135,7 @@ class Together:
         return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
 
-class Alone:
+class SampleVJP:
     """A backward pass for each sample: through its own forward pass or, where samples know each other, that of all.
 
     Args:
@@ -154,11 +154,11 @@ class Alone:
         self._factors = factors
 
     def floats(self, names: Sequence[str]) -> int:
-        """As that of `Together`."""
+        """As that of `BatchVJP`."""
         return 3 * len(self._factors) * sum(self._leaves[name].numel() for name in names)
 
     def gradients(self, names: Sequence[str], rows: slice) -> list[Tensor]:
-        """As those of `Together`."""
+        """As those of `BatchVJP`."""
         samples = range(*rows.indices(len(self._factors[0].weight))) if names else ()
         found = [[self._of(names, factor, i) for factor in self._factors] for i in samples]
         return [torch.stack([torch.stack([row[k] for row in sample]) for sample in found]) for k in range(len(names))]

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.structure.capture import module_of
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Net
 
 
-def update_attributes(model: nn.Module, net: Net, left: Left) -> None:
+def update_attributes(model: nn.Module, net: Net, left: KeepMask) -> None:
     """Set what the modules of `torch.nn` say of themselves from the shapes of their parameters and buffers.
 
     The number of groups is not seen in a shape: it is taken from the captured graph.

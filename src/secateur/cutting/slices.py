@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from secateur.errors import ModelError, PlanError
 from secateur.objective.gated_loss import ones
 from secateur.structure.axis import Axis
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import slice_tensor
 from secateur.structure.units import Units
 
 
-def survivors(units: Units, kept: Mapping[str, tuple[int, ...]]) -> Left:
+def survivors(units: Units, kept: Mapping[str, tuple[int, ...]]) -> KeepMask:
     """What is left of every axis.
 
     Raises:
@@ -33,7 +33,7 @@ def survivors(units: Units, kept: Mapping[str, tuple[int, ...]]) -> Left:
             raise PlanError(f"the plan keeps {list(indices)} of {name!r}, which has units 0 to {unit_set.size - 1}")
         made[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
         made[unit_set.axis][list(indices)] = True
-    return Left(made)
+    return KeepMask(made)
 
 
 def gates(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> Tensor:
@@ -50,7 +50,7 @@ def gates(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -
     return g
 
 
-def sliced_copy(model: nn.Module, units: Units, left: Left) -> nn.Module:
+def sliced_copy(model: nn.Module, units: Units, left: KeepMask) -> nn.Module:
     """The model again, with only the kept units' slices of every parameter and buffer.
 
     Values are copied, so that no view writes the old storage out; ties between parameters, hooks, devices,

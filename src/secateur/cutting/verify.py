@@ -26,7 +26,7 @@ from secateur.structure.graph_run import (
     weights_of,
 )
 from secateur.structure.inputs import Call, map_tensors, named_tensors
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import slice_tensor
 from secateur.structure.units import Units
 
@@ -147,7 +147,9 @@ def trial_truth(model: nn.Module, units: Units, kept: Kept, call: Call, double: 
 def _gated(model: nn.Module, units: Units, kept: Kept, values: Sequence[Any]) -> Any:
     """The outputs for these values of the graph's placeholders."""
     masks = survivors(units, kept).masks
-    graph = GatedGraph(units, Left({s.axis: masks[s.axis] for s in units if s.removal == "sliced" and s.axis in masks}))
+    graph = GatedGraph(
+        units, KeepMask({s.axis: masks[s.axis] for s in units if s.removal == "sliced" and s.axis in masks})
+    )
     with torch.no_grad():
         return graph.run(graph.frontier(values), gates(model, units, kept))
 

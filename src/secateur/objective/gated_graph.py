@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from secateur.structure.axis import BATCH, Axis, find, leaves, parts
 from secateur.structure.capture import sizes
 from secateur.structure.graph_run import compile_graph, outputs
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Consumer
 from secateur.structure.sliced_graph import slice_graph, slice_tensor
 from secateur.structure.unit_set import UnitSet
@@ -47,8 +47,8 @@ class GatedGraph:
         left: Units that are sliced out of graph and weights beforehand, where not all are left.
     """
 
-    def __init__(self, units: Units, left: Left | None = None) -> None:
-        self.units, self.left = units, left or Left({})
+    def __init__(self, units: Units, left: KeepMask | None = None) -> None:
+        self.units, self.left = units, left or KeepMask({})
         graph, edges, copied = _insert_gates(units, self.left)
         gates = [edge.gate for edge in edges]
         behind = downstream(gates)
@@ -85,7 +85,7 @@ class GatedGraph:
         whole = unit_set.positions(edge.axis)
         if not self.left.masks:
             return whole
-        others = Left({axis: mask for axis, mask in self.left.masks.items() if axis is not unit_set.axis})
+        others = KeepMask({axis: mask for axis, mask in self.left.masks.items() if axis is not unit_set.axis})
         there = others.mask(edge.whole)[whole]
         return (self.left.mask(edge.whole).cumsum(0) - 1)[whole][there].reshape(unit_set.size, -1)
 
@@ -195,7 +195,7 @@ class GatedGraph:
                 yield node, values
 
 
-def _insert_gates(units: Units, left: Left) -> tuple[fx.Graph, list[Edge], dict[fx.Node, fx.Node]]:
+def _insert_gates(units: Units, left: KeepMask) -> tuple[fx.Graph, list[Edge], dict[fx.Node, fx.Node]]:
     """A copy of the captured graph with its gates, a placeholder and a product for each gated operand; the copies."""
     sliced = slice_graph(units.captured, units.net, left)
     graph, copies = sliced.graph, sliced.copies

@@ -33,13 +33,13 @@ from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
 from secateur.structure.graph_run import bind
 from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.units import Units
 
 NARROW = 0.75  # of the units left that it was made for, a graph with fewer pays
 
 
-class Cached(NamedTuple):
+class CachedBatch(NamedTuple):
     """One batch: its samples and their share of all, its inputs, the values that no gate changes, its targets."""
 
     size: int
@@ -73,7 +73,7 @@ def derivative(y: Tensor, x: Tensor, **options: Any) -> Tensor:
     return torch.zeros_like(x) if found is None else found
 
 
-class Gated:
+class GatedLoss:
     """E(g) for a model and its data; what is asked of it is one number, its gradient, or the values behind it.
 
     Args:
@@ -107,13 +107,13 @@ class Gated:
         self._loss: LossFunction | None = None if loss is None else find_loss(loss)
         self.memory, self.capped = memory_cap(max_memory, sample_weight(model).device), max_memory is not None
         self.weights: Mapping[str, Tensor] = {}
-        self._narrowed: Gated | None = None
+        self._narrowed: GatedLoss | None = None
         self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
         self.apart: bool | None = None  # whether each sample can have gates of its own; None until tried
         self._batches = None if data is None else self._checked(data, name)
         self._frontiers: list[tuple[Any, ...]] | None = None if data is None else self._hold()
 
-    def narrowed(self, g: Tensor) -> Gated:
+    def narrowed(self, g: Tensor) -> GatedLoss:
         """The same with units that are gone sliced out, if many are, or any of a sliced set; E(g) is the same."""
         there = g != 0
         if bool(there.all()) or not all(bool(piece.any()) for piece in self.units.split(there).values()):
@@ -122,7 +122,7 @@ class Gated:
             if known is not None and known.graph.holds(g) and there.sum() > NARROW * known.graph.count:
                 return known.holding(self.weights)
         self._narrowed = copy.copy(self)
-        self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, Left(masks(self.units, g))), {}
+        self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, KeepMask(masks(self.units, g))), {}
         self._narrowed._frontiers = self._narrowed._hold()
         return self._narrowed
 
@@ -131,18 +131,18 @@ class Gated:
         several = batches(self.model, data, samples_at_once(captured, self.memory), captured, name)
         return tried(self._loss, captured, self.model, several)
 
-    def on(self, data: Any, name: str) -> Gated:
+    def on(self, data: Any, name: str) -> GatedLoss:
         """Return E(g) on other data, which errors call by this name, with the same captured graph."""
         return self.over(self._checked(data, name))
 
-    def over(self, several: list[Batch]) -> Gated:
+    def over(self, several: list[Batch]) -> GatedLoss:
         """Return E(g) over batches that were checked before, with the same captured graph."""
         other = copy.copy(self)
         other._batches, other._narrowed, other.stacks = several, None, {}
         other._frontiers = other._hold()
         return other
 
-    def holding(self, weights: Mapping[str, Tensor]) -> Gated:
+    def holding(self, weights: Mapping[str, Tensor]) -> GatedLoss:
         """The same with other values of parameters and buffers that are used behind the gates alone."""
         if weights is self.weights:
             return self
@@ -185,7 +185,7 @@ class Gated:
         return self._batches
 
     @property
-    def cached(self) -> Iterator[Cached]:
+    def cached(self) -> Iterator[CachedBatch]:
         """The batches, with the values that no gate changes.
 
         Raises:
@@ -195,7 +195,7 @@ class Gated:
         for i, batch in enumerate(self.batches):
             frontier = self._frontier(batch) if self._frontiers is None else self._frontiers[i]
             held = self.graph.holding(frontier, self.weights)
-            yield Cached(batch.size, batch.size / n, batch.call, held, batch.targets)
+            yield CachedBatch(batch.size, batch.size / n, batch.call, held, batch.targets)
 
     def few(self) -> tuple[Any, ...]:
         """The frontier of the first samples, at most three."""
@@ -250,13 +250,13 @@ class Gated:
         with torch.no_grad():
             return predictions(self.loss_function, ((out, batch.targets) for batch, out in self.outputs(g)))
 
-    def outputs(self, g: Tensor) -> Iterator[tuple[Cached, Any]]:
+    def outputs(self, g: Tensor) -> Iterator[tuple[CachedBatch, Any]]:
         """What the network returns for each batch."""
         if self.graph.holds(g):
             yield from ((batch, self.graph.run(batch.frontier, g)) for batch in self.cached)
             return
         left = masks(self.units, g)
-        graph = GatedGraph(self.units, Left({s.axis: left[s.axis] for s in self.units if s.removal == "sliced"}))
+        graph = GatedGraph(self.units, KeepMask({s.axis: left[s.axis] for s in self.units if s.removal == "sliced"}))
         for batch in self.cached:
             frontier = graph.frontier(bind(self.units.captured, self.model, batch.call))
             yield batch, graph.run(graph.holding(frontier, self.weights), g)

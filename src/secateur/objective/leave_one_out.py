@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import DataError
 from secateur.objective.gated_graph import Edge, NotStackableError, batch_dim, downstream, subgraph
-from secateur.objective.gated_loss import Cached, Gated
+from secateur.objective.gated_loss import CachedBatch, GatedLoss
 from secateur.objective.losses import evaluate, stacked
 from secateur.objective.low_rank_update import dense, overwrite, update_of
 from secateur.objective.memory import bytes_of
@@ -31,7 +31,7 @@ from secateur.structure.unit_set import UnitSet
 STACK = 2**23  # bytes of values that are run at a time: what caches hold, and few calls
 
 
-def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[float, Tensor]:
+def change_one(gated: GatedLoss, g: Tensor, units: Tensor, gates: Tensor) -> tuple[float, Tensor]:
     """E(g), and E(g + (γ − g_k) e_k) for each of M units k and its γ.
 
     Args:
@@ -68,7 +68,7 @@ def change_one(gated: Gated, g: Tensor, units: Tensor, gates: Tensor) -> tuple[f
     return gated.checked(g, here) if stacks else gated.loss(g), found
 
 
-def rises(gated: Gated, g: Tensor, units: Tensor) -> Tensor:
+def rises(gated: GatedLoss, g: Tensor, units: Tensor) -> Tensor:
     """ΔE_k of these units [K], infinite for all others."""
     here, without = change_one(gated, g, units, torch.zeros_like(units, dtype=g.dtype))
     found = torch.full((len(g),), torch.inf, dtype=torch.float64, device=g.device)
@@ -76,14 +76,14 @@ def rises(gated: Gated, g: Tensor, units: Tensor) -> Tensor:
     return found
 
 
-def _loss(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:
+def _loss(gated: GatedLoss, batch: CachedBatch, values: dict[fx.Node, Any]) -> Tensor:
     """As that of one candidate, so that a unit that does nothing has a rise of exactly 0."""
     out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
     evaluate(gated.loss_function, out, batch.targets)
     return stacked(gated.loss_function, out, batch.targets)(out, 1)
 
 
-def stacks_of(gated: Gated, g: Tensor, units: Tensor) -> tuple[list[tuple[Candidates, Tensor]], list[int]]:
+def stacks_of(gated: GatedLoss, g: Tensor, units: Tensor) -> tuple[list[tuple[LeaveOneOut, Tensor]], list[int]]:
     """The candidates by unit set with their places among `units`, and the places of those to be run one by one."""
     stacks, rest, start = [], [], 0
     whole = gated.graph.holds(g)
@@ -108,18 +108,18 @@ def _nodes(returned: Any) -> set[fx.Node]:
     return found
 
 
-def _stack(gated: Gated, unit_set: UnitSet, g: Tensor, units: Tensor) -> Candidates | None:
+def _stack(gated: GatedLoss, unit_set: UnitSet, g: Tensor, units: Tensor) -> LeaveOneOut | None:
     if unit_set.name not in gated.stacks:
         try:
-            made = Candidates(gated, unit_set)
+            made = LeaveOneOut(gated, unit_set)
             gated.stacks[unit_set.name] = made if made.stays_apart(g, units) else None
         except NotStackableError:
             gated.stacks[unit_set.name] = None
-    found: Candidates | None = gated.stacks[unit_set.name]
+    found: LeaveOneOut | None = gated.stacks[unit_set.name]
     return found
 
 
-class Candidates:
+class LeaveOneOut:
     """What is behind the units of one set, for several candidates at a time.
 
     Args:
@@ -130,7 +130,7 @@ class Candidates:
         NotStackableError: A value behind the units does not hold the samples along one dimension, slowest.
     """
 
-    def __init__(self, gated: Gated, unit_set: UnitSet) -> None:
+    def __init__(self, gated: GatedLoss, unit_set: UnitSet) -> None:
         self.gated, self.unit_set = gated, unit_set
         self.start = next(i for i, (name, _) in enumerate(gated.units.places) if name == unit_set.name)
         graph = gated.graph
@@ -162,7 +162,7 @@ class Candidates:
             edge.gate for edge in self.folded.values()
         }
 
-    def losses(self, batch: Cached, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor) -> Tensor:
+    def losses(self, batch: CachedBatch, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor) -> Tensor:
         """The loss of the batch [M] for each of M units of the set and its gate, from the values at g."""
         out = outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()])
         loss = stacked(self.gated.loss_function, out, batch.targets, self.own and not gates.requires_grad)
@@ -179,7 +179,7 @@ class Candidates:
         weight: fx.Node = layer.args[1]  # type: ignore[assignment]
         return layer if weight.meta["val"].shape[0] < self.unit_set.size else None
 
-    def loss_of_sums(self, batch: Cached, values: dict[fx.Node, Any]) -> Tensor:
+    def loss_of_sums(self, batch: CachedBatch, values: dict[fx.Node, Any]) -> Tensor:
         """The loss of the batch from the values behind the units."""
         folded = [self._fold(user, edge, values) for user, edge in self.folded.items()]
         given = [values[node].clone() if node in self.updates else values[node] for node in self.given]
@@ -226,7 +226,7 @@ class Candidates:
             factors = [self._gate(edge, dim, values, g, units[part], gates[part]) for edge, dim in self.gates]
             yield len(part), outputs(self.gated.units.captured, self.code(*given, *factors, *folded))
 
-    def at_once(self, batch: Cached) -> int:
+    def at_once(self, batch: CachedBatch) -> int:
         """Candidates that fit."""
         return max(1, min(STACK, self.gated.memory // 8) // max(1, self.bytes * batch.size))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.arguments import require_model, require_seed
 from secateur.objective.data import first_inputs
 from secateur.objective.found_units import find_or_check
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.held_back import hold_back
 from secateur.objective.losses import find_loss
 from secateur.objective.memory import memory_cap
@@ -85,12 +85,12 @@ class Question:
         return ones(self.model, self.units)
 
     @cached_property
-    def gated(self) -> Gated:
+    def gated(self) -> GatedLoss:
         """E(g) on the data that saliency and weights come from."""
-        return Gated(self.model, self.units, self.data, self.loss, self.seed, self.max_memory)
+        return GatedLoss(self.model, self.units, self.data, self.loss, self.seed, self.max_memory)
 
     @cached_property
-    def judge(self) -> Gated:
+    def judge(self) -> GatedLoss:
         """E(g) on the samples that judge the result."""
         return self.gated if self.validation is None else self.gated.on(self.validation, "validation")
 

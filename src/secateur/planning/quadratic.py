@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.options import Ranking
-from secateur.planning.removal_order import OnStep, Order
+from secateur.planning.removal_order import OnStep, RemovalOrder
 from secateur.planning.state import Swaps
 from secateur.saliency.interactions import expand_loss
 
@@ -26,7 +26,7 @@ class Quadratic:
         curvature: How H is computed.
     """
 
-    def __init__(self, gated: Gated, g: Tensor, curvature: str) -> None:
+    def __init__(self, gated: GatedLoss, g: Tensor, curvature: str) -> None:
         gradient, matrix = expand_loss(gated, g, curvature)
         self.centre, self.gradient, self.matrix = _own(g), gradient.cpu(), matrix.cpu()
         self.move(g)
@@ -65,7 +65,9 @@ def _own(g: Tensor) -> Tensor:
     return g.detach().to("cpu", torch.float64, copy=True)
 
 
-def rank_quadratic(gated: Gated, order: Order, ranking: Ranking, on_step: OnStep) -> tuple[Order, Swaps | None]:
+def rank_quadratic(
+    gated: GatedLoss, order: RemovalOrder, ranking: Ranking, on_step: OnStep
+) -> tuple[RemovalOrder, Swaps | None]:
     """Remove the least salient unit, as long as needed; the others learn of it from the parabola.
 
     Args:
@@ -89,14 +91,14 @@ def rank_quadratic(gated: Gated, order: Order, ranking: Ranking, on_step: OnStep
     return (_again(order, model) if made.number else order), made
 
 
-def _remove(order: Order, model: Quadratic, candidates: list[int]) -> None:
+def _remove(order: RemovalOrder, model: Quadratic, candidates: list[int]) -> None:
     saliency = model.saliency()
     best = order.least(saliency, candidates)
     order.remove(best, saliency[best].item())
     model.change(best, 0.0)
 
 
-def _again(order: Order, model: Quadratic) -> Order:
+def _again(order: RemovalOrder, model: Quadratic) -> RemovalOrder:
     """The units that the parabola has removed, in the order in which it would take them."""
     fresh, chosen = order.again(), (model.g == 0).nonzero()[:, 0].tolist()
     model.move(fresh.g)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.unit_surgeon import UnitSurgeon
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.leave_one_out import rises
 from secateur.objective.question import Question
 from secateur.options import CURVATURES, Ranking
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
-from secateur.planning.removal_order import FileSize, OnStep, Order
+from secateur.planning.removal_order import FileSize, OnStep, RemovalOrder
 from secateur.saliency.criterion import Criterion, criteria
 from secateur.saliency.score import apply_threshold, find_criterion, saliency_of
 
@@ -55,9 +55,9 @@ def rank(
     surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs")
     gated = question.gated if surgeon is None else surgeon.gated
     if ranking.ranking == "quadratic":
-        order, swaps = rank_quadratic(gated, Order(question, file_size, budget, surgeon), ranking, on_step)
+        order, swaps = rank_quadratic(gated, RemovalOrder(question, file_size, budget, surgeon), ranking, on_step)
     else:
-        order, swaps = Order(question, file_size, budget, surgeon, ranking.refresh), None
+        order, swaps = RemovalOrder(question, file_size, budget, surgeon, ranking.refresh), None
         _BySaliency(criterion, gated, order, ranking).run(on_step)
     return Plan(
         tuple(order.kept().items()), order.start, tuple(order.steps), question.units.captured.spec,
@@ -71,8 +71,8 @@ class _BySaliency:
     """Removes the least salient unit as long as needed; the others are scored again each time, or never."""
 
     criterion: Criterion
-    gated: Gated
-    order: Order
+    gated: GatedLoss
+    order: RemovalOrder
     ranking: Ranking
 
     def run(self, on_step: OnStep) -> None:

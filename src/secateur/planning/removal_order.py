@@ -17,7 +17,7 @@ FileSize = Callable[[dict[str, tuple[int, ...]]], int]  # bytes of the written f
 OnStep = Callable[[int, int], None]  # steps made, steps there can be
 
 
-class Order:
+class RemovalOrder:
     """The removals so far, and what may follow.
 
     Args:
@@ -50,9 +50,9 @@ class Order:
             budget.check_resolution(self.basis.predictions if self.basis else 0)
             self._check_possible(budget)
 
-    def again(self) -> Order:
+    def again(self) -> RemovalOrder:
         """The same from the start."""
-        return Order(self.question, self.file_size, self.budget, self.surgeon, self.refresh)
+        return RemovalOrder(self.question, self.file_size, self.budget, self.surgeon, self.refresh)
 
     def _basis(self) -> Basis | None:
         """The samples that losses are measured on; None where they are not."""

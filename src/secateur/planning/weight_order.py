@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from secateur.saliency.weights.obs import Surgeon
+from secateur.saliency.weights.obs import WeightSurgeon
 
 
-class Removals(Protocol):
+class WeightOrder(Protocol):
     """An order of removals among all P removable weights; `kept` are those there before the first [P]."""
 
     kept: Tensor
@@ -28,7 +28,7 @@ class Removals(Protocol):
         """The sum of their saliencies."""
 
 
-class Ordered:
+class FixedWeightOrder:
     """Removals that leave all other weights as they are.
 
     Args:
@@ -65,7 +65,7 @@ class Ordered:
         return self.saliency[self.order[:n]].sum().item()
 
 
-class Operated:
+class SurgeonWeightOrder:
     """Removals by the Optimal Brain Surgeon, which changes the weights that are left; made when they are asked for.
 
     Args:
@@ -74,7 +74,7 @@ class Operated:
         limits: How many weights each parameter may lose.
     """
 
-    def __init__(self, surgeon: Surgeon, sets: Tensor, limits: Tensor) -> None:
+    def __init__(self, surgeon: WeightSurgeon, sets: Tensor, limits: Tensor) -> None:
         self.surgeon, self.kept, self.sets, self.limits = surgeon, surgeon.left.clone(), sets, limits.clone()
         there = torch.bincount(sets[self.kept], minlength=len(limits))
         self.most = int(torch.minimum(there, limits).sum())

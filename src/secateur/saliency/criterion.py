@@ -14,8 +14,8 @@ from secateur.errors import ArgumentError, DataError, SecateurError, choose
 from secateur.plugins import load_plugins, name_of_function, place_of_function
 from secateur.structure.units import Units
 
-# Of units: saliencies [K] of all units at the gates g, from a `Gated` and g [K]; those of units already removed are not
-# looked at. Of weights: saliencies by parameter, each of its parameter's shape, from `Weights`.
+# Of units: saliencies [K] at the gates g, from a `GatedLoss` and g [K]; those of units already removed are not looked at.
+# Of weights: saliencies by parameter, each of its parameter's shape, from a `WeightLoss`.
 Saliency = Callable[..., Any]
 Granularity = Literal["unit", "weight"]
 Needs = Literal["nothing", "data", "loss"]
@@ -115,10 +115,10 @@ def criterion(
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a criterion, to be found by its name wherever one is given.
 
-    Of units it is called with E(g), a `secateur.objective.gated_loss.Gated`, and the gates g [K], 0 for units that are
-    gone, and returns their saliencies, a floating-point tensor [K] in the order of the units; infinite for a unit that
-    it cannot judge. Of weights it is called with a `secateur.curvature.weight_loss.Weights` and returns a dict of
-    tensors, each of its parameter's shape. The package of a criterion names it among its entry points, in the group
+    Of units it is called with E(g), a `secateur.objective.gated_loss.GatedLoss`, and the gates g [K], 0 for units that
+    are gone, and returns their saliencies, a floating-point tensor [K] in the order of the units; infinite for a unit
+    that it cannot judge. Of weights it is called with a `secateur.curvature.weight_loss.WeightLoss` and returns a dict
+    of tensors, each of its parameter's shape. The package of a criterion names it among its entry points, in the group
     ``secateur.criteria``, to be found on the command line, too. See docs/extending.md.
 
     Args:

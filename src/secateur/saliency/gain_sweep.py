@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ArgumentError
 from secateur.objective.found_units import find_or_check
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.leave_one_out import change_one
 from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
@@ -60,7 +60,7 @@ def gain_sweep(
         if (name, index) not in places:
             size = units[name].size
             raise ArgumentError(f"chosen: {name!r} has units 0 to {size - 1}, got {index!r}")
-    gated = Gated(model, units, data, loss, max_memory=max_memory)
+    gated = GatedLoss(model, units, data, loss, max_memory=max_memory)
     g = ones(model, units)
     several = torch.as_tensor(gains, dtype=g.dtype, device=g.device)
     k = torch.tensor([places[name, index] for name, index in chosen], dtype=torch.long, device=g.device)

@@ -12,7 +12,7 @@ from secateur.curvature.gate_hessian import matrix
 from secateur.curvature.gauss_newton import expansion
 from secateur.curvature.loss_factors import exact_factors, sampled_factors
 from secateur.errors import DataError, choose
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.question import Question
 from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
@@ -68,7 +68,7 @@ def interactions(
     return expand_loss(question.gated, question.ones, curvature)[1].cpu()
 
 
-def expand_loss(gated: Gated, g: Tensor, curvature: str) -> tuple[Tensor, Tensor]:
+def expand_loss(gated: GatedLoss, g: Tensor, curvature: str) -> tuple[Tensor, Tensor]:
     """∂E/∂g [K] and the matrix of second derivatives [K, K] at g, float64.
 
     Raises:
@@ -81,17 +81,17 @@ def expand_loss(gated: Gated, g: Tensor, curvature: str) -> tuple[Tensor, Tensor
     return gradient, 0.5 * (found + found.T)  # rounding leaves it a little askew
 
 
-def _ggn(gated: Gated, g: Tensor) -> tuple[Tensor, Tensor]:
+def _ggn(gated: GatedLoss, g: Tensor) -> tuple[Tensor, Tensor]:
     return expansion(gated, g, lambda out, targets: exact_factors(gated.loss_function, out, targets), full=True)
 
 
-def _fisher(gated: Gated, g: Tensor) -> tuple[Tensor, Tensor]:
+def _fisher(gated: GatedLoss, g: Tensor) -> tuple[Tensor, Tensor]:
     draw = gated.generator
     factors = lambda out, targets: sampled_factors(gated.loss_function, out, targets, draw, 1)  # noqa: E731
     return expansion(gated, g, factors, full=True)
 
 
-def _hessian(gated: Gated, g: Tensor) -> tuple[Tensor, Tensor]:
+def _hessian(gated: GatedLoss, g: Tensor) -> tuple[Tensor, Tensor]:
     return gated.gradient(g), matrix(gated, g)
 
 

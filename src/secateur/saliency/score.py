@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.arguments import checked_call
 from secateur.errors import ArgumentError, DataError, choose
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.question import Question
 from secateur.saliency.criterion import GRANULARITIES, Criterion, Granularity, Saliency, as_criterion
 from secateur.saliency.weight_score import score_weights
@@ -18,7 +18,7 @@ from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 
-def find_criterion(chosen: str | Saliency | Criterion, gated: Gated) -> Criterion:
+def find_criterion(chosen: str | Saliency | Criterion, gated: GatedLoss) -> Criterion:
     """The criterion of that name, or that a function is, with all that it needs given.
 
     Raises:
@@ -132,7 +132,7 @@ def standard_errors(question: Question, criterion: str | Saliency | None) -> dic
     return question.units.split(_checked(found, errors, question.ones).cpu())
 
 
-def saliency_of(found: Criterion, gated: Gated, g: Tensor) -> Tensor:
+def saliency_of(found: Criterion, gated: GatedLoss, g: Tensor) -> Tensor:
     """The criterion's saliencies [K], float64.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.errors import ArgumentError, DataError, ModelError
 from secateur.objective.question import Question
 from secateur.saliency.criterion import Criterion
@@ -15,7 +15,7 @@ from secateur.saliency.criterion import Criterion
 Saliencies = dict[str, Tensor]  # by parameter, of its shape, float64
 
 
-def weights_of(question: Question, name: str = "data") -> Weights:
+def weights_of(question: Question, name: str = "data") -> WeightLoss:
     """Return E as a function of the model's weights, on the question's data or validation.
 
     Raises:
@@ -24,7 +24,7 @@ def weights_of(question: Question, name: str = "data") -> Weights:
     question.all_units.check_model(question.model)
     captured = question.all_units.captured
     data = question.validation if name == "validation" else question.data
-    weights = Weights(question.model, captured, data, question.loss, question.seed, question.max_memory, name)
+    weights = WeightLoss(question.model, captured, data, question.loss, question.seed, question.max_memory, name)
     if not weights.removable:
         raise ModelError("granularity='weight': the model uses no parameter of two dimensions or more")
     return weights
@@ -37,7 +37,7 @@ def score_weights(question: Question, criterion: Criterion) -> Saliencies:
     return {name: one.cpu() for name, one in values.items()}
 
 
-def saliencies_of(found: Criterion, weights: Weights) -> Saliencies:
+def saliencies_of(found: Criterion, weights: WeightLoss) -> Saliencies:
     """The criterion's saliencies of the removable weights, float64.
 
     Raises:

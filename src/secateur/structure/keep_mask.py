@@ -17,7 +17,7 @@ class Samples(NamedTuple):
     times: int
 
 
-class Left:
+class KeepMask:
     """What is left of every axis when some leaves have lost units."""
 
     def __init__(self, masks: Mapping[Axis, Tensor]) -> None:
@@ -40,7 +40,7 @@ class Left:
 
         >>> from secateur.structure.axis import leaf
         >>> axis = leaf(4)
-        >>> Left({axis: torch.tensor([True, False, True, True])}).before(axis, 3)
+        >>> KeepMask({axis: torch.tensor([True, False, True, True])}).before(axis, 3)
         2
         """
         if not any(one in self.masks for one in leaves(axis)):

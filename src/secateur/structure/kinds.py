@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from secateur.structure.axis import Axis, leaves
-from secateur.structure.producers import Maker
+from secateur.structure.producers import Producer
 from secateur.structure.rules.net import Consumer, Net
 from secateur.structure.rules.registry import find_rule, name_of
 
@@ -21,7 +21,7 @@ class Kinds:
                 self._stated.setdefault(one, kind)
         self._residual = _residual(net)
 
-    def of(self, axis: Axis, maker: Maker | None, consumers: tuple[Consumer, ...]) -> str:
+    def of(self, axis: Axis, maker: Producer | None, consumers: tuple[Consumer, ...]) -> str:
         """The kind of an axis: "channel", "head", "head width", "recurrent width", "residual width", "neuron" ...
 
         A neuron becomes a width where a layer is applied at every position of a sequence.

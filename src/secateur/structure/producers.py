@@ -14,14 +14,14 @@ from secateur.structure.rules.net import Consumer, Net
 from secateur.structure.rules.registry import find_rule
 
 
-class Maker(NamedTuple):
+class Producer(NamedTuple):
     """What brings a leaf into the activations: a call, and the layer whose weight it uses."""
 
     layer: str
     node: fx.Node
 
 
-def name_leaves(captured: Captured, net: Net, makers: dict[Axis, Maker]) -> dict[Axis, str]:
+def name_leaves(captured: Captured, net: Net, makers: dict[Axis, Producer]) -> dict[Axis, str]:
     """Each leaf that a weight has, in order of computation, named after the layer that makes it.
 
     Fixed ones are named after the weight and its dimension; those of unused weights are fixed here.
@@ -43,9 +43,9 @@ def _weight_leaves(captured: Captured, net: Net, used: bool) -> Iterator[tuple[A
                 yield from ((one, f"{captured.weights[node.name]}[{dim}]") for one in leaves(axis))
 
 
-def find_makers(captured: Captured, net: Net) -> dict[Axis, Maker]:
+def find_producers(captured: Captured, net: Net) -> dict[Axis, Producer]:
     """The leaves that activations have and that are not fixed, with the layer whose weight brings them in."""
-    makers: dict[Axis, Maker] = {}
+    makers: dict[Axis, Producer] = {}
     of_weights = {
         node: {one for axis in net.axes(node) for one in leaves(axis)}
         for node in captured.graph.nodes
@@ -59,7 +59,7 @@ def find_makers(captured: Captured, net: Net) -> dict[Axis, Maker]:
                 if source in of_weights:
                     name = captured.weights[source.name]
                     found = [one for one in carried if one in free & of_weights[source] and one not in makers]
-                    makers |= {one: Maker(name.rpartition(".")[0] or name, node) for one in found}
+                    makers |= {one: Producer(name.rpartition(".")[0] or name, node) for one in found}
     return makers
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.structure.capture import Captured
-from secateur.structure.keep_mask import Left, Samples
+from secateur.structure.keep_mask import KeepMask, Samples
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import arguments, blamed, find_resize
 
@@ -25,10 +25,10 @@ class Sliced:
     graph: fx.Graph
     copies: dict[fx.Node, fx.Node]
     net: Net
-    left: Left
+    left: KeepMask
 
 
-def slice_graph(captured: Captured, net: Net, left: Left) -> Sliced:
+def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
     """A copy of the graph with every size among its arguments brought in line with what is left.
 
     Args:
@@ -53,7 +53,7 @@ def slice_graph(captured: Captured, net: Net, left: Left) -> Sliced:
     return Sliced(graph, copies, net, left)
 
 
-def _resized(node: fx.Node, net: Net, left: Left) -> dict[str, Any]:
+def _resized(node: fx.Node, net: Net, left: KeepMask) -> dict[str, Any]:
     found = find_resize(node) if node.op == "call_function" and left.masks else None
     if found is None:
         return {}
@@ -103,7 +103,7 @@ def _batch_size(graph: fx.Graph, captured: Captured, copies: dict[fx.Node, fx.No
     return _of_samples(graph.call_function(torch.ops.aten.sym_size.int, (copies[sample], 0)))
 
 
-def slice_tensor(tensor: Tensor, axes: Axes, left: Left) -> Tensor:
+def slice_tensor(tensor: Tensor, axes: Axes, left: KeepMask) -> Tensor:
     """The positions left along each dimension."""
     for dim, axis in enumerate(axes):
         if left.count(axis) != axis.size:

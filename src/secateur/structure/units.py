@@ -19,7 +19,7 @@ from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model, named_tensors
 from secateur.structure.kinds import Kinds
 from secateur.structure.process_state import one_at_a_time
-from secateur.structure.producers import Maker, find_makers, name_leaves
+from secateur.structure.producers import Producer, find_producers, name_leaves
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of
 from secateur.structure.unit_set import Fixed, UnitSet
@@ -50,7 +50,7 @@ class Units:
             (name, self.axes.get(name), tensor.numel(), tensor.element_size(), isinstance(tensor, nn.Parameter))
             for name, tensor in named.items()
         ]
-        makers = find_makers(captured, net)
+        makers = find_producers(captured, net)
         found = name_leaves(captured, net, makers)
         _mark_statistics(net, makers)
         met = makers.keys() | {one for consumer in net.consumers for one in leaves(consumer.axis)}
@@ -59,7 +59,7 @@ class Units:
         free = {axis: name for axis, name in found.items() if not reasons[axis]}
         self.sets = self._sets(free, makers)
 
-    def _sets(self, free: dict[Axis, str], makers: dict[Axis, Maker]) -> tuple[UnitSet, ...]:
+    def _sets(self, free: dict[Axis, str], makers: dict[Axis, Producer]) -> tuple[UnitSet, ...]:
         consumers = _by_leaf((c, [c.axis]) for c in self.net.consumers)
         weights = _by_leaf((w, w[1]) for w in self._weights if w[1] is not None)
         macs = _by_leaf((axes, axes) for axes in self.net.macs)
@@ -258,7 +258,7 @@ def _of_one_sample(size: int) -> int:
     return size if size % BATCH else size // BATCH
 
 
-def _mark_statistics(net: Net, makers: Mapping[Axis, Maker]) -> None:
+def _mark_statistics(net: Net, makers: Mapping[Axis, Producer]) -> None:
     """Where weights are computed from sums over units (a spectral norm), those left decide about all."""
     for consumer in net.consumers:
         if not net.depends_on_inputs(consumer.node):

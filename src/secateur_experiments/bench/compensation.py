@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur import Budget, Plan, cut
 from secateur.cutting.slices import gates
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.reporting.progress import progress_bar
 from secateur_experiments.bench.compensation_page import Section
 from secateur_experiments.bench.timing import seconds
@@ -107,7 +107,7 @@ class Job(NamedTuple):
 
     def _gated(self, plan: Plan) -> Callable[[int], float]:
         model, units = self.study.network(self.subject, self.seed), self.study.units(self.subject, self.seed)
-        gated = Gated(model, units, list(_batches(self.study.data.test)), self.subject.loss)
+        gated = GatedLoss(model, units, list(_batches(self.study.data.test)), self.subject.loss)
         return lambda n: gated.evaluate(gates(model, units, plan.prefix(n).kept))[1] or 0.0
 
     def _fitted(self, plan: Plan) -> Callable[[int], float]:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur import find_units, reference
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.errors import ArgumentError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import find_loss
 from secateur.saliency.units.fisher import fisher
 from secateur.saliency.units.hessian import hessian
@@ -127,7 +127,7 @@ def of_weights(samples: int, runs: int, dtype: torch.dtype, folder: Path | None,
             warnings.simplefilter("ignore")  # of hooks that BackPACK sets
             times = {batch: seconds(partial(theirs, batch))[0] for batch in BATCHES if batch < 2 * samples}
             best = min(times, key=times.__getitem__, default=samples)
-            ours = lambda: Weights(model, captured, data, task.loss).ggn()  # noqa: B023, E731
+            ours = lambda: WeightLoss(model, captured, data, task.loss).ggn()  # noqa: B023, E731
             timed = in_turns(f"{name}, weights", partial(theirs, best), ours, runs, progress)
         pairs = [(timed.slow[key], timed.fast[key]) for key in timed.slow]
         yield _row(name, "Gauss-Newton, weights", f"BackPACK, batches of {best}", samples, timed, pairs)
@@ -166,7 +166,7 @@ def of_gates(samples: int, runs: int, dtype: torch.dtype, folder: Path | None, p
             return (-slope + 0.5 * matrix.diagonal()).detach()
 
         def ours(model: nn.Module = model, units: Any = units, data: Pair = data) -> Tensor:
-            return hessian(Gated(model, units, data, "squared_error"), ones(model, units))
+            return hessian(GatedLoss(model, units, data, "squared_error"), ones(model, units))
 
         name = f"784-{width}-10"
         timed = in_turns(f"{name}, gates", theirs, ours, runs, progress)
@@ -185,7 +185,7 @@ def of_passes(samples: int, runs: int, dtype: torch.dtype, progress: bool, class
         torch.autograd.backward(F.cross_entropy(model(data[0]), data[1]))
 
     def ours() -> Tensor:
-        return fisher(Gated(model, units, data, "cross_entropy"), ones(model, units))
+        return fisher(GatedLoss(model, units, data, "cross_entropy"), ones(model, units))
 
     name = f"784-200-{classes}"
     timed = in_turns(f"{name}, fisher", theirs, ours, runs, progress)

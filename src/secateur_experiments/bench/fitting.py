@@ -12,7 +12,7 @@ from torch import nn
 from secateur import find_units
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.unit_surgeon import UnitSurgeon
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.options import Compensation
 from secateur_experiments.bench.timing import seconds
 from secateur_experiments.datasets import Dataset, Pair
@@ -77,7 +77,7 @@ def _pass(task: str, model: nn.Module, data: Pair, loss: str, runs: int) -> Cost
     units = find_units(model, data[0][:2])
 
     def collect() -> None:
-        Compensator(Gated(model, units, data, loss), RIDGE).learn()
+        Compensator(GatedLoss(model, units, data, loss), RIDGE).learn()
 
     pairs = [(seconds(collect)[0], _forward(model, data)) for _ in range(runs + 1)][1:]
     ours, forward = (median(side) for side in zip(*pairs, strict=True))
@@ -91,7 +91,7 @@ def _forward(model: nn.Module, data: Pair) -> float:
 
 def _surgery(task: str, model: nn.Module, data: Pair) -> Cost:
     """Time the removal of half of the units, each chosen among all left and made up for, moments at hand."""
-    compensator = Compensator(Gated(model, find_units(model, data[0][:2]), data, "squared_error"), RIDGE)
+    compensator = Compensator(GatedLoss(model, find_units(model, data[0][:2]), data, "squared_error"), RIDGE)
     compensator.learn()
 
     def operate() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur import Units, find_units, rank
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.leave_one_out import change_one
 from secateur.objective.losses import find_loss
 from secateur.saliency.gain_sweep import gain_sweep
@@ -151,7 +151,7 @@ def _single(model: nn.Module, units: Units, data: Pair, task: Task, batch: int) 
 
     def ours() -> Answer:
         gone = torch.zeros(len(chosen), dtype=dtype)
-        here, without = change_one(Gated(model, units, data, task.loss), ones(model, units), chosen, gone)
+        here, without = change_one(GatedLoss(model, units, data, task.loss), ones(model, units), chosen, gone)
         return torch.cat([without.new_tensor([here]), without]), len(chosen)
 
     return naive, ours

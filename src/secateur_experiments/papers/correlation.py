@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.compensation.compensator import Compensator
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.reporting.page import Cell, Table
 from secateur.saliency.interactions import correlation, expand_loss
 from secateur.saliency.units.oracle import oracle
@@ -76,7 +76,7 @@ def _correlated(study: Study, subject: Subject) -> Correlated:
 
 
 def _pair(
-    gated: Gated, compensator: Compensator, g: Tensor, whole: float, alone: Tensor, pair: tuple[int, int],
+    gated: GatedLoss, compensator: Compensator, g: Tensor, whole: float, alone: Tensor, pair: tuple[int, int],
     related: float,
 ) -> Pair:  # fmt: skip
     without = g.index_fill(0, torch.tensor(pair), 0)

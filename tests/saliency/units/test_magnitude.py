@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cases import CASES, randomise
 from secateur import find_units, reference, score
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.saliency.units.activation import activation
 from secateur.saliency.units.magnitude import magnitude
 from secateur.saliency.units.random import random
@@ -40,7 +40,7 @@ def some_gates(n: int, seed: int) -> Tensor:
 def test_magnitude_is_the_norm_of_all_that_goes_with_a_unit(name: str) -> None:
     case = CASES[name]()
     units = find_units(case.model, case.x)
-    gated = Gated(case.model, units)
+    gated = GatedLoss(case.model, units)
     g = ones(case.model, units)
     assert torch.allclose(magnitude(gated, g), by_slices(case.model, units, g), rtol=1e-12, atol=0)
     for seed in range(4):
@@ -55,7 +55,7 @@ def test_magnitude_in_random_networks(seed: int) -> None:
     network = reference.RandomNetwork(seed).double()
     units = find_units(network, network.sample(2))
     for g in (torch.ones(units.total).double(), some_gates(units.total, seed % 97)):
-        got, expected = magnitude(Gated(network, units), g), by_slices(network, units, g)
+        got, expected = magnitude(GatedLoss(network, units), g), by_slices(network, units, g)
         assert torch.allclose(got[g != 0], expected[g != 0], rtol=1e-12, atol=0)
 
 
@@ -77,7 +77,7 @@ def test_what_went_with_removed_units_no_longer_counts() -> None:
     model = randomise(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double())
     units = find_units(model, torch.zeros(2, 2))
     g = torch.tensor([1, 0, 1, 1, 1, 0, 1]).double()
-    got = magnitude(Gated(model, units), g)
+    got = magnitude(GatedLoss(model, units), g)
     left, here = [0, 2], [0, 1, 3]
     squares = model[0].weight.square().sum(1) + model[0].bias ** 2 + model[2].weight[here].square().sum(0)
     assert torch.allclose(got[:3][left], squares.sqrt()[left], rtol=1e-12)
@@ -141,7 +141,7 @@ def test_activation_of_what_is_left_sees_that_units_were_removed() -> None:
     case = CASES["two_hidden"]()
     units = find_units(case.model, case.x)
     g = torch.tensor([1, 0, 1, 1, 0, 1, 1, 1, 0, 1]).double()
-    got = units.split(activation(Gated(case.model, units, (case.x, case.y)), g))
+    got = units.split(activation(GatedLoss(case.model, units, (case.x, case.y)), g))
     first = torch.sigmoid(case.model[0](case.x))
     second = torch.tanh(case.model[2](first * g[:6]))
     assert torch.allclose(got["0"], (first * g[:6]).abs().mean(0), rtol=1e-12)
@@ -171,7 +171,7 @@ def test_random_is_decided_by_the_seed() -> None:
 def test_random_draws_again_each_time_it_is_asked() -> None:
     case = CASES["two_hidden"]()
     units = find_units(case.model, case.x)
-    one, other = Gated(case.model, units, seed=7), Gated(case.model, units, seed=7)
+    one, other = GatedLoss(case.model, units, seed=7), GatedLoss(case.model, units, seed=7)
     g = ones(case.model, units)
     first, second = random(one, g), random(one, g)
     assert not first.equal(second)

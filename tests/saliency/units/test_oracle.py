@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cases import CASES, in_batches, targets
 from secateur import Plan, Units, cut, find_units, reference
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import LOSSES, cross_entropy
 from secateur.saliency.units.oracle import oracle
 
@@ -29,7 +29,7 @@ def test_the_oracle_is_leaving_one_out(seed: int, loss: str, cuts: list[int]) ->
     x = network.sample(5, seed)
     t = targets(loss, network(x), seed)
     units = find_units(network, x)
-    gated = Gated(network, units, in_batches(x, t, cuts), loss)
+    gated = GatedLoss(network, units, in_batches(x, t, cuts), loss)
     expected = reference.leave_one_out(network, units, (x,), t, LOSSES[loss])
     assert_equal(oracle(gated, ones(network, units)), expected, LOSSES[loss](network(x), t).item())
 
@@ -47,7 +47,7 @@ def test_the_oracle_with_units_already_removed(seed: int, data: st.DataObject) -
     def error(g: Tensor) -> float:
         return LOSSES["squared_error"](network.gated(x, units.split(g)), t).item()
 
-    rises = oracle(Gated(network, units, (x, t), "squared_error"), g)
+    rises = oracle(GatedLoss(network, units, (x, t), "squared_error"), g)
     for k in g.nonzero()[:, 0].tolist():
         without = g.clone()
         without[k] = 0
@@ -59,7 +59,7 @@ def test_the_oracle_with_units_already_removed(seed: int, data: st.DataObject) -
 def test_the_oracle_on_the_table(name: str) -> None:
     case = CASES[name]()
     units = find_units(case.model, case.x)
-    rises = oracle(Gated(case.model, units, (case.x, case.y), "cross_entropy"), ones(case.model, units))
+    rises = oracle(GatedLoss(case.model, units, (case.x, case.y), "cross_entropy"), ones(case.model, units))
     expected = reference.leave_one_out(case.model, units, (case.x,), case.y, cross_entropy)
     assert_equal(rises, expected, cross_entropy(case.model(case.x), case.y).item())
     assert bool((rises != 0).any())
@@ -68,7 +68,7 @@ def test_the_oracle_on_the_table(name: str) -> None:
 def test_the_oracle_of_tied_weights_removes_where_units_are_consumed() -> None:
     case = CASES["tied"]()
     units = find_units(case.model, case.x)
-    rises = oracle(Gated(case.model, units, (case.x, case.y), "cross_entropy"), ones(case.model, units))
+    rises = oracle(GatedLoss(case.model, units, (case.x, case.y), "cross_entropy"), ones(case.model, units))
     h = torch.tanh(case.model.encode(case.x))
     error = cross_entropy(case.model(case.x), case.y)
     removed = [cross_entropy((h * (torch.arange(4) != k)) @ case.model.encode.weight, case.y) for k in range(4)]
@@ -90,7 +90,7 @@ def test_the_oracle_on_many_outputs_at_once() -> None:
     model, x, t = Net().double(), torch.randn(4, 2, 3).double(), torch.randint(0, 5, (4, 2))
     units = find_units(model, x)
     for loss in ("cross_entropy", "squared_error"):
-        rises = oracle(Gated(model, units, (x, t), loss), ones(model, units))
+        rises = oracle(GatedLoss(model, units, (x, t), loss), ones(model, units))
         expected = reference.leave_one_out(model, units, (x,), t, LOSSES[loss])
         assert_equal(rises, expected, LOSSES[loss](model(x), t).item())
 
@@ -101,7 +101,7 @@ def test_the_oracle_takes_any_loss() -> None:
 
     case = CASES["two_hidden"]()
     units = find_units(case.model, case.x)
-    rises = oracle(Gated(case.model, units, (case.x, case.y), share_wrong), ones(case.model, units))
+    rises = oracle(GatedLoss(case.model, units, (case.x, case.y), share_wrong), ones(case.model, units))
     assert_equal(rises, reference.leave_one_out(case.model, units, (case.x,), case.y, share_wrong), 1.0)
     assert bool((rises != 0).any())
 
@@ -123,7 +123,7 @@ class Normed(nn.Module):
 def test_the_oracle_of_sliced_units_is_the_loss_of_the_cut_network() -> None:
     model, units, x, y = normed()
     assert {s.name: (s.removal, s.kind) for s in units} == {"first": ("sliced", "neuron"), "inner": ("gated", "neuron")}
-    gated = Gated(model, units, in_batches(x, y, [3]), "cross_entropy")
+    gated = GatedLoss(model, units, in_batches(x, y, [3]), "cross_entropy")
     gone = torch.ones(units.total, dtype=torch.float64)
     gone[[1, 6]] = 0
     for g in (torch.ones_like(gone), gone):
@@ -150,7 +150,7 @@ def normed() -> tuple[Normed, Units, Tensor, Tensor]:
 
 
 def loss_and_error(model: nn.Module, units: Units, g: Tensor, x: Tensor, y: Tensor) -> list[float]:
-    gated = Gated(model, units, in_batches(x, y, [3]), "cross_entropy")
+    gated = GatedLoss(model, units, in_batches(x, y, [3]), "cross_entropy")
     return [gated.loss(g), gated.evaluate(g)[0]]
 
 

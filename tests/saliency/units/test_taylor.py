@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from cases import CASES, randomise
 from secateur import find_units, reference, score
 from secateur.errors import DataError, ModelError
-from secateur.objective.gated_loss import Gated, ones
+from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import LOSSES, binary_cross_entropy, cross_entropy, squared_error
 from secateur.saliency.units.taylor1 import taylor1
 from secateur.saliency.units.taylor2 import taylor2
@@ -44,7 +44,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 
 def saliencies(
-    criterion: Callable[[Gated, Tensor], Tensor],
+    criterion: Callable[[GatedLoss, Tensor], Tensor],
     model: nn.Module,
     x: Tensor,
     t: Tensor,
@@ -52,7 +52,7 @@ def saliencies(
     g: Tensor | None = None,
 ) -> Tensor:
     units = find_units(model, x)
-    return criterion(Gated(model, units, (x, t), loss), ones(model, units) if g is None else g)
+    return criterion(GatedLoss(model, units, (x, t), loss), ones(model, units) if g is None else g)
 
 
 def assert_close(got: Tensor, expected: Tensor) -> None:
@@ -119,7 +119,7 @@ def test_taylor1_of_random_networks_with_units_removed(seed: int, data: st.DataO
     units = find_units(network, x)
     g = torch.tensor(data.draw(st.lists(st.booleans(), min_size=units.total, max_size=units.total))).double()
     expected = -torch.func.grad(lambda g: squared_error(network.gated(x, units.split(g)), t))(g)
-    got = taylor1(Gated(network, units, [(x[:1], t[:1]), (x[1:], t[1:])], "squared_error"), g)
+    got = taylor1(GatedLoss(network, units, [(x[:1], t[:1]), (x[1:], t[1:])], "squared_error"), g)
     assert ((got - expected).abs() * g).max() <= 1e-10 * expected.abs().max()
 
 
@@ -176,14 +176,16 @@ def test_taylor2_takes_losses_of_ones_own() -> None:
     model, x, t = chain([3, 5, 2], torch.tanh, torch.sigmoid), normal(4, 3), normal(4, 2)
     units = find_units(model, x)
     first, second = reference.dense_hessian(model, units, (x,), t, quartic)
-    assert_close(taylor2(Gated(model, units, (x, t), quartic), ones(model, units)), -first + 0.5 * second.diagonal())
+    assert_close(
+        taylor2(GatedLoss(model, units, (x, t), quartic), ones(model, units)), -first + 0.5 * second.diagonal()
+    )
 
 
 def test_taylor2_of_a_linear_loss_has_the_curvature_of_the_network_alone() -> None:
     model, x, t = chain([3, 5, 2], torch.tanh, torch.sigmoid), normal(4, 3), normal(4, 2)
     units = find_units(model, x)
     first, second = reference.dense_hessian(model, units, (x,), t, lambda o, t: (o * t).mean())
-    got = taylor2(Gated(model, units, (x, t), lambda o, t: (o * t).mean()), ones(model, units))
+    got = taylor2(GatedLoss(model, units, (x, t), lambda o, t: (o * t).mean()), ones(model, units))
     assert_close(got, -first + 0.5 * second.diagonal())
 
 
@@ -546,10 +548,10 @@ def test_several_batches_give_what_one_gives(name: str, loss: str) -> None:
     units = find_units(case.model, case.x)
     data = [(case.x[i], case.y[i]) for i in (slice(0, 1), slice(1, 4), slice(4, 6))]
     at_once, split = (
-        taylor2(Gated(case.model, units, d, loss), ones(case.model, units)) for d in ((case.x, case.y), data)
+        taylor2(GatedLoss(case.model, units, d, loss), ones(case.model, units)) for d in ((case.x, case.y), data)
     )
     assert_close(split, at_once)
-    alone = [taylor2(Gated(case.model, units, d, loss), ones(case.model, units)) for d in data]
+    alone = [taylor2(GatedLoss(case.model, units, d, loss), ones(case.model, units)) for d in data]
     assert_close(at_once, sum(n / 6 * one for n, one in zip((1, 3, 2), alone, strict=True)))
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 import secateur as sc
 from cases import randomise
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.errors import ArgumentError, DataError
 from secateur.objective.losses import find_loss
 from secateur.reference import weight_ggn
-from secateur.saliency.weights.obs import RIDGE, Surgeon
+from secateur.saliency.weights.obs import RIDGE, WeightSurgeon
 from secateur.structure.capture import Captured, capture
 
 
@@ -30,9 +30,9 @@ def made(loss: str = "squared_error") -> tuple[nn.Module, tuple[Tensor, Tensor],
     return model, (x, t), capture(model, ((x,), {})), matrix
 
 
-def weights(loss: str = "squared_error", **options: Any) -> Weights:
+def weights(loss: str = "squared_error", **options: Any) -> WeightLoss:
     model, data, captured, _ = made(loss)
-    return Weights(model, captured, data, loss, **options)
+    return WeightLoss(model, captured, data, loss, **options)
 
 
 def minimiser(u: Tensor, matrix: Tensor, gone: list[int]) -> Tensor:
@@ -62,7 +62,7 @@ def test_obs_is_the_least_cost_of_removing_each_weight_alone(loss: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 def test_weights_and_costs_after_any_removals_are_those_of_the_dense_minimum(loss: str, seed: int) -> None:
-    matrix, surgeon = made(loss)[3], Surgeon(weights(loss))
+    matrix, surgeon = made(loss)[3], WeightSurgeon(weights(loss))
     start, order = surgeon.u.clone(), torch.randperm(20, generator=torch.Generator().manual_seed(seed)).tolist()
     total, expected = 0.0, [start]
     for n, q in enumerate(order[:16], 1):
@@ -83,7 +83,7 @@ def test_weights_and_costs_after_any_removals_are_those_of_the_dense_minimum(los
 
 
 def test_all_weights_can_go_one_after_the_other() -> None:
-    surgeon = Surgeon(weights())
+    surgeon = WeightSurgeon(weights())
     for q in range(20):
         surgeon.remove(q)
     assert not surgeon.u.any()
@@ -106,7 +106,7 @@ def test_weights_that_are_not_left_have_no_part_in_it() -> None:
         some = torch.cat([torch.full((p.numel(),), p.ndim > 1) for p in there.model.parameters()])
         return whole[some][:, some][left][:, left]
 
-    surgeon = Surgeon(there, left)
+    surgeon = WeightSurgeon(there, left)
     assert torch.equal(surgeon.saliency().isinf(), ~left)
     inner = at_these_weights()
     inner += RIDGE * inner.diagonal().mean() * torch.eye(17, dtype=torch.float64)
@@ -123,8 +123,8 @@ def test_weights_that_are_not_left_have_no_part_in_it() -> None:
 
 def test_weights_without_curvature_cost_nothing_and_change_nothing() -> None:
     model, captured = made()[0], made()[2]
-    zeros = Weights(model, captured, (torch.zeros(3, 3).double(), torch.zeros(3, 2).double()), "squared_error")
-    surgeon = Surgeon(zeros)
+    zeros = WeightLoss(model, captured, (torch.zeros(3, 3).double(), torch.zeros(3, 2).double()), "squared_error")
+    surgeon = WeightSurgeon(zeros)
     before, cheapest = surgeon.u.clone(), surgeon.saliency()
     first = torch.arange(20) < 12  # the first layer sees zeros alone
     assert (cheapest[first] < 1e-5).all()
@@ -133,9 +133,9 @@ def test_weights_without_curvature_cost_nothing_and_change_nothing() -> None:
 
 
 def test_more_weights_than_memory_holds_a_matrix_for_are_refused() -> None:
-    Surgeon(weights(max_memory=3 * 8 * 20**2))
+    WeightSurgeon(weights(max_memory=3 * 8 * 20**2))
     with pytest.raises(ArgumentError) as caught:
-        Surgeon(weights(max_memory=3 * 8 * 20**2 - 1))
+        WeightSurgeon(weights(max_memory=3 * 8 * 20**2 - 1))
     assert str(caught.value) == (
         "criterion 'obs': the inverse Hessian of 20 weights takes 9.6 kB, max_memory is 9.6 kB; "
         "use 'obd', or remove units"
@@ -144,8 +144,8 @@ def test_more_weights_than_memory_holds_a_matrix_for_are_refused() -> None:
 
 def test_a_loss_that_is_not_convex_in_the_outputs_is_refused() -> None:
     model, data, captured, _ = made()
-    bent = Weights(model, captured, data, lambda o, t: -(o - t).square().sum(1).mean())
+    bent = WeightLoss(model, captured, data, lambda o, t: -(o - t).square().sum(1).mean())
     with pytest.raises(
         DataError, match="has no inverse on this data: it is NaN or infinite, or the loss is not convex"
     ):
-        Surgeon(bent)
+        WeightSurgeon(bent)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.objective.gated_loss import Gated, per_position
+from secateur.objective.gated_loss import GatedLoss, per_position
 from secateur.saliency.criterion import criterion
 
 
 @criterion("activation", needs="data", in_loss_units=False)
-def activation(gated: Gated, g: Tensor) -> Tensor:
+def activation(gated: GatedLoss, g: Tensor) -> Tensor:
     """Mean of |o| over the samples and over the places where the unit is consumed."""
     sums = torch.zeros(len(g), dtype=torch.float64, device=g.device)
     counts = torch.zeros_like(sums)

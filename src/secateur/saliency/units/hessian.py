@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from secateur.curvature.gate_hessian import diagonal
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.saliency.criterion import criterion
 
 
 @criterion("hessian")
-def hessian(gated: Gated, g: Tensor) -> Tensor:
+def hessian(gated: GatedLoss, g: Tensor) -> Tensor:
     """ΔE_k ≈ −g_k ∂E/∂g_k + ½ g_k² ∂²E/∂g_k², all interactions within the network included.
 
     The loss of each candidate is a function of its own gate alone; many are differentiated twice at a time, behind the

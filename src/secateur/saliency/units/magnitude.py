@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.objective.gated_loss import Gated, per_position
+from secateur.objective.gated_loss import GatedLoss, per_position
 from secateur.saliency.criterion import criterion
 from secateur.structure.axis import expand
 
 
 @criterion("magnitude", needs="nothing", in_loss_units=False)
-def magnitude(gated: Gated, g: Tensor) -> Tensor:
+def magnitude(gated: GatedLoss, g: Tensor) -> Tensor:
     """√Σ w² over the unit's slices of all parameters, without what went with units already removed."""
     units = gated.units
     kept = {s.axis: piece != 0 for s, piece in zip(units, units.split(g).values(), strict=True)}

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.unit_surgeon import UnitSurgeon
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.saliency.criterion import criterion
 
 
 @criterion("obs")
-def obs(gated: Gated, g: Tensor) -> Tensor:
+def obs(gated: GatedLoss, g: Tensor) -> Tensor:
     """ΔE_k ≈ ½ tr(B W_Pᵀ ([G⁻¹]_PP)⁻¹ W_P) summed over unit k's consumers, without its ridge term (design section 7).
 
     P are the rows of the consumers' weights that belong to the unit, G = AᵀA/N + λI of their inputs, B the loss's mean

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.saliency.criterion import criterion
 
 
 @criterion("random", needs="nothing", in_loss_units=False)
-def random(gated: Gated, g: Tensor) -> Tensor:
+def random(gated: GatedLoss, g: Tensor) -> Tensor:
     """Uniform in [0, 1), from the seed."""
     return torch.rand(len(g), generator=gated.generator, dtype=torch.float64).to(g.device)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateur.objective.gated_loss import Gated
+from secateur.objective.gated_loss import GatedLoss
 from secateur.saliency.criterion import criterion
 
 
 @criterion("taylor1")
-def taylor1(gated: Gated, g: Tensor) -> Tensor:
+def taylor1(gated: GatedLoss, g: Tensor) -> Tensor:
     """ΔE_k ≈ −g_k ∂E/∂g_k = −Σ o ∂E/∂o (003 eq. 3). One backward pass."""
     return -gated.gradient(g)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, fx
 
 from secateur.curvature.second_order_backprop import Pair, at_outputs, second_derivatives
-from secateur.objective.gated_loss import Cached, Gated, per_position
+from secateur.objective.gated_loss import CachedBatch, GatedLoss, per_position
 from secateur.objective.losses import differentiable
 from secateur.saliency.criterion import criterion
 from secateur.structure.graph_run import outputs
 
 
 @criterion("taylor2")
-def taylor2(gated: Gated, g: Tensor) -> Tensor:
+def taylor2(gated: GatedLoss, g: Tensor) -> Tensor:
     """ΔE_k ≈ −Σ o ∂E/∂o + ½ Σ o² ∂²E/∂o² (003 eq. 4), the sums over samples and consumers.
 
     The recursion (003 eq. 73-79) passes both derivatives from the outputs back through each operation:
@@ -42,7 +42,7 @@ def taylor2(gated: Gated, g: Tensor) -> Tensor:
     return saliency
 
 
-def _at_gated_values(gated: Gated, batch: Cached, values: dict[fx.Node, Any]) -> dict[fx.Node, Pair]:
+def _at_gated_values(gated: GatedLoss, batch: CachedBatch, values: dict[fx.Node, Any]) -> dict[fx.Node, Pair]:
     """Both derivatives of the loss at every value that carries a gate."""
 
     def loss(returned: Any) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.saliency.criterion import criterion
 from secateur.saliency.weight_score import Saliencies
 
 
 @criterion("magnitude", "weight", needs="nothing", in_loss_units=False)
-def magnitude(weights: Weights) -> Saliencies:
+def magnitude(weights: WeightLoss) -> Saliencies:
     """|u|."""
     return {name: u.abs() for name, u in weights.present().items()}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from secateur.curvature.weight_loss import Values, Weights
+from secateur.curvature.weight_loss import Values, WeightLoss
 from secateur.saliency.criterion import criterion
 from secateur.saliency.weight_score import Saliencies
 
 
 @criterion("obd", "weight")
-def obd(weights: Weights) -> Saliencies:
+def obd(weights: WeightLoss) -> Saliencies:
     """ΔE ≈ ½ h_ii u_i², h_ii = ∂²E/∂u_i² exactly: a product with the Hessian for each neuron or weight."""
     return damage(weights, weights.hessian())
 
 
-def damage(weights: Weights, curvature: Values) -> Saliencies:
+def damage(weights: WeightLoss, curvature: Values) -> Saliencies:
     """Return ½ h_ii u_i² from the second derivatives h_ii of the removable weights."""
     return {name: 0.5 * curvature[name] * u.square() for name, u in weights.present().items()}

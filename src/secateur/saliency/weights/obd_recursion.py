@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.curvature.second_order_backprop import at_outputs, second_derivatives
-from secateur.curvature.weight_loss import Values, Weights
+from secateur.curvature.weight_loss import Values, WeightLoss
 from secateur.curvature.weight_vjp import evaluate, values_of
 from secateur.objective.losses import differentiable
 from secateur.saliency.criterion import criterion
@@ -18,12 +18,12 @@ from secateur.structure.graph_run import outputs
 
 
 @criterion("obd_recursion", "weight")
-def obd_recursion(weights: Weights) -> Saliencies:
+def obd_recursion(weights: WeightLoss) -> Saliencies:
     """The same by second-derivative back-propagation, h_ij = Σ a_j² ∂²E/∂x_i² (LeCun et al. 1990; 003 eq. 73-79)."""
     return damage(weights, recursion(weights))
 
 
-def recursion(weights: Weights) -> Values:
+def recursion(weights: WeightLoss) -> Values:
     """∂²E/∂u² of the removable weights by second-derivative back-propagation; cross terms are dropped.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.errors import ArgumentError, DataError
 from secateur.saliency.criterion import criterion
 from secateur.saliency.weight_score import Saliencies
@@ -17,7 +17,7 @@ TINY = torch.finfo(torch.float64).tiny
 
 
 @criterion("obs", "weight")
-def obs(weights: Weights) -> Saliencies:
+def obs(weights: WeightLoss) -> Saliencies:
     """ΔE ≈ ½ u_q² / [H⁻¹]_qq (Hassibi, Stork 1992), H the Gauss-Newton matrix over all P removable weights.
 
     One backward pass for each output, P² numbers of memory and P³ operations: for small networks.
@@ -26,10 +26,10 @@ def obs(weights: Weights) -> Saliencies:
         ArgumentError: There are more weights than memory holds a matrix for.
         DataError: H has no inverse.
     """
-    return weights.split(Surgeon(weights).saliency())
+    return weights.split(WeightSurgeon(weights).saliency())
 
 
-class Surgeon:
+class WeightSurgeon:
     """All removable weights u [P] with the inverse of H, through one removal after the other.
 
         δu = −u_q / [H⁻¹]_qq · H⁻¹e_q          H⁻¹ −= H⁻¹e_q e_qᵀH⁻¹ / [H⁻¹]_qq
@@ -52,7 +52,7 @@ class Surgeon:
         DataError: H has no inverse: it is NaN, or the loss is not convex in the outputs.
     """
 
-    def __init__(self, weights: Weights, left: Tensor | None = None) -> None:
+    def __init__(self, weights: WeightLoss, left: Tensor | None = None) -> None:
         self.start = weights.flat()
         size = 8 * MATRICES * len(self.start) ** 2  # bytes
         if size > weights.memory:
@@ -67,7 +67,7 @@ class Surgeon:
         self.vectors = torch.empty_like(self.inverse)  # v, a row for each removal, and by how many of it u went down
         self.steps = torch.empty_like(self.u)
 
-    def _inverse(self, weights: Weights) -> Tensor:
+    def _inverse(self, weights: WeightLoss) -> Tensor:
         """H⁻¹ over the weights left; zero for the others [P, P].
 
         Raises:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from secateur.curvature.weight_loss import Weights
+from secateur.curvature.weight_loss import WeightLoss
 from secateur.saliency.criterion import criterion
 from secateur.saliency.weight_score import Saliencies
 
 
 @criterion("random", "weight", needs="nothing", in_loss_units=False)
-def random(weights: Weights) -> Saliencies:
+def random(weights: WeightLoss) -> Saliencies:
     """Uniform in [0, 1), from the seed."""
     draw = weights.generator
     return {

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from secateur.structure.axis import Axis, fix, leaf, product, unify
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.normalisation import reduced, without
 from secateur.structure.rules.registry import name_of, require_form, resize, rule
@@ -189,7 +189,7 @@ def attention(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @resize("scaled_dot_product_attention")
-def resize_attention(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_attention(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """A scale given by default depends on the width: it stays what it was."""
     width = net.axes(given["query"])[-1]
     changed = given["scale"] is None and left.count(width) != width.size
@@ -252,7 +252,7 @@ def _groups(net: Net, node: fx.Node, x: Axis, channels: Axes, weight: Axes, grou
 
 
 @resize("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def resize_convolution(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_convolution(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The number of groups."""
     return {"groups": left.count(net.groups[node])} if node in net.groups else {}
 

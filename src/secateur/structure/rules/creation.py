@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.movement import shape_left
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import resize, rule
@@ -19,7 +19,7 @@ def constant(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @resize("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
-def resize_constant(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_constant(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The shape."""
     return {"size": shape_left(net.axes(node), given["size"], left)}
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from secateur.structure.axis import cat, fix, is_fixed, leaf, unify
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.movement import start_of
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import dim_of, name_of, require_form, resize, rule
@@ -166,7 +166,7 @@ def slice_scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @resize("slice_scatter")
-def resize_slice_scatter(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_slice_scatter(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """Where the segment begins and ends."""
     dim = given["dim"] % len(net.axes(node))
     here, source = net.axes(given["self"])[dim], net.axes(given["src"])[dim]

@@ -9,7 +9,7 @@ from torch import fx
 
 from secateur.structure.axis import BATCH, Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import NotCoveredError, dim_of, name_of, require_form, resize, rule
 
@@ -52,7 +52,7 @@ def _next(axes: Axes) -> Axis:
 
 
 @resize("squeeze")
-def resize_squeeze(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_squeeze(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """Only the dimensions that were of size 1 before."""
     axes = net.axes(given["self"])
     if all(left.count(axis) != 1 for axis in axes if axis.size != 1):
@@ -65,20 +65,20 @@ def resize_squeeze(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -
 
 
 @resize("view", "reshape", "_unsafe_view", "expand")
-def resize_shape(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_shape(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The shape asked for; −1 stays."""
     name = next((name for name in ("size", "shape") if name in given), None)
     return {} if name is None else {name: shape_left(net.axes(node), given[name], left)}  # or a view of another type
 
 
 @resize("unflatten")
-def resize_unflatten(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_unflatten(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The shape of one dimension."""
     start = given["dim"] % len(net.axes(given["self"]))
     return {"sizes": shape_left(net.axes(node)[start : start + len(given["sizes"])], given["sizes"], left)}
 
 
-def shape_left(axes: Axes, sizes: Sequence[Any], left: Left) -> list[Any]:
+def shape_left(axes: Axes, sizes: Sequence[Any], left: KeepMask) -> list[Any]:
     """Sizes given as arguments, for what is left of the axes they are of."""
     return [size if size == -1 else left.size(axis, size) for axis, size in zip(axes, sizes, strict=True)]
 
@@ -160,7 +160,7 @@ def split(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
 
 
 @resize("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
-def resize_split(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_split(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The size of each segment: equal ones need not stay equal."""
     dim = given["dim"] % len(net.axes(given["self"]))
     segments = [axes[dim] for axes in net.outputs(node)]
@@ -198,7 +198,7 @@ def start_of(given: dict[str, Any], size: int) -> int | None:
 
 
 @resize("slice", "narrow")
-def resize_slice(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_slice(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """Where the segment begins and ends."""
     axes = net.axes(given["self"])
     dim = given["dim"] % len(axes)
@@ -259,7 +259,7 @@ def _repeated(axis: Axis, times: Axis, inside: bool) -> Axis:
 
 
 @resize("repeat", "tile", "repeat_interleave")
-def resize_repeat(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_repeat(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """How often; the copies are units where something else makes them so."""
     before, after = net.axes(given["self"]), net.axes(node)
     if isinstance(given.get("repeats"), int):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from secateur.structure.axis import Axis, fix, leaf, product, unify
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import dim_of, name_of, require_form, resize, rule
 
@@ -63,7 +63,7 @@ def layer_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @resize("layer_norm", "rms_norm")
-def resize_layer_norm(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_layer_norm(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The shape that is normalised over."""
     last = net.axes(given["input"])[-len(given["normalized_shape"]) :]
     return {"normalized_shape": [left.count(axis) for axis in last]}
@@ -86,7 +86,7 @@ def group_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @resize("group_norm")
-def resize_group_norm(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_group_norm(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The number of groups."""
     return {"num_groups": left.count(net.groups[node])}
 

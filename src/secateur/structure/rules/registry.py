@@ -13,11 +13,11 @@ from torch import fx
 
 from secateur.errors import ArgumentError, ModelError
 from secateur.plugins import load_plugins, place_of_function
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Axes, Net
 
 Infer = Callable[[Net, fx.Node, dict[str, Any]], Axes | list[Axes]]
-Resize = Callable[[Net, fx.Node, dict[str, Any], Left], dict[str, Any]]
+Resize = Callable[[Net, fx.Node, dict[str, Any], KeepMask], dict[str, Any]]
 
 # How derivatives pass backward through an operation, seen as a function of one input:
 #   pointwise  each output from one input value (broadcasting aside)

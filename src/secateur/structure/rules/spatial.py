@@ -8,7 +8,7 @@ from torch import fx
 
 from secateur.structure.axis import Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
-from secateur.structure.keep_mask import Left
+from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Axes, Net
 from secateur.structure.rules.registry import name_of, require_form, resize, rule
 
@@ -64,7 +64,7 @@ def pad(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @resize("pad", "constant_pad_nd")
-def resize_pad(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_pad(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """How many."""
     amounts = list(given["pad"])
     mine, axes = net.axes(given["self"]), net.axes(node)
@@ -113,7 +113,7 @@ def channel_shuffle(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @resize("channel_shuffle", "native_channel_shuffle")
-def resize_shuffle(net: Net, node: fx.Node, given: dict[str, Any], left: Left) -> dict[str, Any]:
+def resize_shuffle(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The number of groups."""
     return {"groups": left.count(net.groups[node])}
 
