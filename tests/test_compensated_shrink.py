@@ -18,7 +18,7 @@ from cases import CASES, Case, random_kept
 from random_networks import RandomArchitecture
 from secateur.errors import ArgumentError, DataError, PlanError
 from secateur.planning.plan import Plan
-from secateur.shrinking import Result
+from secateur.result import Result
 
 CHANGED = [name for name in CASES if name not in ("one_unit", "tied")]  # where a layer of its own sums units up
 

@@ -12,8 +12,8 @@ import secateur as sc
 from cases import CASES, Kept
 from rounding import assert_close_ulps
 from secateur.cutting.module_attributes import update_attributes
-from secateur.cutting.probe_weights import trial_weights
-from secateur.cutting.slices import sliced_copy, survivors
+from secateur.cutting.probe_weights import probe_weights
+from secateur.cutting.slices import keep_mask_of, sliced_copy
 from secateur.cutting.verify import Truth, exact_truth, truth
 from secateur.errors import ModelError, VerificationError
 from secateur.structure.axis import Axis
@@ -125,7 +125,7 @@ class Proof(NamedTuple):
 
 def proof(model: nn.Module, x: Tensor, kept: Kept) -> Proof:
     units, call = sc.find_units(model, x, "all"), as_call(x)
-    left = survivors(units, kept)
+    left = keep_mask_of(units, kept)
     small = sliced_copy(model, units, left)
     expected, exact = (made(model, units, kept, call) for made in (truth, exact_truth))
     update_attributes(small, units.net, left)
@@ -134,7 +134,7 @@ def proof(model: nn.Module, x: Tensor, kept: Kept) -> Proof:
 
 def varied(model: nn.Module) -> nn.Module:
     """The model in float64 with the weights of the exact truth."""
-    weights, twin = trial_weights(model), copy.deepcopy(model).double()
+    weights, twin = probe_weights(model), copy.deepcopy(model).double()
     with torch.no_grad():
         for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
             tensor.copy_(weights[name])
@@ -435,7 +435,7 @@ def test_gated_units_taken_along_another_axis_are_found_beside_removed_sliced_on
     assert [(s.name, s.removal) for s in units] == [("0", "sliced"), ("2", "gated"), ("4", "gated")]
     units.axes["4.weight"].reverse()  # as many units, but of inputs for outputs
     kept = {"0": (1, 2, 5), "2": (0, 3), "4": (1, 2)}
-    left = survivors(units, kept)
+    left = keep_mask_of(units, kept)
     small = sliced_copy(model, units, left)
     update_attributes(small, units.net, left)
     with pytest.raises(VerificationError, match=DIFFERS):

@@ -15,7 +15,7 @@ import secateur as sc
 from cases import CASES, Case
 from secateur.errors import ArgumentError, ArtifactError, BudgetError, DataError, ModelError, SecateurError
 from secateur.planning.plan import Plan
-from secateur.shrinking import Result
+from secateur.result import Result
 
 REMOVABLE = [name for name in CASES if name != "one_unit"]
 
