@@ -1,4 +1,7 @@
-"""Shrinking with weights that make up for the units removed, through the public interface alone."""
+"""Shrinking with weights that make up for the units removed, through the public interface alone.
+
+Also covers secateur.cutting.final_fit and secateur.cutting.added_biases.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Shrinking by units, through the public interface alone.
+
+Also covers secateur.result.
+"""
+
 from __future__ import annotations
 
 import random

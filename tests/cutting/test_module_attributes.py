@@ -1,3 +1,5 @@
+"""Attributes of PyTorch's modules after a cut."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

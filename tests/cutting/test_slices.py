@@ -1,3 +1,5 @@
+"""Keep masks, gates and sliced copies."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+"""The proof of a cut: wrong networks are found, right ones are not refused."""
+
 from __future__ import annotations
 
 import copy
