@@ -73,12 +73,12 @@ def rank(
         validation: The data on which loss and accuracy are measured; None for `data`.
         seed: The seed of criteria that draw random numbers.
         progress: Show a bar on stderr.
-        shortlist: With the iterative oracle, evaluate only so many units exactly at each step: those that ``taylor1``
-            finds least; with ``obs`` and `compensate`, evaluate so many that it finds least, after compensation; None
-            for all, and none.
-        refresh: With the quadratic ranking, make ∇ and H again after so many removals, None for never; with
-            `compensate`, fit all weights again after so many, None for a hundredth of the units that can go.
-        swaps: With the quadratic ranking and a budget of size, exchange one removed unit for another as long as that
+        shortlist: The number of units that the iterative oracle evaluates exactly at each step, the least ones by
+            ``taylor1``, None for all; or, by ``obs`` with `compensate`, the number evaluated after compensation, None
+            for none.
+        refresh: The number of removals after which a quadratic ranking makes ∇ and H again, None for never; or, with
+            `compensate`, after which all weights are fitted again, None for a hundredth of the units that can go.
+        swaps: Whether a quadratic ranking with a budget of size exchanges one removed unit for another as long as that
             lowers the predicted loss and the budget still holds; ``plan.swaps`` says by how much.
         max_memory: As for `score`.
         compensate: Whether the weights left make up for what goes; fitted on `data`.

@@ -131,8 +131,7 @@ def shrink(
     loop.refuse_for_units()
     compensation = _compensation(compensate, fitting, data)
     options = resolve(Ranking(criterion, **order), compensation, budget)
-    ranked = make_order(question, *options, compensation, budget, progress)
-    return _shrunk(question, ranked, budget)
+    return _shrunk(question, make_order(question, *options, compensation, budget, progress), budget)
 
 
 def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compensation | None:

@@ -208,9 +208,9 @@ def resized(example: Example) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     model, x = randomise(example.model().double().eval()), example.input()
     units, call = sc.find_units(model, x, "all"), as_call(x)
-    left = keep_mask_of(units, example.kept)
-    small = sliced_copy(model, units, left)
-    update_attributes(small, units.net, left)
+    keep_mask = keep_mask_of(units, example.kept)
+    small = sliced_copy(model, units, keep_mask)
+    update_attributes(small, units.net, keep_mask)
     for made in (truth, exact_truth):
         expected = made(model, units, example.kept, call)
         assert expected.outputs.abs().max() > 0.01

@@ -104,23 +104,25 @@ def test_gates_are_one_for_what_is_kept() -> None:
     assert g.dtype == torch.float64
 
 
-def test_survivors_are_by_axis_and_only_of_the_sets_named() -> None:
+def test_keep_masks_are_by_axis_and_only_of_the_sets_named() -> None:
     case = CASES["two_hidden"]()
     units = sc.find_units(case.model, case.x)
-    left = keep_mask_of(units, {"2": (3, 0)})
-    assert {axis: mask.tolist() for axis, mask in left.masks.items()} == {units["2"].axis: [True, False, False, True]}
-    assert [left.count(s.axis) for s in units] == [6, 2]
-    assert [left.indices(s.axis).tolist() for s in units] == [[0, 1, 2, 3, 4, 5], [0, 3]]
+    keep_mask = keep_mask_of(units, {"2": (3, 0)})
+    assert {axis: mask.tolist() for axis, mask in keep_mask.masks.items()} == {
+        units["2"].axis: [True, False, False, True]
+    }
+    assert [keep_mask.count(s.axis) for s in units] == [6, 2]
+    assert [keep_mask.indices(s.axis).tolist() for s in units] == [[0, 1, 2, 3, 4, 5], [0, 3]]
 
 
-def test_survivors_of_an_axis_that_holds_units_many_times() -> None:
+def test_the_keep_mask_of_an_axis_that_holds_units_many_times() -> None:
     case = CASES["flattened_units"]()
     units = sc.find_units(case.model, case.x)
     consumed = units.axes["3.weight"][1]
-    left = keep_mask_of(units, {"0": (0, 3)})
-    assert left.count(consumed) == 6
-    assert left.indices(consumed).tolist() == [0, 3, 4, 7, 8, 11]
-    assert [left.before(consumed, i) for i in (0, 1, 4, 7, 12)] == [0, 1, 2, 3, 6]
+    keep_mask = keep_mask_of(units, {"0": (0, 3)})
+    assert keep_mask.count(consumed) == 6
+    assert keep_mask.indices(consumed).tolist() == [0, 3, 4, 7, 8, 11]
+    assert [keep_mask.before(consumed, i) for i in (0, 1, 4, 7, 12)] == [0, 1, 2, 3, 6]
 
 
 @pytest.mark.parametrize(

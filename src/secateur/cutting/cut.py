@@ -56,16 +56,16 @@ def cut(
     layers' inputs, and a factorisation for each layer. Layers before all removed units keep their weights bit by bit.
 
     Args:
-        model: Never touched.
-        plan: From `secateur.rank`, `Plan.from_kept` or `Plan.from_json`.
+        model: The network; never touched.
+        plan: The plan of `secateur.rank`, `Plan.from_kept` or `Plan.from_json`.
         compensate: The data to fit the weights left on, as for `secateur.score`, its targets None where there is no
             loss; None to leave all weights as they are.
         loss: As for `secateur.score`: samples then count by its curvature in a last layer of few outputs, as they do in
             `secateur.shrink`.
-        ridge: As in `secateur.Compensation`, like the next three; None for what the plan says, or the default.
-        weighting: How samples count.
-        recalibrate: Whether BatchNorm's statistics are estimated again.
-        add_bias: Whether layers without a bias get one.
+        ridge: As for `secateur.Compensation`, like the next three; None for the plan's setting, or the default.
+        weighting: As for `secateur.Compensation`.
+        recalibrate: As for `secateur.Compensation`.
+        add_bias: As for `secateur.Compensation`.
         max_memory: As for `secateur.score`.
 
     Raises:

@@ -52,8 +52,8 @@ def rezero(model: nn.Module, masks: Masks) -> None:
     """Set the removed weights to zero again, after training code that may have moved them.
 
     Raises:
-        ArgumentError: As `freeze`.
-        PlanError: As `freeze`.
+        ArgumentError: As for `freeze`.
+        PlanError: As for `freeze`.
 
     >>> layer = nn.Linear(2, 1)
     >>> masks = {"weight": torch.tensor([[True, False]])}
@@ -69,8 +69,8 @@ def count_moved(model: nn.Module, masks: Masks) -> int:
     """Return how many removed weights are not zero.
 
     Raises:
-        ArgumentError: As `freeze`.
-        PlanError: As `freeze`.
+        ArgumentError: As for `freeze`.
+        PlanError: As for `freeze`.
     """
     parameters = check_masks(model, masks)
     return sum(int(p.detach()[~masks[name].to(p.device)].count_nonzero()) for name, p in parameters.items())
