@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.compensation.linear_layers import Layer
 from secateur.compensation.ridge import Moments
-from secateur.compensation.targets import draws_of, trace, weights
+from secateur.compensation.targets import draws_of, sample_weights, trace_layers
 from secateur.objective.gated_loss import GatedLoss
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
@@ -27,13 +27,13 @@ class BatchPlace(NamedTuple):
     samples: int
 
 
-def places(gated: GatedLoss) -> list[BatchPlace]:
+def batch_places(gated: GatedLoss) -> list[BatchPlace]:
     """Of all batches."""
     sizes = [batch.size for batch in gated.batches]
     return [BatchPlace(sum(sizes[:i]), size, sum(sizes)) for i, size in enumerate(sizes)]
 
 
-def collect(
+def collect_moments(
     moments: Moments, layer: Layer, value: Tensor, place: BatchPlace, z: Tensor | None, weight: Tensor | None
 ) -> None:
     """Take in a batch of a layer's input: evenly so many rows that all batches give no more than is said above.
@@ -62,7 +62,7 @@ def _some(rows: Tensor | None, taken: Tensor) -> Tensor | None:
     return None if rows is None else rows[taken]
 
 
-def in_original(
+def original_moments(
     gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer]
 ) -> dict[Layer, Moments]:
     """The moments of what layers take in the original network, without targets: one forward pass.
@@ -76,10 +76,10 @@ def in_original(
     moments = {layer: Moments(layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
     operands = {layer: layer.operand(layer.call) for layer in layers}
     draw = draws_of(gated)
-    for batch, place in zip(gated.cached, places(gated), strict=True) if layers else ():
-        values = trace(gated, batch, operands.values(), g, weighted)
-        weight = weights(gated, batch, weighted, values, draw)
+    for batch, place in zip(gated.cached, batch_places(gated), strict=True) if layers else ():
+        values = trace_layers(gated, batch, operands.values(), g, weighted)
+        weight = sample_weights(gated, batch, weighted, values, draw)
         for layer in layers:
             value = values[gated.graph.copies[operands[layer]]].detach()
-            collect(moments[layer], layer, value, place, None, weight.get(layer))
+            collect_moments(moments[layer], layer, value, place, None, weight.get(layer))
     return moments

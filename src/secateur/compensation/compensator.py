@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from secateur.compensation.batch_norm import BatchNorm, ChannelStatistics, find_norms
-from secateur.compensation.calibration import BatchPlace, collect, in_original, places
+from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, original_moments
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
 from secateur.compensation.ridge import Moments, RidgeFit, fit
-from secateur.compensation.targets import draws_of, last_layers, trace, weights
+from secateur.compensation.targets import draws_of, last_layers, sample_weights, trace_layers
 from secateur.errors import ArgumentError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import GatedLoss, masks, ones
@@ -82,7 +82,7 @@ class Compensator:
         self.ones = ones(gated.model, self.units)
         self.weights: dict[str, Tensor] = {}
         self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
-        self.gated = gated.holding(self.weights)
+        self.gated = gated.with_weights(self.weights)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
         found = find_layers(self.units) if settings.fit else []
         sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in found}
@@ -90,7 +90,7 @@ class Compensator:
         self._others = {layer: sets[layer] for layer in found if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, FittedLayer] = {}
-        self._batches = places(gated)
+        self._batches = batch_places(gated)
         self._first = {layer for layer in self.layers if self._is_first(layer)}
         self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
         self._weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
@@ -139,7 +139,7 @@ class Compensator:
         self.weights.clear()
         self.fitted.clear()
         self._fitted_at = g.clone(), all_layers
-        narrow, touched = self.gated.narrowed(g), self._touched(g)
+        sliced, touched = self.gated.sliced(g), self._touched(g)
         stops = [stop for stop in self._stops(g) if stop.call in touched]
         first = [layer for layer in self.layers if layer in stops and layer in self._first]
         rest = [layer for layer in self.layers if layer not in stops and all_layers]
@@ -150,10 +150,10 @@ class Compensator:
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
                 self.weights.update(self.tensors(layer, fitted.weight) if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
-            held = list(self._walks(narrow, g, stops)) if stops and self._fits_memory(stops) else None
+            held = list(self._walks(sliced, g, stops)) if stops and self._fits_memory(stops) else None
             for i, stop in enumerate(stops):
-                walks = held if held is not None else (_skip(walk, i) for walk in self._walks(narrow, g, stops))
-                self._stop(stop, walks, narrow, g)
+                walks = held if held is not None else (_skip(walk, i) for walk in self._walks(sliced, g, stops))
+                self._stop(stop, walks, sliced, g)
 
     def change(self, tensors: dict[str, Tensor]) -> None:
         """Put other weights in place of those of the last fit."""
@@ -167,13 +167,15 @@ class Compensator:
 
     def _add_known(self, layers: Iterable[Layer]) -> None:
         new = [layer for layer in layers if layer not in self._known]
-        self._known.update(in_original(self.original, self.ones, new, [one for one in self._weighted if one in new]))
+        self._known.update(
+            original_moments(self.original, self.ones, new, [one for one in self._weighted if one in new])
+        )
 
-    def other(self) -> Compensator:
+    def fork(self) -> Compensator:
         """One for fits of its own."""
         other = copy.copy(self)
         other.weights, other.fitted, other._fitted_at = {}, {}, None
-        other.gated = self.original.holding(other.weights)
+        other.gated = self.original.with_weights(other.weights)
         return other
 
     def _stops(self, g: Tensor) -> list[Layer | BatchNorm]:
@@ -189,16 +191,16 @@ class Compensator:
         gone = [edge.node for edge in graph.edges if bool((graph.units.expand(edge.axis, g) == 0).any())]
         return {graph.origin[node] for node in downstream(gone) if node in graph.origin}
 
-    def _walks(self, narrow: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
+    def _walks(self, sliced: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
         layers = [stop for stop in stops if isinstance(stop, Layer)]
         weighted, calls = [one for one in self._weighted if one in layers], [one.call for one in layers]
         draw = draws_of(self.original)
-        halts = {narrow.graph.copies[stop.call] for stop in stops}
-        for batch, shrunk, place in zip(self.original.cached, narrow.cached, self._batches, strict=True):
-            values = trace(self.original, batch, calls, self.ones, weighted)
-            weight = weights(self.original, batch, weighted, values, draw)
+        halts = {sliced.graph.copies[stop.call] for stop in stops}
+        for batch, shrunk, place in zip(self.original.cached, sliced.cached, self._batches, strict=True):
+            values = trace_layers(self.original, batch, calls, self.ones, weighted)
+            weight = sample_weights(self.original, batch, weighted, values, draw)
             given = {one: one.targets(values[self.original.graph.copies[one.call]].detach()) for one in layers}
-            steps = narrow.graph.walk(shrunk.frontier, g, halts, ())
+            steps = sliced.graph.walk(shrunk.frontier, g, halts, ())
             yield Walk(steps, {one: (z, weight.get(one)) for one, z in given.items()}, place)
 
     def _fits_memory(self, stops: list[Layer | BatchNorm]) -> bool:
@@ -207,27 +209,27 @@ class Compensator:
         each = bytes_of(stop.call for stop in stops) + 4 * max(bytes_of([node]) for node in nodes)
         return each * self._batches[0].samples <= self.original.memory // 3
 
-    def _stop(self, stop: Layer | BatchNorm, walks: Iterable[Walk], narrow: GatedLoss, g: Tensor) -> None:
+    def _stop(self, stop: Layer | BatchNorm, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> None:
         """Fit one layer, or estimate one norm's statistics, and let the walks go on with it."""
-        call = narrow.graph.copies[stop.call]
+        call = sliced.graph.copies[stop.call]
         if isinstance(stop, BatchNorm):
-            found, met = self._statistics(stop, call, walks, narrow)
+            found, met = self._statistics(stop, call, walks, sliced)
         else:
-            found, met = self._layer(stop, call, walks, narrow, g)
+            found, met = self._layer(stop, call, walks, sliced, g)
         self.weights.update(found)
         for values, (name, node) in itertools.product(met, stop.places(call).items()):
             if name in found:
-                values[node] = slice_tensor(found[name], self.units.axes[name], narrow.graph.left)
+                values[node] = slice_tensor(found[name], self.units.axes[name], sliced.graph.kept)
 
-    def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], narrow: GatedLoss, g: Tensor) -> Met:
-        inputs = narrow.graph.left.indices(layer.inputs).to(g.device)
+    def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> Met:
+        inputs = sliced.graph.kept.indices(layer.inputs).to(g.device)
         ins, outs = layer.rows_of(inputs), self._outputs(layer, g)
         moments, met = Moments(len(ins), len(outs), self.ones.device), []
         for walk in walks:
             _, values = next(walk.steps)
             z, weight = walk.targets.pop(layer)
             weight = None if weight is None else weight[:, outs]
-            collect(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
+            collect_moments(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
             met.append(values)
         return self.tensors(layer, self._solve(layer, moments, ins, outs, g).weight), met
 
@@ -269,13 +271,13 @@ class Compensator:
             tensors[layer.bias] = old.index_put((found.outputs,), bias.flatten().to(old))
         return tensors
 
-    def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], narrow: GatedLoss) -> Met:
+    def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss) -> Met:
         statistics, met = ChannelStatistics(), []
         for walk in walks:
             _, values = next(walk.steps)
             statistics.add(values[norm.operand(call)])
             met.append(values)
-        return norm.tensors(statistics, self.named, narrow.graph.left.indices(norm.channels).to(self.ones.device)), met
+        return norm.tensors(statistics, self.named, sliced.graph.kept.indices(norm.channels).to(self.ones.device)), met
 
 
 Met = tuple[dict[str, Tensor], list[dict[fx.Node, Any]]]  # what was found, and the values of the walks that wait there

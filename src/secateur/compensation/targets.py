@@ -13,7 +13,7 @@ from secateur.curvature.loss_factors import Factor, backward, exact_factors, flo
 from secateur.errors import DataError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import CachedBatch, GatedLoss
-from secateur.objective.losses import LOSSES, evaluate
+from secateur.objective.losses import LOSSES, loss_of_batch
 from secateur.structure.graph_run import outputs
 
 FEW = 16  # outputs: of a last layer, that each weigh the samples in a way of their own; of a network, all pulled back
@@ -46,19 +46,19 @@ def curvature(gated: GatedLoss, layers: Sequence[Layer], g: Tensor) -> dict[Laye
     """
     if not gated.has_loss:
         return {}
-    sizes = {one: gated.graph.left.count(one.outputs) for one in layers}
+    sizes = {one: gated.graph.kept.count(one.outputs) for one in layers}
     found = {one: torch.zeros(n, n, dtype=torch.float64, device=g.device) for one, n in sizes.items()}
     draw = draws_of(gated)
     for batch in gated.cached:
         try:
-            for layer, rows in pulled(gated, batch, layers, trace(gated, batch, (), g, layers), draw):
+            for layer, rows in pulled_to_layers(gated, batch, layers, trace_layers(gated, batch, (), g, layers), draw):
                 found[layer] += (rows.T @ rows).double() * (batch.share / batch.size)
         except NoCurvatureError:
             return {}
     return found
 
 
-def trace(
+def trace_layers(
     gated: GatedLoss, batch: CachedBatch, nodes: Collection[fx.Node], g: Tensor, layers: Sequence[Layer]
 ) -> dict[fx.Node, Any]:
     """Values of some nodes of the captured graph, the network's output, and differentiably what some layers give."""
@@ -66,14 +66,14 @@ def trace(
     return gated.graph.trace(batch.frontier, g, calls.union(copies[node] for node in nodes), calls)
 
 
-def pulled(
+def pulled_to_layers(
     gated: GatedLoss, batch: CachedBatch, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
 ) -> Iterator[tuple[Layer, Tensor]]:
     """√λ_n J_nᵀu_n [M, O] at every position of the layers' outputs, for each factor λ u uᵀ of the loss's curvature."""
     with torch.enable_grad():
         out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
         given = [values[gated.graph.copies[one.call]] for one in layers]
-        evaluate(gated.loss_function, out, batch.targets)
+        loss_of_batch(gated.loss_function, out, batch.targets)
         positions = any(one.ndim > 2 for one in given)
         for factor in _factors(gated, out, batch.targets, positions, draw):
             root = factor.weight.clamp(min=0).sqrt()
@@ -103,7 +103,7 @@ def _factors(gated: GatedLoss, out: Any, targets: Any, positions: bool, draw: to
         raise NoCurvatureError from error
 
 
-def weights(
+def sample_weights(
     gated: GatedLoss, batch: CachedBatch, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
 ) -> dict[Layer, Tensor]:
     """How much the loss minds each number that some layers give: the diagonals of J_nᵀ L_n J_n [M, O].
@@ -114,7 +114,7 @@ def weights(
         gated: The original network.
         batch: The samples.
         layers: Which.
-        values: As `trace` gives them for these layers.
+        values: As `trace_layers` gives them for these layers.
         draw: From `draws_of`, at the start of the pass over the data.
 
     Returns:
@@ -122,7 +122,7 @@ def weights(
     """
     found: dict[Layer, Tensor] = {}
     try:
-        for layer, rows in pulled(gated, batch, layers, values, draw) if layers else ():
+        for layer, rows in pulled_to_layers(gated, batch, layers, values, draw) if layers else ():
             found[layer] = rows.square() + found.get(layer, 0)
     except NoCurvatureError:
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.curvature.gauss_newton import pulled
+from secateur.curvature.gauss_newton import pulled_to_gates
 from secateur.curvature.loss_factors import sampled_factors
 from secateur.objective.gated_loss import GatedLoss
 
@@ -20,9 +20,9 @@ def estimate(gated: GatedLoss, g: Tensor, draws: int = 1) -> tuple[Tensor, Tenso
     """
     gradient, second, fourth = torch.zeros(3, len(g), dtype=torch.float64, device=g.device)
     count = 0
-    narrow = gated.narrowed(g)
-    for share, rows in pulled(
-        narrow, g, lambda out, targets: sampled_factors(gated.loss_function, out, targets, gated.generator, draws)
+    sliced = gated.sliced(g)
+    for share, rows in pulled_to_gates(
+        sliced, g, lambda out, targets: sampled_factors(gated.loss_function, out, targets, gated.generator, draws)
     ):
         for weight, row in rows:
             if weight is None:

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.curvature.hessian_products import HELD, hessian_vector_products
 from secateur.objective.gated_loss import CachedBatch, GatedLoss, derivative
-from secateur.objective.leave_one_out import LeaveOneOut, stacks_of
+from secateur.objective.leave_one_out import LeaveOneOut, split_candidates
 from secateur.objective.memory import bytes_of
 
 
@@ -19,7 +19,7 @@ def diagonal(gated: GatedLoss, g: Tensor) -> Tensor:
     """∂²E/∂g_k² [K] of the units that are left, float64; 0 of all others."""
     units = g.nonzero()[:, 0]
     found = torch.zeros(len(g), dtype=torch.float64, device=g.device)
-    stacks, rest = stacks_of(gated, g, units)
+    stacks, rest = split_candidates(gated, g, units)
     keep = {node for stack, _ in stacks for node in stack.needed}
     with sdpa_kernel(SDPBackend.MATH):  # the only attention that PyTorch differentiates twice
         for batch in gated.cached if stacks else ():
@@ -38,7 +38,7 @@ def matrix(gated: GatedLoss, g: Tensor) -> Tensor:
     """
     found = torch.zeros(len(g), len(g), dtype=torch.float64, device=g.device)
     units = torch.arange(len(g), device=g.device)
-    stacks = [(stack, places) for stack, places in stacks_of(gated, g, units)[0] if stack.layer is not None]
+    stacks = [(stack, places) for stack, places in split_candidates(gated, g, units)[0] if stack.layer is not None]
     largest = sorted(stacks, key=lambda pair: len(pair[1]))[-1:]
     inner = largest[0][1] if largest else units[:0]
     for some, columns in _columns(gated, g, units[~torch.isin(units, inner)]):

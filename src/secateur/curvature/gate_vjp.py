@@ -25,9 +25,9 @@ def gate_vjp(gated: GatedLoss, batch: CachedBatch, g: Tensor) -> tuple[Any, Pull
 
     Where samples know each other or a gated value holds none of them, each sample takes a backward pass of its own.
     """
-    if gated.apart is None:
-        gated.apart = _samples_apart(gated, g)
-    if gated.apart:
+    if gated.samples_independent is None:
+        gated.samples_independent = _samples_apart(gated, g)
+    if gated.samples_independent:
         return _together(gated, batch.frontier, batch.size, g)
     return _one_by_one(gated, batch.frontier, batch.size, g)
 
@@ -57,7 +57,7 @@ def _samples_apart(gated: GatedLoss, g: Tensor) -> bool:
     """Whether sample n's outputs depend on its own gates alone and as on shared ones, tried on a few samples."""
     if gated.units.captured.spec.fixed is not None:
         return False
-    frontier = gated.few()
+    frontier = gated.few_samples()
     n = min(3, next(gated.cached).size)
     try:
         out, pull = _together(gated, frontier, n, g)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from secateur.curvature.loss_factors import Factor, backward, float_outputs, only
 from secateur.curvature.per_sample import Uses, layouts
-from secateur.curvature.weight_vjp import BatchVJP, evaluate, leaves_of, run_from, samples_of, values_of
+from secateur.curvature.weight_vjp import BatchVJP, leaves_of, run_from, run_graph, samples_of, values_of
 from secateur.structure.capture import Captured
 from secateur.structure.graph_run import tolerance
 from secateur.structure.inputs import Call, batch_size
@@ -73,7 +73,7 @@ def _with_samples(returned: Any, n: int) -> list[Tensor]:
 def _single(captured: Captured, model: nn.Module, uses: Uses, call: Call) -> dict[fx.Node, Any]:
     if not uses.counts:
         return {}
-    known, _ = evaluate(captured, values_of(captured, model, samples_of(call, slice(1))), uses.counts)
+    known, _ = run_graph(captured, values_of(captured, model, samples_of(call, slice(1))), uses.counts)
     return {node: known[node] for node in uses.counts}
 
 

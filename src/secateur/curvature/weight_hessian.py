@@ -12,11 +12,10 @@ from torch import Tensor, fx
 from secateur.curvature.hessian_products import HELD, hessian_vector_products
 from secateur.curvature.loss_factors import ties_samples
 from secateur.curvature.per_sample import Uses, summed_squares
-from secateur.curvature.weight_vjp import evaluate, recompute
+from secateur.curvature.weight_vjp import recompute, run_graph
 from secateur.objective.data import Batch
 from secateur.objective.gated_graph import downstream
-from secateur.objective.losses import LossFunction
-from secateur.objective.losses import evaluate as checked
+from secateur.objective.losses import LossFunction, loss_of_batch
 from secateur.objective.memory import bytes_of
 
 
@@ -38,8 +37,8 @@ def second_derivatives(
     """
     captured = fast.captured
     with torch.no_grad():
-        known, out = evaluate(captured, values)
-        checked(loss, out, batch.targets)
+        known, out = run_graph(captured, values)
+        loss_of_batch(loss, out, batch.targets)
 
     def at(changed: list[fx.Node], value: Tensor) -> Tensor:
         mean = loss(recompute(captured, known, dict.fromkeys(changed, value)), batch.targets).reshape(())

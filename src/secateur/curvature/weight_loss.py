@@ -23,8 +23,15 @@ from secateur.curvature.weight_vjp import BatchVJP, SampleVJP, leaves_of, run_fr
 from secateur.errors import DataError, ModelError, choose
 from secateur.objective.data import CHUNK, Batch, batches
 from secateur.objective.held_back import hold_back
-from secateur.objective.loss_checks import tried
-from secateur.objective.losses import LossFunction, differentiable, find_loss, given, measure, predictions
+from secateur.objective.loss_checks import batches_for_loss
+from secateur.objective.losses import (
+    LossFunction,
+    count_predictions,
+    differentiable,
+    find_loss,
+    loss_and_accuracy,
+    require_loss,
+)
 from secateur.objective.memory import bytes_of, memory_cap
 from secateur.structure.capture import Captured, check_finite
 from secateur.structure.graph_run import compile_graph, outputs
@@ -32,7 +39,7 @@ from secateur.structure.inputs import sample_weight
 from secateur.structure.rules.registry import name_of
 
 Factors = Callable[[Any, Any], Iterator[Factor]]  # of the loss's curvature, from outputs and targets
-Values = dict[str, Tensor]  # by parameter, in its shape, float64
+ByParameter = dict[str, Tensor]  # by parameter, in its shape, float64
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 PIECE = 2**25  # bytes of derivatives that are made at a time, at most: more are slow to be had from the system
 VECTORS = 16  # that are pulled back at a time in this
@@ -83,7 +90,7 @@ class WeightLoss:
         at_once = CHUNK if captured.spec.fixed else self._at_once()
         self._batches: list[Batch] = []
         if data is not None:
-            self._batches = tried(self._loss, captured, model, batches(model, data, at_once, captured, name))
+            self._batches = batches_for_loss(self._loss, captured, model, batches(model, data, at_once, captured, name))
         self._n = sum(batch.size for batch in self._batches)
 
     @property
@@ -98,9 +105,9 @@ class WeightLoss:
         Raises:
             DataError: No loss was given.
         """
-        return given(self._loss)
+        return require_loss(self._loss)
 
-    def present(self) -> Values:
+    def present(self) -> ByParameter:
         """The removable weights as they are now."""
         return {name: p.detach().double() for name, p in self._parameters().items() if p.ndim > 1}
 
@@ -125,17 +132,17 @@ class WeightLoss:
         """The batches, and each one's share of all samples."""
         yield from ((batch.size / self._n, batch) for batch in self._batches)
 
-    def evaluate(self) -> tuple[float | None, float | None]:
+    def measure(self) -> tuple[float | None, float | None]:
         """E and the accuracy; None where there is no data or no loss, or there are no classes."""
         if self._loss is None or not self._batches:
             return None, None
         with torch.no_grad():
-            return measure(self.loss, ((share, out, batch.targets) for share, batch, out in self._outputs()))
+            return loss_and_accuracy(self.loss, ((share, out, batch.targets) for share, batch, out in self._outputs()))
 
     def predictions(self) -> int:
         """Return how many predictions the accuracy is taken over; 0 without classes."""
         with torch.no_grad():
-            return predictions(self.loss, ((out, batch.targets) for _, batch, out in self._outputs()))
+            return count_predictions(self.loss, ((out, batch.targets) for _, batch, out in self._outputs()))
 
     def _outputs(self) -> Iterator[tuple[float, Batch, Any]]:
         run = compile_graph(self.captured.graph)
@@ -149,9 +156,9 @@ class WeightLoss:
             DataError: There are too few samples.
         """
         fitted, held = hold_back(self._batches, self.captured.spec.fixed is not None)
-        return self._over(fitted), self._over(held)
+        return self._on_batches(fitted), self._on_batches(held)
 
-    def _over(self, several: list[Batch]) -> WeightLoss:
+    def _on_batches(self, several: list[Batch]) -> WeightLoss:
         other = copy.copy(self)
         other._batches, other._n = several, sum(batch.size for batch in several)
         return other
@@ -161,7 +168,7 @@ class WeightLoss:
         """How many samples there are."""
         return self._n
 
-    def gradient(self) -> Values:
+    def gradient(self) -> ByParameter:
         """∂E/∂w, by one backward pass."""
         total = self._zeros()
         with self._differentiating():
@@ -174,7 +181,7 @@ class WeightLoss:
                     total[name] += share * one.double()
         return total
 
-    def ggn(self) -> Values:
+    def ggn(self) -> ByParameter:
         """The Gauss-Newton matrix's diagonal, 1/N Σ_n J_nᵀ L_n J_n, L_n the Hessian of sample n's loss in its outputs.
 
         One backward pass for each output of a sample; where samples cannot be told apart, as many for each sample.
@@ -184,7 +191,7 @@ class WeightLoss:
         """
         return self._squares(self._exact)
 
-    def fisher(self, draws: int = 1) -> Values:
+    def fisher(self, draws: int = 1) -> ByParameter:
         """The same in expectation, 1/N Σ_n (∂ℓ_n/∂w)² with targets drawn from the model's own distribution.
 
         One backward pass for each draw; the error falls as 1/√draws.
@@ -216,7 +223,7 @@ class WeightLoss:
                         total += (g * weight[rows].reshape(-1, 1)).T @ g / self._n
         return total
 
-    def hessian(self) -> Values:
+    def hessian(self) -> ByParameter:
         """∂²E/∂w², exact.
 
         One product with the Hessian for each neuron of a dense layer that sees each sample once, for all samples at a
@@ -246,7 +253,7 @@ class WeightLoss:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if name in self.names}
 
-    def _zeros(self) -> Values:
+    def _zeros(self) -> ByParameter:
         return {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self._parameters().items()}
 
     @contextlib.contextmanager
@@ -265,7 +272,7 @@ class WeightLoss:
     def _exact(self, out: Any, targets: Any) -> Iterator[Factor]:
         return exact_factors(self.loss, out, targets)
 
-    def _squares(self, factors: Factors) -> Values:
+    def _squares(self, factors: Factors) -> ByParameter:
         """Σ_v λ_v (J_nᵀ u_v)², mean over samples."""
         total, uses = self._zeros(), self._apart.uses
         dense = {name: use for name in uses.of if (use := uses.dense(name))}

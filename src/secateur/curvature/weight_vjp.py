@@ -21,7 +21,7 @@ from secateur.structure.graph_run import bind, outputs
 from secateur.structure.inputs import Call, map_tensors
 
 
-def evaluate(
+def run_graph(
     captured: Captured,
     values: Sequence[Any],
     kept: Collection[fx.Node] | None = None,
@@ -71,7 +71,7 @@ def run_from(captured: Captured, model: nn.Module, call: Call, leaves: Mapping[s
     """The model's outputs, computed from these parameters."""
     names = [captured.weights.get(p.name, "") for p in captured.graph.find_nodes(op="placeholder")]
     values = zip(names, values_of(captured, model, call), strict=True)
-    return evaluate(captured, [leaves.get(name, value) for name, value in values], ())[1]
+    return run_graph(captured, [leaves.get(name, value) for name, value in values], ())[1]
 
 
 def samples_of(call: Call, rows: slice) -> Call:
@@ -96,7 +96,7 @@ class BatchVJP:
 
     def __init__(self, uses: Uses, values: Sequence[Any], n: int, single: Mapping[fx.Node, Any]) -> None:
         self._uses, self._n, self._single = uses, n, single
-        self.known, self.outputs = evaluate(uses.captured, values, uses.kept, uses.entries)
+        self.known, self.outputs = run_graph(uses.captured, values, uses.kept, uses.entries)
         self.delta: dict[fx.Node, Tensor] = {}
 
     def pull(self, factors: Sequence[Factor]) -> None:

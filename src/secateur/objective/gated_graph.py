@@ -44,12 +44,12 @@ class GatedGraph:
 
     Args:
         units: The model's.
-        left: Units that are sliced out of graph and weights beforehand, where not all are left.
+        kept: Units that are sliced out of graph and weights beforehand, where not all are left.
     """
 
-    def __init__(self, units: Units, left: KeepMask | None = None) -> None:
-        self.units, self.left = units, left or KeepMask({})
-        graph, edges, copied = _insert_gates(units, self.left)
+    def __init__(self, units: Units, kept: KeepMask | None = None) -> None:
+        self.units, self.kept = units, kept or KeepMask({})
+        graph, edges, copied = _insert_gates(units, self.kept)
         gates = [edge.gate for edge in edges]
         behind = downstream(gates)
         given = [n for n in graph.nodes if n.op == "placeholder" and n not in gates]
@@ -70,12 +70,12 @@ class GatedGraph:
     @property
     def count(self) -> int:
         """Units that are left."""
-        return sum(self.left.count(unit_set.axis) for unit_set in self.units)
+        return sum(self.kept.count(unit_set.axis) for unit_set in self.units)
 
     def holds(self, g: Tensor) -> bool:
         """Whether it computes with these gates exactly: all that is sliced out is gone, and all gone of sliced sets."""
         for unit_set, piece in zip(self.units, self.units.split(g).values(), strict=True):
-            there, left = (piece != 0).cpu(), self.left.mask(unit_set.axis)
+            there, left = (piece != 0).cpu(), self.kept.mask(unit_set.axis)
             if bool((there > left).any()) or (unit_set.removal == "sliced" and bool((there < left).any())):
                 return False
         return True
@@ -83,24 +83,24 @@ class GatedGraph:
     def positions(self, edge: Edge, unit_set: UnitSet) -> Tensor:
         """Where each unit of a set that is left lies among what is left of the edge's dimension [size, positions]."""
         whole = unit_set.positions(edge.axis)
-        if not self.left.masks:
+        if not self.kept.masks:
             return whole
-        others = KeepMask({axis: mask for axis, mask in self.left.masks.items() if axis is not unit_set.axis})
+        others = KeepMask({axis: mask for axis, mask in self.kept.masks.items() if axis is not unit_set.axis})
         there = others.mask(edge.whole)[whole]
-        return (self.left.mask(edge.whole).cumsum(0) - 1)[whole][there].reshape(unit_set.size, -1)
+        return (self.kept.mask(edge.whole).cumsum(0) - 1)[whole][there].reshape(unit_set.size, -1)
 
     def frontier(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """The values that no gate changes, from those of the captured graph's placeholders."""
         captured, net = self.units.captured, self.units.net
         pairs = zip(captured.graph.find_nodes(op="placeholder"), values, strict=True)
-        given = [slice_tensor(v, net.axes(n), self.left) if n.name in captured.weights else v for n, v in pairs]
+        given = [slice_tensor(v, net.axes(n), self.kept) if n.name in captured.weights else v for n, v in pairs]
         with torch.no_grad():
             return tuple(v.detach() if isinstance(v, Tensor) else v for v in self._prefix(*given))
 
     def factors(self, edge: Edge, g: Tensor) -> Tensor:
         """The gates [..., K] at each position that is left of the edge's dimension [..., n]."""
         factors = self.units.expand(edge.axis, g)
-        return factors[..., self.left.indices(edge.whole).to(g.device)] if self.left.masks else factors
+        return factors[..., self.kept.indices(edge.whole).to(g.device)] if self.kept.masks else factors
 
     def vectors(self, g: Tensor) -> list[Tensor]:
         """One factor per edge from the gates of all units, shaped to broadcast."""
@@ -141,13 +141,13 @@ class GatedGraph:
         """The model's outputs with the gates g [units.total]."""
         return outputs(self.units.captured, self._suffix(*frontier, *self.vectors(g)))
 
-    def holding(self, frontier: tuple[Any, ...], weights: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    def with_weights(self, frontier: tuple[Any, ...], weights: Mapping[str, Tensor]) -> tuple[Any, ...]:
         """A frontier with other values of parameters and buffers that are used behind the gates."""
         values = list(frontier)
         for i, node in self._weights:
             name = self.units.captured.weights[node.name]
             if name in weights:
-                values[i] = slice_tensor(weights[name], self.units.net.axes(node), self.left)
+                values[i] = slice_tensor(weights[name], self.units.net.axes(node), self.kept)
         return tuple(values)
 
     def trace(
@@ -195,9 +195,9 @@ class GatedGraph:
                 yield node, values
 
 
-def _insert_gates(units: Units, left: KeepMask) -> tuple[fx.Graph, list[Edge], dict[fx.Node, fx.Node]]:
+def _insert_gates(units: Units, kept: KeepMask) -> tuple[fx.Graph, list[Edge], dict[fx.Node, fx.Node]]:
     """A copy of the captured graph with its gates, a placeholder and a product for each gated operand; the copies."""
-    sliced = slice_graph(units.captured, units.net, left)
+    sliced = slice_graph(units.captured, units.net, kept)
     graph, copies = sliced.graph, sliced.copies
     edges: dict[tuple[Any, ...], Edge] = {}
     gated: dict[tuple[fx.Node, fx.Node, int], fx.Node] = {}  # an operand of a node, with the gates it has so far

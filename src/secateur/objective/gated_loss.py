@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from secateur.errors import DataError, ModelError
 from secateur.objective.data import Batch, batches
 from secateur.objective.gated_graph import GatedGraph
-from secateur.objective.loss_checks import tried
+from secateur.objective.loss_checks import batches_for_loss
 from secateur.objective.losses import (
     LossFunction,
     check_start,
+    count_predictions,
     differentiable,
-    evaluate,
     find_loss,
-    given,
-    measure,
-    predictions,
+    loss_and_accuracy,
+    loss_of_batch,
+    require_loss,
 )
 from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
 from secateur.structure.axis import Axis
@@ -107,42 +107,42 @@ class GatedLoss:
         self._loss: LossFunction | None = None if loss is None else find_loss(loss)
         self.memory, self.capped = memory_cap(max_memory, sample_weight(model).device), max_memory is not None
         self.weights: Mapping[str, Tensor] = {}
-        self._narrowed: GatedLoss | None = None
+        self._sliced: GatedLoss | None = None
         self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
-        self.apart: bool | None = None  # whether each sample can have gates of its own; None until tried
+        self.samples_independent: bool | None = None  # whether each sample can have gates of its own; None until tried
         self._batches = None if data is None else self._checked(data, name)
         self._frontiers: list[tuple[Any, ...]] | None = None if data is None else self._hold()
 
-    def narrowed(self, g: Tensor) -> GatedLoss:
+    def sliced(self, g: Tensor) -> GatedLoss:
         """The same with units that are gone sliced out, if many are, or any of a sliced set; E(g) is the same."""
         there = g != 0
         if bool(there.all()) or not all(bool(piece.any()) for piece in self.units.split(there).values()):
             return self
-        for known in (self._narrowed, self):
+        for known in (self._sliced, self):
             if known is not None and known.graph.holds(g) and there.sum() > NARROW * known.graph.count:
-                return known.holding(self.weights)
-        self._narrowed = copy.copy(self)
-        self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, KeepMask(masks(self.units, g))), {}
-        self._narrowed._frontiers = self._narrowed._hold()
-        return self._narrowed
+                return known.with_weights(self.weights)
+        self._sliced = copy.copy(self)
+        self._sliced.graph, self._sliced.stacks = GatedGraph(self.units, KeepMask(masks(self.units, g))), {}
+        self._sliced._frontiers = self._sliced._hold()
+        return self._sliced
 
     def _checked(self, data: Any, name: str) -> list[Batch]:
         captured = self.units.captured
         several = batches(self.model, data, samples_at_once(captured, self.memory), captured, name)
-        return tried(self._loss, captured, self.model, several)
+        return batches_for_loss(self._loss, captured, self.model, several)
 
-    def on(self, data: Any, name: str) -> GatedLoss:
+    def on_data(self, data: Any, name: str) -> GatedLoss:
         """Return E(g) on other data, which errors call by this name, with the same captured graph."""
-        return self.over(self._checked(data, name))
+        return self.on_batches(self._checked(data, name))
 
-    def over(self, several: list[Batch]) -> GatedLoss:
+    def on_batches(self, several: list[Batch]) -> GatedLoss:
         """Return E(g) over batches that were checked before, with the same captured graph."""
         other = copy.copy(self)
-        other._batches, other._narrowed, other.stacks = several, None, {}
+        other._batches, other._sliced, other.stacks = several, None, {}
         other._frontiers = other._hold()
         return other
 
-    def holding(self, weights: Mapping[str, Tensor]) -> GatedLoss:
+    def with_weights(self, weights: Mapping[str, Tensor]) -> GatedLoss:
         """The same with other values of parameters and buffers that are used behind the gates alone."""
         if weights is self.weights:
             return self
@@ -194,14 +194,14 @@ class GatedLoss:
         n = sum(batch.size for batch in self.batches)
         for i, batch in enumerate(self.batches):
             frontier = self._frontier(batch) if self._frontiers is None else self._frontiers[i]
-            held = self.graph.holding(frontier, self.weights)
+            held = self.graph.with_weights(frontier, self.weights)
             yield CachedBatch(batch.size, batch.size / n, batch.call, held, batch.targets)
 
-    def few(self) -> tuple[Any, ...]:
+    def few_samples(self) -> tuple[Any, ...]:
         """The frontier of the first samples, at most three."""
         call = map_tensors((self._batches or [])[0].call, lambda t: t[:3] if t.ndim else t)
         frontier = self.graph.frontier(bind(self.units.captured, self.model, call))
-        return self.graph.holding(frontier, self.weights)
+        return self.graph.with_weights(frontier, self.weights)
 
     @property
     def loss_function(self) -> LossFunction:
@@ -210,13 +210,13 @@ class GatedLoss:
         Raises:
             DataError: No loss was given.
         """
-        return given(self._loss)
+        return require_loss(self._loss)
 
     def losses(self, g: Tensor) -> Iterator[Tensor]:
         """E(g) in pieces that add up, one per batch; differentiable in g.
 
         Where a norm is taken over units its statistics do not see their gates: in units of sliced sets this is
-        an approximation, unlike `loss` and `evaluate`.
+        an approximation, unlike `loss` and `measure`.
         """
         for batch in self.cached:
             out = self.graph.run(batch.frontier, g)
@@ -225,14 +225,16 @@ class GatedLoss:
     def loss(self, g: Tensor) -> float:
         """E(g); units gone from sliced sets are sliced out."""
         with torch.no_grad():
-            losses = ((b.share, evaluate(self.loss_function, out, b.targets)) for b, out in self.outputs(g))
+            losses = ((b.share, loss_of_batch(self.loss_function, out, b.targets)) for b, out in self.outputs(g))
             return self.checked(g, sum(share * one.double().item() for share, one in losses))
 
-    def evaluate(self, g: Tensor) -> tuple[float, float | None]:
+    def measure(self, g: Tensor) -> tuple[float, float | None]:
         """E(g) and the accuracy, None where there are no classes."""
         with torch.no_grad():
-            runs = self.narrowed(g).outputs(g)
-            loss, right = measure(self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs))
+            runs = self.sliced(g).outputs(g)
+            loss, right = loss_and_accuracy(
+                self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs)
+            )
             return self.checked(g, loss), right
 
     def checked(self, g: Tensor, loss: float) -> float:
@@ -248,7 +250,7 @@ class GatedLoss:
     def predictions(self, g: Tensor) -> int:
         """Return how many predictions an accuracy is taken over; 0 where there are no classes."""
         with torch.no_grad():
-            return predictions(self.loss_function, ((out, batch.targets) for batch, out in self.outputs(g)))
+            return count_predictions(self.loss_function, ((out, batch.targets) for batch, out in self.outputs(g)))
 
     def outputs(self, g: Tensor) -> Iterator[tuple[CachedBatch, Any]]:
         """What the network returns for each batch."""
@@ -259,7 +261,7 @@ class GatedLoss:
         graph = GatedGraph(self.units, KeepMask({s.axis: left[s.axis] for s in self.units if s.removal == "sliced"}))
         for batch in self.cached:
             frontier = graph.frontier(bind(self.units.captured, self.model, batch.call))
-            yield batch, graph.run(graph.holding(frontier, self.weights), g)
+            yield batch, graph.run(graph.with_weights(frontier, self.weights), g)
 
     def gradient(self, g: Tensor) -> Tensor:
         """∂E/∂g [K], float64."""

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import DataError
 from secateur.objective.gated_graph import Edge, NotStackableError, batch_dim, downstream, subgraph
 from secateur.objective.gated_loss import CachedBatch, GatedLoss
-from secateur.objective.losses import evaluate, stacked
+from secateur.objective.losses import loss_of_batch, stacked
 from secateur.objective.low_rank_update import dense, overwrite, update_of
 from secateur.objective.memory import bytes_of
 from secateur.objective.select_pushdown import push_selections
@@ -49,14 +49,14 @@ def change_one(gated: GatedLoss, g: Tensor, units: Tensor, gates: Tensor) -> tup
     found = torch.zeros(len(units), dtype=torch.float64, device=g.device)
     there = g.clone()
     there[units] = 1
-    narrow = gated.narrowed(there)
-    stacks, rest = stacks_of(narrow, g, units)
+    sliced = gated.sliced(there)
+    stacks, rest = split_candidates(sliced, g, units)
     here = 0.0
     with torch.no_grad():
         keep = {node for stack, _ in stacks for node in stack.needed}
-        for batch in narrow.cached if stacks else ():
-            values = narrow.graph.trace(batch.frontier, g, keep)
-            here += batch.share * _loss(narrow, batch, values).item()
+        for batch in sliced.cached if stacks else ():
+            values = sliced.graph.trace(batch.frontier, g, keep)
+            here += batch.share * _loss(sliced, batch, values).item()
             for stack, places in stacks:
                 found[places] += batch.share * stack.losses(batch, values, g, units[places], gates[places])
     for i in rest:
@@ -79,11 +79,11 @@ def rises(gated: GatedLoss, g: Tensor, units: Tensor) -> Tensor:
 def _loss(gated: GatedLoss, batch: CachedBatch, values: dict[fx.Node, Any]) -> Tensor:
     """As that of one candidate, so that a unit that does nothing has a rise of exactly 0."""
     out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
-    evaluate(gated.loss_function, out, batch.targets)
+    loss_of_batch(gated.loss_function, out, batch.targets)
     return stacked(gated.loss_function, out, batch.targets)(out, 1)
 
 
-def stacks_of(gated: GatedLoss, g: Tensor, units: Tensor) -> tuple[list[tuple[LeaveOneOut, Tensor]], list[int]]:
+def split_candidates(gated: GatedLoss, g: Tensor, units: Tensor) -> tuple[list[tuple[LeaveOneOut, Tensor]], list[int]]:
     """The candidates by unit set with their places among `units`, and the places of those to be run one by one."""
     stacks, rest, start = [], [], 0
     whole = gated.graph.holds(g)
@@ -112,7 +112,7 @@ def _stack(gated: GatedLoss, unit_set: UnitSet, g: Tensor, units: Tensor) -> Lea
     if unit_set.name not in gated.stacks:
         try:
             made = LeaveOneOut(gated, unit_set)
-            gated.stacks[unit_set.name] = made if made.stays_apart(g, units) else None
+            gated.stacks[unit_set.name] = made if made.candidates_independent(g, units) else None
         except NotStackableError:
             gated.stacks[unit_set.name] = None
     found: LeaveOneOut | None = gated.stacks[unit_set.name]
@@ -192,12 +192,12 @@ class LeaveOneOut:
         weight: Tensor = values[layer.args[1]]  # type: ignore[index]
         return self._operand(edge, values, g)[:, places], weight[:, places]
 
-    def stays_apart(self, g: Tensor, units: Tensor) -> bool:
+    def candidates_independent(self, g: Tensor, units: Tensor) -> bool:
         """Whether candidates run together give what each gives alone, tried on a few samples: no sum over samples.
 
         Two at a time, until the outputs of one tell that there is something to be found.
         """
-        values, rounding = self.gated.graph.trace(self.gated.few(), g, self.needed), tolerance(self.gated.model)
+        values, rounding = self.gated.graph.trace(self.gated.few_samples(), g, self.needed), tolerance(self.gated.model)
         base = _tensors(outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()]))
         for some in torch.split(units, 2):
             two, gates = some[[0, -1]], g.new_tensor([-1.0, 2.0])

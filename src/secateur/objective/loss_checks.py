@@ -26,11 +26,13 @@ class NotSplitError(Exception):
     """Outputs or targets do not hold the samples along the first dimension."""
 
 
-def tried(loss: LossFunction | None, captured: Captured, model: nn.Module, batches: Iterable[Batch]) -> list[Batch]:
+def batches_for_loss(
+    loss: LossFunction | None, captured: Captured, model: nn.Module, batches: Iterable[Batch]
+) -> list[Batch]:
     """Return the batches, if the loss can be weighed between them by their numbers of samples.
 
     Of a loss of the user's own the first batch has a copy of its targets: where the loss changes targets in place,
-    `evaluate` finds it out there, and the caller's tensor is as it was.
+    `loss_of_batch` finds it out there, and the caller's tensor is as it was.
 
     Args:
         loss: A function; None where there is none.

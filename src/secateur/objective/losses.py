@@ -93,7 +93,7 @@ def find_loss(loss: str | LossFunction) -> LossFunction:
     return loss if callable(loss) else choose("loss", loss, LOSSES)
 
 
-def given(loss: LossFunction | None) -> LossFunction:
+def require_loss(loss: LossFunction | None) -> LossFunction:
     """The same.
 
     Raises:
@@ -104,24 +104,24 @@ def given(loss: LossFunction | None) -> LossFunction:
     return loss
 
 
-def measure(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None]:
+def loss_and_accuracy(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None]:
     """The mean loss and the accuracy, None where there are no classes, from batches' shares, outputs and targets."""
     total, right, predictions = 0.0, 0, 0
     for share, outputs, targets in runs:
-        total += share * evaluate(loss, outputs, targets).double().item()
+        total += share * loss_of_batch(loss, outputs, targets).double().item()
         hits = correct(loss, outputs, targets)
         if hits is not None:
             right, predictions = right + int(hits.sum()), predictions + hits.numel()
     return total, right / predictions if predictions else None
 
 
-def predictions(loss: LossFunction, runs: Iterable[tuple[Any, Any]]) -> int:
+def count_predictions(loss: LossFunction, runs: Iterable[tuple[Any, Any]]) -> int:
     """Return how many predictions the accuracy is taken over, from outputs and targets; 0 without classes."""
     hits = (correct(loss, outputs, targets) for outputs, targets in runs)
     return sum(right.numel() for right in hits if right is not None)
 
 
-def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+def loss_of_batch(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
     """Return the loss of one batch.
 
     Raises:
@@ -181,7 +181,7 @@ def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -
 
     Args:
         loss: The loss of one batch.
-        outputs: Those of one batch, checked by `evaluate`.
+        outputs: Those of one batch, checked by `loss_of_batch`.
         targets: Of one batch.
         own: Whether the outputs of the C batches may be overwritten.
     """
@@ -213,7 +213,7 @@ def _means(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, count:
 
 def _one_by_one(loss: LossFunction, outputs: Any, targets: Any, count: int) -> Tensor:
     pieces, form = [_pieces(one, count) for one in tree_leaves(outputs)], tree_structure(outputs)
-    each = (evaluate(loss, tree_unflatten([p[i] for p in pieces], form), targets) for i in range(count))
+    each = (loss_of_batch(loss, tree_unflatten([p[i] for p in pieces], form), targets) for i in range(count))
     return torch.stack([value.double() for value in each])
 
 
@@ -225,9 +225,9 @@ def differentiable(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
     """Return the loss of one batch whose outputs ask for a derivative.
 
     Raises:
-        DataError: As `evaluate`, or the loss has none, or is infinite.
+        DataError: As `loss_of_batch`, or the loss has none, or is infinite.
     """
-    value = evaluate(loss, outputs, targets)
+    value = loss_of_batch(loss, outputs, targets)
     if bool(value.isinf()):
         raise DataError("loss: it is infinite on this data")
     if not value.requires_grad and any(isinstance(o, Tensor) and o.requires_grad for o in tree_leaves(outputs)):

@@ -92,7 +92,7 @@ class Question:
     @cached_property
     def judge(self) -> GatedLoss:
         """E(g) on the samples that judge the result."""
-        return self.gated if self.validation is None else self.gated.on(self.validation, "validation")
+        return self.gated if self.validation is None else self.gated.on_data(self.validation, "validation")
 
     @property
     def samples(self) -> int:
@@ -115,8 +115,8 @@ class Question:
         fitted, held = hold_back(self.gated.batches, self.units.captured.spec.fixed is not None)
         other = copy.copy(self)
         other.__dict__ |= {
-            "gated": self.gated.over(fitted),
-            "judge": self.gated.over(held),
+            "gated": self.gated.on_batches(fitted),
+            "judge": self.gated.on_batches(held),
             "judged_on": "held back",
         }
         return other

@@ -14,7 +14,7 @@ from secateur.errors import ArgumentError, DataError, SecateurError, choose
 from secateur.plugins import load_plugins, name_of_function, place_of_function
 from secateur.structure.units import Units
 
-# Of units: saliencies [K] at the gates g, from a `GatedLoss` and g [K]; those of units already removed are not looked at.
+# Of units: saliencies [K] at the gates g, from a `GatedLoss` and g [K]; those of units removed are not looked at.
 # Of weights: saliencies by parameter, each of its parameter's shape, from a `WeightLoss`.
 Saliency = Callable[..., Any]
 Granularity = Literal["unit", "weight"]

@@ -16,6 +16,6 @@ def ggn(gated: GatedLoss, g: Tensor) -> Tensor:
 
     L_n is the Hessian of its loss in them. One forward pass, and a backward pass for each output of a sample.
     """
-    narrow = gated.narrowed(g)
-    gradient, curvature = expansion(narrow, g, lambda out, targets: exact_factors(gated.loss_function, out, targets))
+    sliced = gated.sliced(g)
+    gradient, curvature = expansion(sliced, g, lambda out, targets: exact_factors(gated.loss_function, out, targets))
     return -gradient + 0.5 * curvature

@@ -16,5 +16,5 @@ def hessian(gated: GatedLoss, g: Tensor) -> Tensor:
     The loss of each candidate is a function of its own gate alone; many are differentiated twice at a time, behind the
     layers that sum them up. Where that is not possible, one product with the Hessian for each unit.
     """
-    narrow = gated.narrowed(g)
-    return -narrow.gradient(g) + 0.5 * diagonal(narrow, g)
+    sliced = gated.sliced(g)
+    return -sliced.gradient(g) + 0.5 * diagonal(sliced, g)

@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 from secateur.curvature.second_order_backprop import at_outputs, second_derivatives
-from secateur.curvature.weight_loss import Values, WeightLoss
-from secateur.curvature.weight_vjp import evaluate, values_of
+from secateur.curvature.weight_loss import ByParameter, WeightLoss
+from secateur.curvature.weight_vjp import run_graph, values_of
 from secateur.objective.losses import differentiable
 from secateur.saliency.criterion import criterion
 from secateur.saliency.weight_score import Saliencies
-from secateur.saliency.weights.obd import damage
+from secateur.saliency.weights.obd import obd_saliency
 from secateur.structure.graph_run import outputs
 
 
 @criterion("obd_recursion", "weight")
 def obd_recursion(weights: WeightLoss) -> Saliencies:
     """The same by second-derivative back-propagation, h_ij = Σ a_j² ∂²E/∂x_i² (LeCun et al. 1990; 003 eq. 73-79)."""
-    return damage(weights, recursion(weights))
+    return obd_saliency(weights, recursion(weights))
 
 
-def recursion(weights: WeightLoss) -> Values:
+def recursion(weights: WeightLoss) -> ByParameter:
     """∂²E/∂u² of the removable weights by second-derivative back-propagation; cross terms are dropped.
 
     Raises:
@@ -34,7 +34,7 @@ def recursion(weights: WeightLoss) -> Values:
     placeholders = captured.graph.find_nodes(op="placeholder")
     wanted = {p: captured.weights[p.name] for p in placeholders if captured.weights.get(p.name) in found}
     for share, batch in weights.shares():
-        values, _ = evaluate(captured, values_of(captured, weights.model, batch.call))
+        values, _ = run_graph(captured, values_of(captured, weights.model, batch.call))
 
         def loss(returned: Any, share: float = share, targets: Any = batch.targets) -> Tensor:
             return share * differentiable(weights.loss, outputs(captured, returned), targets)
