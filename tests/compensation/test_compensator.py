@@ -159,7 +159,7 @@ def deep() -> nn.Sequential:
 def test_without_room_for_all_batches_walks_start_again_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     walks = list[Any]()
     monkeypatch.setattr(
-        "secateur.compensation.compensator.trace", lambda *given: walks.append(given) or trace_layers(*given)
+        "secateur.compensation.compensator.trace_layers", lambda *given: walks.append(given) or trace_layers(*given)
     )
     enough, little = (Made(deep(), 5, cuts=(7, 15, 16), max_memory=size) for size in (None, 17_000))
     held = enough.fit(MLP_GONE)

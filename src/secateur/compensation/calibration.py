@@ -20,7 +20,7 @@ HELD = 5  # every fifth sample is held out to choose the ridge
 
 
 class BatchPlace(NamedTuple):
-    """Where a batch lies in the data: the number of its first sample, its samples, and those of all batches."""
+    """The place of a batch in the data: the number of its first sample, its samples, and those of all batches."""
 
     first: int
     size: int
@@ -28,7 +28,7 @@ class BatchPlace(NamedTuple):
 
 
 def batch_places(gated: GatedLoss) -> list[BatchPlace]:
-    """Of all batches."""
+    """Return the places of all batches."""
     sizes = [batch.size for batch in gated.batches]
     return [BatchPlace(sum(sizes[:i]), size, sum(sizes)) for i, size in enumerate(sizes)]
 
@@ -39,12 +39,12 @@ def collect_moments(
     """Take in a batch of a layer's input: evenly so many rows that all batches give no more than is said above.
 
     Args:
-        moments: To add to.
-        layer: Whose.
+        moments: The sums to add to.
+        layer: The layer whose input it is.
         value: The call's input.
-        place: Of the batch.
+        place: The batch's place.
         z: Targets of its rows [M, O]; None for moments without.
-        weight: How much these count [M, C]; None for 1.
+        weight: The weights of its rows [M, C]; None for 1.
     """
     count = layer.count(value)
     each = max(1, count // place.size)  # rows of a sample
@@ -65,13 +65,13 @@ def _some(rows: Tensor | None, taken: Tensor) -> Tensor | None:
 def original_moments(
     gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer]
 ) -> dict[Layer, Moments]:
-    """The moments of what layers take in the original network, without targets: one forward pass.
+    """Return the moments of what layers take in the original network, without targets: one forward pass.
 
     Args:
         gated: The network and its data.
         g: Gates of 1.
-        layers: Which.
-        weighted: Those of them whose outputs count by the loss's curvature.
+        layers: The layers.
+        weighted: The ones among them whose outputs count by the loss's curvature.
     """
     moments = {layer: Moments(layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
     operands = {layer: layer.operand(layer.call) for layer in layers}

@@ -42,7 +42,7 @@ class Walk(NamedTuple):
     Attributes:
         steps: Halts before each layer, with the values so far.
         targets: What the layers gave in the original [M, O], and how much each number counts.
-        place: Of the batch.
+        place: The batch's place.
     """
 
     steps: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
@@ -63,7 +63,7 @@ class Compensator:
 
     Args:
         gated: The original network and its data; its loss, if it has one.
-        settings: How.
+        settings: How weights are fitted.
 
     Attributes:
         gated: The network with the weights of the last fit.
@@ -84,20 +84,20 @@ class Compensator:
         self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
         self.gated = gated.with_weights(self.weights)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
-        found = find_layers(self.units) if settings.fit else []
-        sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in found}
-        self.layers = [layer for layer in found if any(s.removal == "gated" for s in sets[layer])]
-        self._others = {layer: sets[layer] for layer in found if layer not in self.layers}  # behind sliced sets alone
+        layers = find_layers(self.units) if settings.fit else []
+        sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in layers}
+        self.layers = [layer for layer in layers if any(s.removal == "gated" for s in sets[layer])]
+        self._others = {layer: sets[layer] for layer in layers if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, FittedLayer] = {}
         self._batches = batch_places(gated)
         self._first = {layer for layer in self.layers if self._is_first(layer)}
         self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
         self._weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
-        self._check_memory(found)
+        self._check_memory(layers)
 
     def _is_first(self, layer: Layer) -> bool:
-        """Whether no gate is in front of a layer but those on its own inputs."""
+        """Return whether no gate is in front of a layer but those on its own inputs."""
         graph = self.original.graph
         operand, products = layer.operand(graph.copies[layer.call]), {edge.node for edge in graph.edges}
         while operand in products:
@@ -126,7 +126,7 @@ class Compensator:
             )
 
     def fit(self, g: Tensor, all_layers: bool = False) -> None:
-        """Weights for the gates g [K]: in one pass where what all batches hold before a layer fits into memory.
+        """Fit the weights for the gates g [K], in one pass where what all batches hold before a layer fits into memory.
 
         Layers that nothing in front of them has lost a unit keep their weights as they are, bit by bit.
 
@@ -161,50 +161,52 @@ class Compensator:
         self._fitted_at = None
 
     def learn(self) -> None:
-        """The second moments of what layers take in the original: one pass over the data, once."""
+        """Learn the second moments of what layers take in the original: one pass over the data, once."""
         with torch.no_grad():
             self._add_known(self.layers)
 
     def _add_known(self, layers: Iterable[Layer]) -> None:
         new = [layer for layer in layers if layer not in self._known]
         self._known.update(
-            original_moments(self.original, self.ones, new, [one for one in self._weighted if one in new])
+            original_moments(self.original, self.ones, new, [layer for layer in self._weighted if layer in new])
         )
 
     def fork(self) -> Compensator:
-        """One for fits of its own."""
-        other = copy.copy(self)
-        other.weights, other.fitted, other._fitted_at = {}, {}, None
-        other.gated = self.original.with_weights(other.weights)
-        return other
+        """Return a compensator for fits of its own."""
+        compensator = copy.copy(self)
+        compensator.weights, compensator.fitted, compensator._fitted_at = {}, {}, None
+        compensator.gated = self.original.with_weights(compensator.weights)
+        return compensator
 
     def _stops(self, g: Tensor) -> list[Layer | BatchNorm]:
-        """What is fitted, in order of execution: of layers behind sliced sets those that have lost inputs."""
+        """Return what is fitted, in order of execution: of layers behind sliced sets those that have lost inputs."""
         order = {node: i for i, node in enumerate(self.units.captured.graph.nodes)}
-        whole = {axis for axis, there in masks(self.units, g).items() if bool(there.all())}
+        whole = {axis for axis, mask in masks(self.units, g).items() if bool(mask.all())}
         others = [layer for layer, sets in self._others.items() if any(s.axis not in whole for s in sets)]
         return sorted([*self.layers, *others, *self.norms], key=lambda stop: order[stop.call])
 
     def _touched(self, g: Tensor) -> set[fx.Node]:
-        """The calls behind a unit that is gone."""
+        """Return the calls behind a unit that is gone."""
         graph = self.original.graph
         gone = [edge.node for edge in graph.edges if bool((graph.units.expand(edge.axis, g) == 0).any())]
         return {graph.origin[node] for node in downstream(gone) if node in graph.origin}
 
     def _walks(self, sliced: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
         layers = [stop for stop in stops if isinstance(stop, Layer)]
-        weighted, calls = [one for one in self._weighted if one in layers], [one.call for one in layers]
+        weighted, calls = [layer for layer in self._weighted if layer in layers], [layer.call for layer in layers]
         draw = draws_of(self.original)
         halts = {sliced.graph.copies[stop.call] for stop in stops}
         for batch, shrunk, place in zip(self.original.cached, sliced.cached, self._batches, strict=True):
             values = trace_layers(self.original, batch, calls, self.ones, weighted)
             weight = sample_weights(self.original, batch, weighted, values, draw)
-            given = {one: one.targets(values[self.original.graph.copies[one.call]].detach()) for one in layers}
+            original = {
+                layer: layer.targets(values[self.original.graph.copies[layer.call]].detach()) for layer in layers
+            }
             steps = sliced.graph.walk(shrunk.frontier, g, halts, ())
-            yield Walk(steps, {one: (z, weight.get(one)) for one, z in given.items()}, place)
+            yield Walk(steps, {layer: (z, weight.get(layer)) for layer, z in original.items()}, place)
 
     def _fits_memory(self, stops: list[Layer | BatchNorm]) -> bool:
-        """Whether all batches can halt before a layer at the same time."""
+        """Return whether all batches can halt before a layer at the same time."""
         nodes = [node for node in self.units.captured.graph.nodes if node.op == "call_function"]
         each = bytes_of(stop.call for stop in stops) + 4 * max(bytes_of([node]) for node in nodes)
         return each * self._batches[0].samples <= self.original.memory // 3
@@ -213,13 +215,13 @@ class Compensator:
         """Fit one layer, or estimate one norm's statistics, and let the walks go on with it."""
         call = sliced.graph.copies[stop.call]
         if isinstance(stop, BatchNorm):
-            found, met = self._statistics(stop, call, walks, sliced)
+            tensors, met = self._statistics(stop, call, walks, sliced)
         else:
-            found, met = self._layer(stop, call, walks, sliced, g)
-        self.weights.update(found)
+            tensors, met = self._layer(stop, call, walks, sliced, g)
+        self.weights.update(tensors)
         for values, (name, node) in itertools.product(met, stop.places(call).items()):
-            if name in found:
-                values[node] = slice_tensor(found[name], self.units.axes[name], sliced.graph.kept)
+            if name in tensors:
+                values[node] = slice_tensor(tensors[name], self.units.axes[name], sliced.graph.kept)
 
     def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> Met:
         inputs = sliced.graph.kept.indices(layer.inputs).to(g.device)
@@ -238,7 +240,7 @@ class Compensator:
         return KeepMask(masks(self.units, g)).indices(layer.outputs).to(g.device)
 
     def _present(self, layer: Layer, blocks: int, ins: Tensor, outs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The original's weights [C, D, o] and bias [C, o]: zero if a norm behind takes the mean up, None without."""
+        """Return the original's weights [C, D, o] and bias [C, o]: zero if a norm takes the mean up, None without."""
         weight = layer.matrix(self.named[layer.weight]).double()[ins][:, outs]
         if layer.bias is not None:
             bias = self.named[layer.bias].double()[outs]
@@ -250,25 +252,25 @@ class Compensator:
 
     def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> RidgeFit:
         kept = layer.rows_kept(KeepMask(masks(self.units, g))).to(g.device)[ins]
-        found = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
-        self.fitted[layer] = FittedLayer(found, ins[kept], outs)
-        return found
+        solution = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
+        self.fitted[layer] = FittedLayer(solution, ins[kept], outs)
+        return solution
 
     def tensors(self, layer: Layer, weight: Tensor, inputs: Tensor | None = None) -> dict[str, Tensor]:
-        """The parameters of a fitted layer with other weights [C, D', o] of some of its inputs; without the others.
+        """Return the parameters of a fitted layer with new weights [C, D', o] of some inputs; without the others.
 
         Args:
-            layer: Which.
+            layer: The layer.
             weight: The weights.
             inputs: Their numbers, None for all that it was fitted with. Of the others the parameter keeps what it has.
         """
-        found, old = self.fitted[layer], self.named[layer.weight]
-        inputs = found.inputs if inputs is None else inputs
-        tensors = {layer.weight: layer.tensor(old, inputs, found.outputs, weight.transpose(0, 1).flatten(1))}
-        bias = found.fit.bias_for(weight, torch.searchsorted(found.inputs, inputs))
+        fitted, old = self.fitted[layer], self.named[layer.weight]
+        inputs = fitted.inputs if inputs is None else inputs
+        tensors = {layer.weight: layer.tensor(old, inputs, fitted.outputs, weight.transpose(0, 1).flatten(1))}
+        bias = fitted.fit.bias_for(weight, torch.searchsorted(fitted.inputs, inputs))
         if layer.bias is not None and bias is not None:
             old = self.named[layer.bias]
-            tensors[layer.bias] = old.index_put((found.outputs,), bias.flatten().to(old))
+            tensors[layer.bias] = old.index_put((fitted.outputs,), bias.flatten().to(old))
         return tensors
 
     def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss) -> Met:
@@ -284,7 +286,7 @@ Met = tuple[dict[str, Tensor], list[dict[fx.Node, Any]]]  # what was found, and 
 
 
 def compensated(gated: GatedLoss, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
-    """The parameters and buffers that change when the gates are g [K], by name.
+    """Return the parameters and buffers that change when the gates are g [K], by name.
 
     Raises:
         ArgumentError: As `Compensator`.

@@ -11,12 +11,12 @@ from secateur.objective.gated_loss import GatedLoss
 
 
 def estimate(gated: GatedLoss, g: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
-    """The saliencies [K] and their standard errors [K], float64.
+    """Return the saliencies [K] and their standard errors [K], float64.
 
     Args:
         gated: The network and its data; its generator draws.
         g: Gates of all units [K].
-        draws: For each sample, a backward pass each.
+        draws: Number of draws for each sample, a backward pass each.
     """
     gradient, second, fourth = torch.zeros(3, len(g), dtype=torch.float64, device=g.device)
     count = 0

@@ -21,7 +21,7 @@ Pull = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 def gate_vjp(gated: GatedLoss, batch: CachedBatch, g: Tensor) -> tuple[Any, Pull]:
-    """The outputs for a batch at the gates g [K], and what pulls vectors at them back to the gates.
+    """Return the outputs for a batch at the gates g [K], and a function that pulls vectors at them back to the gates.
 
     Where samples know each other or a gated value holds none of them, each sample takes a backward pass of its own.
     """
@@ -33,7 +33,7 @@ def gate_vjp(gated: GatedLoss, batch: CachedBatch, g: Tensor) -> tuple[Any, Pull
 
 
 def float_tensors(outputs: Any) -> list[Tensor]:
-    """Those among the outputs that have a derivative."""
+    """Return the tensors among the outputs that have a derivative."""
     return [o for o in float_outputs(outputs) if o.requires_grad]
 
 
@@ -54,7 +54,7 @@ def _one_by_one(gated: GatedLoss, frontier: tuple[Any, ...], n: int, g: Tensor) 
 
 
 def _samples_apart(gated: GatedLoss, g: Tensor) -> bool:
-    """Whether sample n's outputs depend on its own gates alone and as on shared ones, tried on a few samples."""
+    """Return whether sample n's outputs depend on its own gates alone and as on shared ones, tried on a few samples."""
     if gated.units.captured.spec.fixed is not None:
         return False
     frontier = gated.few_samples()

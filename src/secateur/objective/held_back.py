@@ -53,14 +53,14 @@ def _by_samples(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
 def _rows(batch: Batch, rows: Tensor) -> Batch:
     """Return some samples of a batch."""
 
-    def some(tensor: Tensor) -> Tensor:
+    def select(tensor: Tensor) -> Tensor:
         return tensor[rows.to(tensor.device)] if tensor.ndim else tensor
 
-    return Batch(map_tensors(batch.call, some), _some_targets(batch, rows, some), len(rows))
+    return Batch(map_tensors(batch.call, select), _some_targets(batch, rows, select), len(rows))
 
 
-def _some_targets(batch: Batch, rows: Tensor, some: Callable[[Tensor], Tensor]) -> Any:
+def _some_targets(batch: Batch, rows: Tensor, select: Callable[[Tensor], Tensor]) -> Any:
     """Return the targets of some samples: rows of tensors, however nested, or entries of a list for each sample."""
     if isinstance(batch.targets, list) and len(batch.targets) == batch.size:
         return [batch.targets[i] for i in rows.tolist()]
-    return tree_map(lambda leaf: some(leaf) if isinstance(leaf, Tensor) else leaf, batch.targets)
+    return tree_map(lambda leaf: select(leaf) if isinstance(leaf, Tensor) else leaf, batch.targets)

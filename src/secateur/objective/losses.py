@@ -18,7 +18,7 @@ LossFunction = Callable[[Any, Any], Tensor]
 
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """−log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1 or probabilities.
+    """Return −log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1 or probabilities.
 
     Raises:
         DataError: A target is no class, probabilities do not sum to 1, or there are no targets.
@@ -36,7 +36,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
 
 
 def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """−t log σ(o) − (1 − t) log(1 − σ(o)), mean over all outputs; o are logits, t in [0, 1].
+    """Return −t log σ(o) − (1 − t) log(1 − σ(o)), mean over all outputs; o are logits, t in [0, 1].
 
     Raises:
         DataError: A target lies outside, or there is another number of them than of outputs.
@@ -52,17 +52,17 @@ def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
 
 
 def squared_error(outputs: Any, targets: Tensor) -> Tensor:
-    """½ Σ_i (o_i − t_i)², mean over samples (003 eq. 5); integer targets [N] are classes, taken as one-hot.
+    """Return ½ Σ_i (o_i − t_i)², mean over samples (003 eq. 5); integer targets [N] are classes, taken as one-hot.
 
     Raises:
         DataError: A target is no class, or targets and outputs differ in shape.
     """
-    given = logits_of(outputs)
-    return 0.5 * (given - _values(targets, given)).square().reshape(len(given), -1).sum(1).mean()
+    logits = logits_of(outputs)
+    return 0.5 * (logits - _values(targets, logits)).square().reshape(len(logits), -1).sum(1).mean()
 
 
 def _values(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Targets of the outputs' shape; classes as one-hot.
+    """Return targets of the outputs' shape; classes become one-hot.
 
     Raises:
         DataError: As `squared_error`.
@@ -94,7 +94,7 @@ def find_loss(loss: str | LossFunction) -> LossFunction:
 
 
 def require_loss(loss: LossFunction | None) -> LossFunction:
-    """The same.
+    """Return the loss, or refuse to go on without one.
 
     Raises:
         DataError: There is none.
@@ -105,7 +105,7 @@ def require_loss(loss: LossFunction | None) -> LossFunction:
 
 
 def loss_and_accuracy(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None]:
-    """The mean loss and the accuracy, None where there are no classes, from batches' shares, outputs and targets."""
+    """Return the mean loss and the accuracy, None without classes, from batches' shares, outputs and targets."""
     total, right, predictions = 0.0, 0, 0
     for share, outputs, targets in runs:
         total += share * loss_of_batch(loss, outputs, targets).double().item()
@@ -177,12 +177,12 @@ def check_start(loss: float | None) -> None:
 
 
 def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -> Callable[[Any, int], Tensor]:
-    """The losses [C] of C batches with the same targets, from their outputs as one batch and C.
+    """Return a function of C batches' outputs, as one batch, and C: it gives their losses [C] for shared targets.
 
     Args:
         loss: The loss of one batch.
-        outputs: Those of one batch, checked by `loss_of_batch`.
-        targets: Of one batch.
+        outputs: The outputs of one batch, checked by `loss_of_batch`.
+        targets: The targets of one batch.
         own: Whether the outputs of the C batches may be overwritten.
     """
     if loss is squared_error:
@@ -198,11 +198,11 @@ def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -
 
 
 def _squared(outputs: Tensor, values: Tensor, count: int, own: bool) -> Tensor:
-    several = outputs.reshape(count, *values.shape)
-    gaps = several.sub_(values) if own else several - values
+    stacked = outputs.reshape(count, *values.shape)
+    gaps = stacked.sub_(values) if own else stacked - values
     if gaps.element_size() < 4:
         gaps = gaps.float()  # the sum over a batch leaves the range of float16
-    sums = [torch.dot(one, one) for one in gaps.reshape(count, -1)]  # several times faster than square and sum
+    sums = [torch.dot(gap, gap) for gap in gaps.reshape(count, -1)]  # several times faster than square and sum
     return torch.stack(sums).double() * 0.5 / len(values)
 
 
@@ -212,7 +212,7 @@ def _means(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, count:
 
 
 def _one_by_one(loss: LossFunction, outputs: Any, targets: Any, count: int) -> Tensor:
-    pieces, form = [_pieces(one, count) for one in tree_leaves(outputs)], tree_structure(outputs)
+    pieces, form = [_pieces(leaf, count) for leaf in tree_leaves(outputs)], tree_structure(outputs)
     each = (loss_of_batch(loss, tree_unflatten([p[i] for p in pieces], form), targets) for i in range(count))
     return torch.stack([value.double() for value in each])
 
@@ -236,22 +236,22 @@ def differentiable(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
 
 
 def correct(loss: LossFunction, outputs: Any, targets: Any) -> Tensor | None:
-    """Which predictions are right: argmax over dimension 1, or logit > 0; None where there are no classes."""
+    """Return which predictions are right: argmax over dimension 1, or logit > 0; None where there are no classes."""
     try:
-        given = logits_of(outputs)
+        logits = logits_of(outputs)
     except DataError:
         return None
     if not isinstance(targets, Tensor) or targets.is_complex():
         return None
-    if loss is not binary_cross_entropy and given.ndim > 1 and given.shape[1] > 1:
-        if not targets.is_floating_point() and targets.shape == (given.shape[0], *given.shape[2:]):
-            return given.argmax(1) == targets.long()
-        if targets.shape == given.shape and _one_hot(targets):
-            return given.argmax(1) == targets.argmax(1)
+    if loss is not binary_cross_entropy and logits.ndim > 1 and logits.shape[1] > 1:
+        if not targets.is_floating_point() and targets.shape == (logits.shape[0], *logits.shape[2:]):
+            return logits.argmax(1) == targets.long()
+        if targets.shape == logits.shape and _one_hot(targets):
+            return logits.argmax(1) == targets.argmax(1)
         return None
-    if loss is squared_error or given.numel() != targets.numel() or not _binary(targets):
+    if loss is squared_error or logits.numel() != targets.numel() or not _binary(targets):
         return None
-    return (given > 0) == targets.reshape(given.shape).to(torch.bool)
+    return (logits > 0) == targets.reshape(logits.shape).to(torch.bool)
 
 
 def _binary(targets: Tensor) -> bool:

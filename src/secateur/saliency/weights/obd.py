@@ -9,7 +9,7 @@ from secateur.saliency.weight_score import Saliencies
 
 @criterion("obd", "weight")
 def obd(weights: WeightLoss) -> Saliencies:
-    """ΔE ≈ ½ h_ii u_i², h_ii = ∂²E/∂u_i² exactly: a product with the Hessian for each neuron or weight."""
+    """Return ½ h_ii u_i², h_ii = ∂²E/∂u_i² exactly: a product with the Hessian for each neuron or weight."""
     return obd_saliency(weights, weights.hessian())
 
 

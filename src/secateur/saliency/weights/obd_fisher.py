@@ -10,5 +10,5 @@ from secateur.saliency.weights.obd import obd_saliency
 
 @criterion("obd_fisher", "weight")
 def obd_fisher(weights: WeightLoss) -> Saliencies:
-    """The same with targets drawn from the model's own distribution: one backward pass."""
+    """Return ½ h_ii u_i², h_ii for targets drawn from the model's own distribution: one backward pass."""
     return obd_saliency(weights, weights.fisher())

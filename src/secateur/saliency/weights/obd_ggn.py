@@ -10,5 +10,5 @@ from secateur.saliency.weights.obd import obd_saliency
 
 @criterion("obd_ggn", "weight")
 def obd_ggn(weights: WeightLoss) -> Saliencies:
-    """The same with h_ii by Gauss and Newton, never negative: one backward pass for each output."""
+    """Return ½ h_ii u_i², h_ii by Gauss and Newton, never negative: one backward pass for each output."""
     return obd_saliency(weights, weights.ggn())

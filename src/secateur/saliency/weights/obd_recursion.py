@@ -19,20 +19,20 @@ from secateur.structure.graph_run import outputs
 
 @criterion("obd_recursion", "weight")
 def obd_recursion(weights: WeightLoss) -> Saliencies:
-    """The same by second-derivative back-propagation, h_ij = Σ a_j² ∂²E/∂x_i² (LeCun et al. 1990; 003 eq. 73-79)."""
+    """Return ½ h_ii u_i², h_ij = Σ a_j² ∂²E/∂x_i² by back-propagation (LeCun et al. 1990; 003 eq. 73-79)."""
     return obd_saliency(weights, recursion(weights))
 
 
 def recursion(weights: WeightLoss) -> ByParameter:
-    """∂²E/∂u² of the removable weights by second-derivative back-propagation; cross terms are dropped.
+    """Return ∂²E/∂u² of the removable weights by second-derivative back-propagation; cross terms are dropped.
 
     Raises:
         ModelError: The network has an operation that the recursion does not apply to.
     """
     captured = weights.captured
-    found = {name: torch.zeros_like(u) for name, u in weights.present().items()}
+    curvature = {name: torch.zeros_like(u) for name, u in weights.present().items()}
     placeholders = captured.graph.find_nodes(op="placeholder")
-    wanted = {p: captured.weights[p.name] for p in placeholders if captured.weights.get(p.name) in found}
+    wanted = {p: captured.weights[p.name] for p in placeholders if captured.weights.get(p.name) in curvature}
     for share, batch in weights.shares():
         values, _ = run_graph(captured, values_of(captured, weights.model, batch.call))
 
@@ -41,5 +41,5 @@ def recursion(weights: WeightLoss) -> ByParameter:
 
         start = at_outputs(captured.graph.output_node(), values, loss)
         for node, (_, second) in second_derivatives(captured.graph, values, start, wanted).items():
-            found[wanted[node]] += second.double()
-    return found
+            curvature[wanted[node]] += second.double()
+    return curvature
