@@ -228,7 +228,7 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
     """Return the ridge solution about the present weights without some of the inputs.
 
     Args:
-        moments: Moments of what the layer takes now and what it should make of it; without targets, what it makes of all.
+        moments: Moments of what the layer takes now and should make of it; without targets, of what it makes of all.
         weight: Present weights [C, D, o].
         bias: The present bias [C, o], None without one; it is not held back by the ridge.
         ridge: λ relative to the mean square of an input; None for the one of `GRID` that does best on what is held out.
