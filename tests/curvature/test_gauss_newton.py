@@ -1,3 +1,8 @@
+"""Gauss-Newton matrices of the gates against dense references.
+
+Covers secateur.curvature.gauss_newton, secateur.curvature.gate_vjp and secateur.saliency.units.ggn.
+"""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,8 @@
+"""E(g) against the reference, with a gate on every edge into a consumer.
+
+Covers secateur.objective.gated_loss and secateur.objective.gated_graph.
+"""
+
 import copy
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,7 @@
-"""Candidates stacked along with the samples, against one evaluation of E(g) for each."""
+"""Candidates stacked along with the samples, against one evaluation of E(g) for each.
+
+Covers secateur.objective.leave_one_out, secateur.objective.low_rank_update and secateur.objective.select_pushdown.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Losses by name and of one's own, what they take, and accuracy.
+
+Covers secateur.objective.losses and secateur.objective.loss_inputs.
+"""
+
 import math
 from collections import UserDict
 from types import SimpleNamespace
