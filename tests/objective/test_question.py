@@ -1,4 +1,4 @@
-"""What is asked of a network: checked before the model is captured, made once, judged on the samples told."""
+"""A question asked of a network: checked before the model is captured, made once, judged on the samples told."""
 
 from typing import Any
 

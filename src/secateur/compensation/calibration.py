@@ -16,7 +16,7 @@ from secateur.objective.gated_loss import GatedLoss
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
 FEWER = 5_000  # where each output weighs them in its own way, and so has moments of its own;
 EACH = 50  # or so many for each row and column of its matrix
-HELD = 5  # every fifth sample is held out to choose the ridge
+HELD_OUT = 5  # every fifth sample is held out to choose the ridge
 
 
 class BatchPlace(NamedTuple):
@@ -55,7 +55,7 @@ def collect_moments(
         taken = ((numbers + 1) * most // total > numbers * most // total).nonzero()[:, 0]
         numbers, z, weight = numbers[taken], _some(z, taken), _some(weight, taken)
     a = layer.rows(value, taken)
-    moments.add(a, a[:, :0] if z is None else z, numbers // each % HELD == HELD - 1, weight)
+    moments.add(a, a[:, :0] if z is None else z, numbers // each % HELD_OUT == HELD_OUT - 1, weight)
 
 
 def _some(rows: Tensor | None, taken: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What the original network gives at its layers, and how much the loss minds a change of it there."""
+"""Targets of layers, given by the original network, and how much the loss minds a change of them."""
 
 from __future__ import annotations
 

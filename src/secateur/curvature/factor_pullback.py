@@ -20,7 +20,7 @@ from secateur.structure.inputs import sample_weight
 
 Factors = Callable[[Any, Any], Iterator[Factor]]  # of the loss's curvature, from outputs and targets
 Runs = tuple[BatchVJP, SampleVJP]  # of one batch: all samples in one backward pass, and each in its own
-PIECE = 2**25  # bytes of derivatives that are made at a time, at most: more are slow to be had from the system
+BYTES_AT_ONCE = 2**25  # bytes of derivatives that are made at a time, at most: more are slow to be had from the system
 
 
 class FactorPullback:
@@ -39,7 +39,7 @@ class FactorPullback:
     ) -> None:
         self._captured, self._model, self._independence = captured, model, independence
         self._batches, self._n = batches, sum(batch.size for batch in batches)
-        self._piece = min(PIECE, memory // 8)
+        self._piece = min(BYTES_AT_ONCE, memory // 8)
 
     def add_squares(self, factors: Factors, total: Mapping[str, Tensor]) -> None:
         """Add Σ_v λ_nv (J_nᵀ u_nv)², mean over samples, to a sum for each parameter."""
@@ -68,7 +68,7 @@ class FactorPullback:
 
     def add_products(self, factors: Factors, names: Sequence[str], total: Tensor) -> None:
         """Add Σ_v λ_nv J_nᵀ u_nv u_nvᵀ J_n, mean over samples, to a matrix over the elements of these parameters."""
-        parts = [[n for n in names if n in some] for some in (self._independence.uses.of, self._independence.slow)]
+        parts = [[n for n in names if n in group] for group in (self._independence.uses.of, self._independence.slow)]
         for runs, weights in self._runs(factors):
             pairs: list[tuple[BatchVJP | SampleVJP, list[str]]] = list(zip(runs, parts, strict=True))
             for weight in weights:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secateur.curvature.hessian_products import HELD, hessian_vector_products
+from secateur.curvature.hessian_products import VALUES_HELD, hessian_vector_products
 from secateur.objective.gated_loss import CachedBatch, GatedLoss, derivative
 from secateur.objective.leave_one_out import LeaveOneOut, split_candidates
 from secateur.objective.memory import bytes_of
@@ -66,7 +66,7 @@ def _of_stack(stack: LeaveOneOut, batch: CachedBatch, values: dict[fx.Node, Any]
         forms = sum(row.transpose(0, 1).flatten(1) @ (w[part, None] * w).flatten(0, 1) for part, row in rows)
         return (o.square() * forms).double().sum(0)
     parts = []
-    for part in torch.split(units, max(1, stack.at_once(batch) // HELD)):
+    for part in torch.split(units, max(1, stack.at_once(batch) // VALUES_HELD)):
         gates = g[part].clone().requires_grad_()
         slope = derivative(stack.losses(batch, values, g, part, gates).sum(), gates, create_graph=True)
         parts.append(derivative(slope.sum(), gates).double())
@@ -89,7 +89,7 @@ def _behind(
         return stack.loss_of_sums(batch, values | {layer: sums})
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        at_once = max(1, stack.at_once(batch) // HELD)
+        at_once = max(1, stack.at_once(batch) // VALUES_HELD)
         for part in torch.split(torch.arange(len(w), device=z.device), at_once):
             directions = torch.eye(len(w), dtype=z.dtype, device=z.device)[part, None].expand(-1, *z.shape)
             yield part, hessian_vector_products(loss, z, directions)
@@ -101,7 +101,7 @@ def _columns(gated: GatedLoss, g: Tensor, units: Tensor) -> list[tuple[Tensor, T
     """Return some columns of the Hessian at a time, after the units that they belong to: [m], [m, K]."""
     suffix = bytes_of(gated.graph.suffix.nodes)
     largest = max((batch.size for batch in gated.cached), default=1)
-    at_once = max(1, gated.memory // 8 // max(1, suffix * largest * HELD))
+    at_once = max(1, gated.memory // 8 // max(1, suffix * largest * VALUES_HELD))
     return [(part, _products(gated, g, part)) for part in torch.split(units, at_once) if len(part)]
 
 

@@ -26,7 +26,7 @@ def gate_vjp(gated: GatedLoss, batch: CachedBatch, g: Tensor) -> tuple[Any, Pull
     Where samples know each other or a gated value holds none of them, each sample takes a backward pass of its own.
     """
     if gated.samples_independent is None:
-        gated.samples_independent = _samples_apart(gated, g)
+        gated.samples_independent = _samples_independent(gated, g)
     if gated.samples_independent:
         return _together(gated, batch.frontier, batch.size, g)
     return _one_by_one(gated, batch.frontier, batch.size, g)
@@ -53,7 +53,7 @@ def _one_by_one(gated: GatedLoss, frontier: tuple[Any, ...], n: int, g: Tensor) 
     return out, pull
 
 
-def _samples_apart(gated: GatedLoss, g: Tensor) -> bool:
+def _samples_independent(gated: GatedLoss, g: Tensor) -> bool:
     """Return whether sample n's outputs depend on its own gates alone and as on shared ones, tried on a few samples."""
     if gated.units.captured.spec.fixed is not None:
         return False

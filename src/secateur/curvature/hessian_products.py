@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Scalar = Callable[[Tensor], Tensor]
-HELD = 8  # values that two derivatives hold at a time, for each that is computed
+VALUES_HELD = 8  # values that two derivatives hold at a time, for each that is computed
 
 
 def hessian_vector_products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:

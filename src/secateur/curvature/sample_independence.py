@@ -1,4 +1,4 @@
-"""For which parameters one backward pass tells every sample's derivatives: tried, not assumed."""
+"""Independence of samples: the parameters for which one backward pass tells every sample's derivatives, as tried."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from secateur.curvature.hessian_products import HELD, hessian_vector_products
+from secateur.curvature.hessian_products import VALUES_HELD, hessian_vector_products
 from secateur.curvature.loss_factors import ties_samples
 from secateur.curvature.per_sample import Uses, summed_squares
 from secateur.curvature.weight_vjp import recompute, run_graph
@@ -19,7 +19,7 @@ from secateur.objective.losses import LossFunction, loss_of_batch
 from secateur.objective.memory import bytes_of
 
 
-def second_derivatives(
+def hessian_diagonal(
     fast: Uses, names: Sequence[str], values: list[Any], batch: Batch, loss: LossFunction, memory: int
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield ∂²E/∂w² of each parameter for one batch, float64.
@@ -62,7 +62,7 @@ def second_derivatives(
 
 def _at_once(changed: list[fx.Node], n: int, memory: int) -> int:
     """Return how many products fit into memory."""
-    return max(1, memory // 8 // max(1, HELD * n * bytes_of(downstream(changed))))
+    return max(1, memory // 8 // max(1, VALUES_HELD * n * bytes_of(downstream(changed))))
 
 
 def _neurons(f: Callable[[Tensor], Tensor], z: Tensor, at_once: int) -> Tensor:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.curvature.factor_pullback import PIECE, FactorPullback, Factors
+from secateur.curvature.factor_pullback import BYTES_AT_ONCE, FactorPullback, Factors
 from secateur.curvature.loss_factors import Factor, backward, exact_factors, sampled_factors
 from secateur.curvature.per_sample import Uses
 from secateur.curvature.sample_independence import SampleIndependence, find_sample_independence
-from secateur.curvature.weight_hessian import second_derivatives
+from secateur.curvature.weight_hessian import hessian_diagonal
 from secateur.curvature.weight_vjp import leaves_of, run_from, values_of
 from secateur.errors import ModelError, choose
 from secateur.objective.data import CHUNK, Batch, batches
@@ -228,7 +228,7 @@ class WeightLoss:
         with self._differentiating():
             for share, batch in self.shares():
                 values = values_of(self.captured, self.model, batch.call)
-                for name, second in second_derivatives(
+                for name, second in hessian_diagonal(
                     self._independence.uses, self.names, values, batch, self.loss, self.memory
                 ):
                     total[name] += share * second
@@ -240,7 +240,7 @@ class WeightLoss:
         outputs = bytes_of(n for n in graph.output_node().all_input_nodes) // sample_weight(self.model).element_size()
         pulled = bytes_of(Uses(self.captured, self.names, {}).entries) * max(1, min(outputs, VECTORS))
         fitting = self.memory // 8 // max(1, bytes_of(graph.nodes))
-        return max(1, min(CHUNK, fitting, max(FEWEST, PIECE // max(1, pulled))))
+        return max(1, min(CHUNK, fitting, max(FEWEST, BYTES_AT_ONCE // max(1, pulled))))
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if name in self.names}

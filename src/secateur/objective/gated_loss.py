@@ -36,7 +36,7 @@ from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.units import Units
 
-NARROW = 0.75  # of the units left that it was made for, a graph with fewer pays
+RESLICE = 0.75  # of the units left that it was made for, a graph with fewer pays
 
 
 class CachedBatch(NamedTuple):
@@ -119,7 +119,7 @@ class GatedLoss:
         if bool(present.all()) or not all(bool(piece.any()) for piece in self.units.split(present).values()):
             return self
         for known in (self._sliced, self):
-            if known is not None and known.graph.holds(g) and present.sum() > NARROW * known.graph.count:
+            if known is not None and known.graph.holds(g) and present.sum() > RESLICE * known.graph.count:
                 return known.with_weights(self.weights)
         self._sliced = copy.copy(self)
         self._sliced.graph, self._sliced.stacks = GatedGraph(self.units, KeepMask(masks(self.units, g))), {}

@@ -1,4 +1,4 @@
-"""How much memory may be used, and how much values take."""
+"""The memory that may be used, and the memory that values take."""
 
 from __future__ import annotations
 

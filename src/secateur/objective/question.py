@@ -1,4 +1,4 @@
-"""What is asked of a network: E(g) of one model and its units, on some data, judged by some samples."""
+"""A question asked of a network: E(g) of one model and its units, on some data, judged by some samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a criterion is, and where criteria are found: one registry for those of units and those of single weights."""
+"""Criteria and where they are found: one registry for those of units and those of single weights."""
 
 from __future__ import annotations
 
