@@ -559,10 +559,10 @@ def test_without_data_and_loss_nothing_is_measured_and_quality_cannot_be_asked_f
 def test_evaluating_counts_batches_by_their_samples() -> None:
     model, (x, y) = model_of("normed").train(), samples()
     captured = _made("normed", torch.float32)[1].captured
-    loss, accuracy = WeightLoss(model, captured, [(x[:7], y[:7]), (x[7:], y[7:])], "cross_entropy").evaluate()
+    loss, accuracy = WeightLoss(model, captured, [(x[:7], y[:7]), (x[7:], y[7:])], "cross_entropy").measure()
     assert (loss, accuracy) == (pytest.approx(measured(model, (x, y))[0], rel=1e-6), measured(model, (x, y))[1])
-    assert WeightLoss(model, captured, (x, y), None).evaluate() == (None, None)
-    assert WeightLoss(model, captured, None, "cross_entropy").evaluate() == (None, None)
+    assert WeightLoss(model, captured, (x, y), None).measure() == (None, None)
+    assert WeightLoss(model, captured, None, "cross_entropy").measure() == (None, None)
 
 
 def test_a_copy_that_computes_something_else_is_not_handed_out() -> None:

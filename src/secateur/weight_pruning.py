@@ -272,7 +272,7 @@ class WeightLoop:
         return Counter({name: int((~mask).sum()) for name, mask in self.weights.split(self.kept).items()})
 
     def _state(self) -> State:
-        loss, accuracy = self.judge.evaluate()
+        loss, accuracy = self.judge.measure()
         return replace(self._sizes(), loss=loss, accuracy=accuracy)
 
     def _sizes(self) -> State:

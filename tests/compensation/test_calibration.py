@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cases import in_batches
 from secateur import find_units
 from secateur.compensation import calibration as collecting
-from secateur.compensation.calibration import BatchPlace, collect, in_original, places
+from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, original_moments
 from secateur.compensation.linear_layers import Layer, find_layers
 from secateur.compensation.ridge import Moments
 from secateur.objective.gated_loss import GatedLoss, ones
@@ -39,8 +39,8 @@ class Made:
 
 def test_all_rows_of_all_batches_are_taken_and_every_fifth_sample_is_held_out() -> None:
     made = Made()
-    assert places(made.gated) == [BatchPlace(0, 7, 20), BatchPlace(7, 1, 20), BatchPlace(8, 12, 20)]
-    found = in_original(made.gated, made.ones, [made.layer], [])
+    assert batch_places(made.gated) == [BatchPlace(0, 7, 20), BatchPlace(7, 1, 20), BatchPlace(8, 12, 20)]
+    found = original_moments(made.gated, made.ones, [made.layer], [])
     held = torch.arange(60) // 3 % 5 == 4
     made.assert_moments(found[made.layer], made.rows, held)
     assert int(held.sum()) == 12
@@ -51,13 +51,13 @@ def test_of_too_many_rows_so_many_are_taken_evenly(most: int, monkeypatch: pytes
     monkeypatch.setattr(collecting, "ROWS", most)
     monkeypatch.setattr(collecting, "EACH", 0)
     made = Made()
-    found = in_original(made.gated, made.ones, [made.layer], [])[made.layer]
+    found = original_moments(made.gated, made.ones, [made.layer], [])[made.layer]
     taken = [n for n in range(60) if (n + 1) * most // 60 > n * most // 60]
     assert len(taken) == most
     made.assert_moments(found, made.rows[taken], torch.tensor(taken) // 3 % 5 == 4)
     monkeypatch.setattr(collecting, "EACH", 10)  # for each of 8 rows and 3 columns of the matrix
     made.assert_moments(
-        in_original(made.gated, made.ones, [made.layer], [])[made.layer], made.rows, torch.arange(60) // 3 % 5 == 4
+        original_moments(made.gated, made.ones, [made.layer], [])[made.layer], made.rows, torch.arange(60) // 3 % 5 == 4
     )
 
 
@@ -67,7 +67,7 @@ def test_targets_and_what_they_count_are_those_of_the_rows_taken(monkeypatch: py
     made = Made()
     z, weight = torch.randn(60, 3).double(), torch.rand(60, 3).double()
     found, expected = Moments(8, 3, made.ones.device), Moments(8, 3, made.ones.device)
-    collect(found, made.layer, made.value, BatchPlace(0, 20, 20), z, weight)
+    collect_moments(found, made.layer, made.value, BatchPlace(0, 20, 20), z, weight)
     some = torch.tensor([n for n in range(60) if (n + 1) * 20 // 60 > n * 20 // 60])
     expected.add(made.rows[some], z[some], some // 3 % 5 == 4, weight[some])
     for one, other in zip(found.parts(), expected.parts(), strict=True):
@@ -77,5 +77,5 @@ def test_targets_and_what_they_count_are_those_of_the_rows_taken(monkeypatch: py
 def test_nothing_is_computed_for_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made()
     layers: list[Layer] = []
-    monkeypatch.setattr(collecting, "trace", lambda *_: pytest.fail("traced"))
-    assert in_original(made.gated, made.ones, layers, layers) == {}
+    monkeypatch.setattr(collecting, "trace_layers", lambda *_: pytest.fail("traced"))
+    assert original_moments(made.gated, made.ones, layers, layers) == {}

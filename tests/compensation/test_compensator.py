@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cases import randomise
 from secateur import find_units
 from secateur.compensation.compensator import Compensator, compensated
-from secateur.compensation.targets import trace
+from secateur.compensation.targets import trace_layers
 from secateur.errors import ArgumentError, DataError
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.options import Compensation
@@ -158,7 +158,9 @@ def deep() -> nn.Sequential:
 
 def test_without_room_for_all_batches_walks_start_again_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     walks = list[Any]()
-    monkeypatch.setattr("secateur.compensation.compensator.trace", lambda *given: walks.append(given) or trace(*given))
+    monkeypatch.setattr(
+        "secateur.compensation.compensator.trace_layers", lambda *given: walks.append(given) or trace_layers(*given)
+    )
     enough, little = (Made(deep(), 5, cuts=(7, 15, 16), max_memory=size) for size in (None, 17_000))
     held = enough.fit(MLP_GONE)
     assert len(walks) == 4  # one for each batch
@@ -254,7 +256,7 @@ def test_another_one_leaves_the_first_as_it_was() -> None:
     compensation = Compensator(made.gated, PLAIN)
     compensation.fit(made.gates(MLP_GONE))
     before = dict(compensation.weights)
-    other = compensation.other()
+    other = compensation.fork()
     other.fit(made.gates({"0": (8,)}))
     assert {*other.weights} == {*before}
     assert not torch.equal(other.weights["2.weight"], before["2.weight"])

@@ -14,7 +14,7 @@ from random_networks import RandomArchitecture
 from secateur import find_units
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.linear_layers import Layer, find_layers
-from secateur.compensation.targets import FEW, curvature, draws_of, last_layers, trace, weights
+from secateur.compensation.targets import FEW, curvature, draws_of, last_layers, sample_weights, trace_layers
 from secateur.errors import DataError
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import LOSSES, find_loss
@@ -224,7 +224,7 @@ def test_with_units_gone_it_is_that_of_the_smaller_network() -> None:
     units = find_units(case.model, case.x)
     gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [4]), "cross_entropy")
     g = torch.tensor([1.0, 0, 1, 0, 0, 0, 1, 1, 0, 0]).double()
-    narrow, layers = gated.narrowed(g), find_layers(units)
+    narrow, layers = gated.sliced(g), find_layers(units)
     assert narrow.graph.count == 4
     first, second, last = case.model[0], case.model[2], case.model[4]
 
@@ -390,9 +390,9 @@ def weights_of_rows(made: Made, curved: Tensor) -> Tensor:
 
 def found_weights(made: Made, layers: list[Layer]) -> dict[Layer, Tensor]:
     """Of all batches."""
-    traced = [(batch, trace(made.gated, batch, (), made.ones, layers)) for batch in made.gated.cached]
+    traced = [(batch, trace_layers(made.gated, batch, (), made.ones, layers)) for batch in made.gated.cached]
     draw = draws_of(made.gated)
-    found = [weights(made.gated, batch, layers, values, draw) for batch, values in traced]
+    found = [sample_weights(made.gated, batch, layers, values, draw) for batch, values in traced]
     return {layer: torch.cat([one[layer] for one in found]) for layer in found[0]}
 
 
@@ -436,7 +436,7 @@ def test_a_trace_holds_what_is_asked_for_and_can_be_differentiated_in_the_layers
     made = Made(Two(), (3,), "squared_error")
     (batch,) = made.gated.cached
     copies, last = made.gated.graph.copies, last_layers(made.layers)
-    values = trace(made.gated, batch, [one.call for one in made.layers], made.ones, last)
+    values = trace_layers(made.gated, batch, [one.call for one in made.layers], made.ones, last)
     assert {*values} >= {copies[one.call] for one in made.layers}
     assert not any(node.name.startswith("tanh") for node in values)
     for layer in made.layers:
@@ -446,5 +446,5 @@ def test_a_trace_holds_what_is_asked_for_and_can_be_differentiated_in_the_layers
     out = values[made.gated.graph.suffix.output_node()]
     slopes = torch.autograd.grad(torch.cat([*out]).sum(), values[copies[last[0].call]])
     assert torch.equal(slopes[0], torch.ones_like(slopes[0]))
-    plain = trace(made.gated, batch, [last[0].call], made.ones, [])
+    plain = trace_layers(made.gated, batch, [last[0].call], made.ones, [])
     assert not plain[copies[last[0].call]].requires_grad

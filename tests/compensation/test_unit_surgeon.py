@@ -1,4 +1,7 @@
-"""Optimal Brain Surgeon on units: costs, removals and the ranking made of them."""
+"""Optimal Brain Surgeon on units: costs, removals and the ranking made of them.
+
+Covers secateur.compensation.unit_surgeon and secateur.saliency.units.obs.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Sampled Fisher information against the Gauss-Newton matrix that it estimates.
+
+Covers secateur.curvature.fisher and secateur.saliency.units.fisher.
+"""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,8 @@
+"""Second derivatives in the gates against dense Hessians.
+
+Covers secateur.curvature.gate_hessian and secateur.saliency.units.hessian.
+"""
+
 from collections.abc import Callable
 
 import pytest

@@ -1,3 +1,8 @@
+"""Gauss-Newton matrices of the gates against dense references.
+
+Covers secateur.curvature.gauss_newton, secateur.curvature.gate_vjp and secateur.saliency.units.ggn.
+"""
+
 from __future__ import annotations
 
 from typing import Any
@@ -67,7 +72,7 @@ def test_the_matrix_on_the_table(name: str, loss: str) -> None:
         matrix(gated, ones(case.model, units))[1],
         reference.dense_gauss_newton(case.model, units, (case.x,), case.y, LOSSES[loss]),
     )
-    assert gated.apart
+    assert gated.samples_independent
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -133,7 +138,7 @@ def test_samples_that_cannot_have_gates_of_their_own(build: type[nn.Module], sha
     units = find_units(model, x)
     gated = GatedLoss(model, units, (x, y), "cross_entropy")
     got = matrix(gated, ones(model, units))[1]
-    assert gated.apart is False
+    assert gated.samples_independent is False
 
     def outputs(g: Tensor) -> Tensor:
         return gated.graph.run(next(gated.cached).frontier, g)

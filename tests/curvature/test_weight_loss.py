@@ -1,3 +1,9 @@
+"""Derivatives in the weights against dense references, sample by sample and all together.
+
+Covers secateur.curvature.weight_loss, secateur.curvature.factor_pullback, secateur.curvature.weight_hessian,
+secateur.curvature.weight_vjp, secateur.curvature.sample_independence and secateur.curvature.per_sample.
+"""
+
 import copy
 import warnings
 from collections.abc import Callable

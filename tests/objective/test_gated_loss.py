@@ -1,3 +1,8 @@
+"""E(g) against the reference, with a gate on every edge into a consumer.
+
+Covers secateur.objective.gated_loss and secateur.objective.gated_graph.
+"""
+
 import copy
 from collections.abc import Callable
 from functools import cache
@@ -137,7 +142,7 @@ def test_accuracy_is_that_of_the_gated_network(name: str, cuts: list[int]) -> No
     for seed in range(8):
         g = gates(units.total, seed)
         outputs = functional_call(case.model, reference.gated_weights(case.model, units, g), case.x)
-        loss, accuracy = gated.evaluate(g)
+        loss, accuracy = gated.measure(g)
         assert accuracy == sum(row.argmax().item() == t for row, t in zip(outputs, case.y.tolist(), strict=True)) / 6
         assert apart(loss, F.cross_entropy(outputs, case.y).item()) < 1e-12
         seen.add(accuracy)
@@ -149,14 +154,14 @@ def test_binary_accuracy_is_the_share_of_logits_on_the_right_side() -> None:
     model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(), torch.randn(9, 3).double()
     y = torch.randint(0, 2, (9,))
     units = find_units(model, x)
-    _, accuracy = GatedLoss(model, units, in_batches(x, y, [2]), "binary_cross_entropy").evaluate(ones(model, units))
+    _, accuracy = GatedLoss(model, units, in_batches(x, y, [2]), "binary_cross_entropy").measure(ones(model, units))
     assert accuracy == ((model(x)[:, 0] > 0) == (y == 1)).double().mean().item()
 
 
 def test_there_is_no_accuracy_without_classes() -> None:
     case, units = built("two_hidden")
     t = torch.randn(6, 3, dtype=torch.float64)
-    loss, accuracy = GatedLoss(case.model, units, (case.x, t), "squared_error").evaluate(ones(case.model, units))
+    loss, accuracy = GatedLoss(case.model, units, (case.x, t), "squared_error").measure(ones(case.model, units))
     assert accuracy is None
     assert apart(loss, squared_error(case.model(case.x), t).item()) < 1e-12
 
@@ -204,15 +209,15 @@ def test_a_model_in_training_is_evaluated_in_eval_mode_and_left_in_training(name
     case = CASES[name]()
     units = find_units(case.model, case.x)
     g = gates(units.total)
-    expected = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").evaluate(g)
+    expected = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").measure(g)
     case.model.train()
     children = list(case.model.children())
     children[1].eval()
     modes = [module.training for module in case.model.modules()]
     before = copy.deepcopy(case.model.state_dict())
     again = find_units(case.model, case.x)
-    assert GatedLoss(case.model, again, (case.x, case.y), "cross_entropy").evaluate(g) == expected
-    assert GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").evaluate(g) == expected
+    assert GatedLoss(case.model, again, (case.x, case.y), "cross_entropy").measure(g) == expected
+    assert GatedLoss(case.model, units, (case.x, case.y), "cross_entropy").measure(g) == expected
     assert [module.training for module in case.model.modules()] == modes
     assert modes.count(True) == len(modes) - 1
     assert all(tensor.equal(before[key]) for key, tensor in case.model.state_dict().items())
@@ -237,7 +242,7 @@ def test_parameters_get_no_gradient() -> None:
     case, units = built("branches")
     gated = GatedLoss(case.model, units, (case.x, case.y), "cross_entropy")
     gated.gradient(ones(case.model, units))
-    gated.evaluate(ones(case.model, units))
+    gated.measure(ones(case.model, units))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in case.model.parameters())
 
 

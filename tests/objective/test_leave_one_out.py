@@ -1,4 +1,7 @@
-"""Candidates stacked along with the samples, against one evaluation of E(g) for each."""
+"""Candidates stacked along with the samples, against one evaluation of E(g) for each.
+
+Covers secateur.objective.leave_one_out, secateur.objective.low_rank_update and secateur.objective.select_pushdown.
+"""
 
 from __future__ import annotations
 
@@ -178,18 +181,18 @@ def test_units_that_are_gone_are_sliced_out() -> None:
     units = find_units(case.model, case.x)
     gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [4]), "cross_entropy")
     g = ones(case.model, units)
-    assert gated.narrowed(g) is gated
+    assert gated.sliced(g) is gated
     g[0] = 0
-    assert gated.narrowed(g) is gated  # too few
+    assert gated.sliced(g) is gated  # too few
     g[[1, 2, 3]] = 0
-    narrow = gated.narrowed(g)
+    narrow = gated.sliced(g)
     assert narrow.graph.count == units.total - 4
     assert narrow.loss(g) == pytest.approx(gated.loss(g), rel=1e-12)
-    assert gated.narrowed(g) is narrow
-    assert gated.narrowed(ones(case.model, units)) is gated
+    assert gated.sliced(g) is narrow
+    assert gated.sliced(ones(case.model, units)) is gated
     back = g.clone()
     back[0] = 1
-    assert gated.narrowed(back).graph.holds(back)
+    assert gated.sliced(back).graph.holds(back)
     assert_equal_one_by_one(gated, g)
 
 
@@ -212,7 +215,7 @@ def test_sliced_units_that_are_gone_leave_the_others_stackable() -> None:
     g[1] = 0
     here, got = change_one(gated, g, torch.arange(5, 9), torch.zeros(4).double())
     assert [s.removal for s in units] == ["sliced", "gated"]
-    assert gated.narrowed(g).stacks["inner"] is not None
+    assert gated.sliced(g).stacks["inner"] is not None
     for k, loss in zip(range(5, 9), got.tolist(), strict=True):
         without = g.clone()
         without[k] = 0

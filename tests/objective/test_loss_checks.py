@@ -207,7 +207,7 @@ def test_it_is_tried_once_on_few_samples() -> None:
     assert loss.sizes[0] == 3 * 32
     del loss.sizes[:]
     gated.loss(ones(model, units))
-    gated.evaluate(ones(model, units))
+    gated.measure(ones(model, units))
     assert loss.sizes == [50] * 20 * 2
     del loss.sizes[:]
     GatedLoss(model, units, (x, y), loss)

@@ -1,3 +1,8 @@
+"""Losses by name and of one's own, what they take, and accuracy.
+
+Covers secateur.objective.losses and secateur.objective.loss_inputs.
+"""
+
 import math
 from collections import UserDict
 from types import SimpleNamespace
@@ -17,8 +22,8 @@ from secateur.objective.losses import (
     binary_cross_entropy,
     correct,
     cross_entropy,
-    evaluate,
     find_loss,
+    loss_of_batch,
     squared_error,
 )
 
@@ -267,11 +272,11 @@ def test_a_loss_that_fails_says_so() -> None:
         raise KeyError("mask")
 
     with pytest.raises(DataError) as caught:
-        evaluate(wrong, OUTPUTS, CLASSES)
+        loss_of_batch(wrong, OUTPUTS, CLASSES)
     assert str(caught.value) == "loss: it fails on this data (KeyError: 'mask')"
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(DataError, match=r"^loss: it fails on this data \(RuntimeError: .*Int"):
-        evaluate(nn.CrossEntropyLoss(), OUTPUTS, CLASSES.int())
+        loss_of_batch(nn.CrossEntropyLoss(), OUTPUTS, CLASSES.int())
 
 
 def test_a_loss_is_found_by_name_or_is_a_function() -> None:
@@ -295,7 +300,7 @@ def test_a_loss_is_found_by_name_or_is_a_function() -> None:
 )
 def test_a_loss_that_is_not_one_number_is_refused(value: object, got: str) -> None:
     with pytest.raises(DataError, match=rf"^loss: expected the mean over the batch, one number, got {got}$"):
-        evaluate(lambda *_: value, OUTPUTS, CLASSES)
+        loss_of_batch(lambda *_: value, OUTPUTS, CLASSES)
 
 
 def test_a_loss_per_sample_is_refused_where_it_is_used() -> None:
@@ -308,7 +313,7 @@ def test_a_loss_per_sample_is_refused_where_it_is_used() -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
 def test_a_loss_of_one_element_is_one_number(shape: tuple[int, ...]) -> None:
-    assert evaluate(lambda *_: torch.full(shape, 2.5), OUTPUTS, CLASSES).shape == ()
+    assert loss_of_batch(lambda *_: torch.full(shape, 2.5), OUTPUTS, CLASSES).shape == ()
 
 
 class Named(NamedTuple):
@@ -505,7 +510,7 @@ def test_a_loss_may_become_infinite_where_units_are_gone() -> None:
     units = find_units(model, x)
     gated = GatedLoss(model, units, (x, x), minus_log)
     assert gated.loss(torch.zeros(2, dtype=torch.float64)) == math.inf
-    assert gated.evaluate(torch.zeros(2, dtype=torch.float64))[0] == math.inf
+    assert gated.measure(torch.zeros(2, dtype=torch.float64))[0] == math.inf
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[2.0, -1.0]]))
     rises = score(model, (x, x), minus_log, criterion="oracle")["0"].tolist()

@@ -1,3 +1,8 @@
+"""Scores of units by every criterion, and what is refused.
+
+Covers secateur.saliency.score.
+"""
+
 import copy
 from contextlib import suppress
 from functools import cache

@@ -36,16 +36,16 @@ class BlockOBS:
         self.there = torch.ones_like(names, dtype=torch.bool)
 
     def holds(self, inputs: Tensor) -> Tensor:
-        """Which inputs, by their numbers in the whole layer, are not gone."""
+        """Return which inputs, by their numbers in the whole layer, are not gone."""
         return torch.isin(inputs, self.names[self.there])
 
     def places(self, inputs: Tensor) -> Tensor:
-        """Where they are in the arrays."""
-        found: Tensor = torch.searchsorted(self.names, inputs)
-        return found
+        """Return where inputs are in the arrays."""
+        places: Tensor = torch.searchsorted(self.names, inputs)
+        return places
 
     def costs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What removing each group of inputs [K, p] adds to the ridge objective [K], and to the data's part of it."""
+        """Return what removing inputs [K, p] adds to the ridge objective and to the data's part of it, both [K]."""
         places = self.places(inputs)
         if places.shape[1] == 1:
             return self._costs_of_one(places[:, 0])
@@ -59,7 +59,7 @@ class BlockOBS:
         return whole.sum(0), (whole - ridge).sum(0)
 
     def _costs_of_one(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for single inputs [K], without their columns."""
+        """Return the costs of single inputs [K], found without their columns."""
         w, gamma = self.weights[:, :, self.width :], 1 / self.inverse.diagonal(dim1=1, dim2=2)[:, places]
         norm = torch.linalg.vector_norm(w, dim=2).square()[:, places]
         moved = torch.linalg.vecdot(self.moved, w)[:, places]
@@ -68,14 +68,14 @@ class BlockOBS:
         return whole.sum(0), (whole - ridge).sum(0)
 
     def change(self, inputs: Tensor) -> Tensor:
-        """What their removal would change of W [C, D, o]."""
+        """Return what the removal of inputs would change of W [C, D, o]."""
         places = self.places(inputs)
         v = self.inverse[:, :, places]
         change: Tensor = -v @ torch.linalg.solve(v[:, places], self.weights[:, places, : self.width])
         return change
 
     def remove(self, inputs: Tensor) -> None:
-        """Strike them out, and let the others make up for them."""
+        """Strike inputs out, and let those that are left make up for them."""
         places = self.places(inputs)
         v = self.inverse[:, :, places].clone()
         again = self.inverse @ v
@@ -94,7 +94,7 @@ class BlockOBS:
         self._strike(places)
 
     def _strike(self, places: Tensor) -> None:
-        """Gone rows are zero, and not nearly; when they are many the arrays are made smaller."""
+        """Set the rows that are gone to zero, and not nearly; when they are many, make the arrays smaller."""
         for array in (self.weights, self.moved, self.inverse):
             array[:, places] = 0
         self.inverse[:, :, places] = 0
@@ -105,6 +105,6 @@ class BlockOBS:
             self.names, self.there = self.names[left], self.there[left]
 
     def weight(self, change: Tensor | None = None) -> Tensor:
-        """W, with a change on top if one is given, for the inputs `names` [C, D, o]; zero where they are gone."""
+        """Return W, plus a change where there is one, for the inputs `names` [C, D, o]; zero where they are gone."""
         left = self.weights[:, :, : self.width]
         return left if change is None else left + change

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from secateur.compensation.batch_norm import BatchNorm, ChannelStatistics, find_norms
-from secateur.compensation.calibration import BatchPlace, collect, in_original, places
+from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, original_moments
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
 from secateur.compensation.ridge import Moments, RidgeFit, fit
-from secateur.compensation.targets import draws_of, last_layers, trace, weights
+from secateur.compensation.targets import draws_of, last_layers, sample_weights, trace_layers
 from secateur.errors import ArgumentError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import GatedLoss, masks, ones
@@ -42,7 +42,7 @@ class Walk(NamedTuple):
     Attributes:
         steps: Halts before each layer, with the values so far.
         targets: What the layers gave in the original [M, O], and how much each number counts.
-        place: Of the batch.
+        place: The batch's place.
     """
 
     steps: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
@@ -63,7 +63,7 @@ class Compensator:
 
     Args:
         gated: The original network and its data; its loss, if it has one.
-        settings: How.
+        settings: How weights are fitted.
 
     Attributes:
         gated: The network with the weights of the last fit.
@@ -82,22 +82,22 @@ class Compensator:
         self.ones = ones(gated.model, self.units)
         self.weights: dict[str, Tensor] = {}
         self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
-        self.gated = gated.holding(self.weights)
+        self.gated = gated.with_weights(self.weights)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
-        found = find_layers(self.units) if settings.fit else []
-        sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in found}
-        self.layers = [layer for layer in found if any(s.removal == "gated" for s in sets[layer])]
-        self._others = {layer: sets[layer] for layer in found if layer not in self.layers}  # behind sliced sets alone
+        layers = find_layers(self.units) if settings.fit else []
+        sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in layers}
+        self.layers = [layer for layer in layers if any(s.removal == "gated" for s in sets[layer])]
+        self._others = {layer: sets[layer] for layer in layers if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, FittedLayer] = {}
-        self._batches = places(gated)
+        self._batches = batch_places(gated)
         self._first = {layer for layer in self.layers if self._is_first(layer)}
         self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
         self._weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
-        self._check_memory(found)
+        self._check_memory(layers)
 
     def _is_first(self, layer: Layer) -> bool:
-        """Whether no gate is in front of a layer but those on its own inputs."""
+        """Return whether no gate is in front of a layer but those on its own inputs."""
         graph = self.original.graph
         operand, products = layer.operand(graph.copies[layer.call]), {edge.node for edge in graph.edges}
         while operand in products:
@@ -126,7 +126,7 @@ class Compensator:
             )
 
     def fit(self, g: Tensor, all_layers: bool = False) -> None:
-        """Weights for the gates g [K]: in one pass where what all batches hold before a layer fits into memory.
+        """Fit the weights for the gates g [K], in one pass where what all batches hold before a layer fits into memory.
 
         Layers that nothing in front of them has lost a unit keep their weights as they are, bit by bit.
 
@@ -139,7 +139,7 @@ class Compensator:
         self.weights.clear()
         self.fitted.clear()
         self._fitted_at = g.clone(), all_layers
-        narrow, touched = self.gated.narrowed(g), self._touched(g)
+        sliced, touched = self.gated.sliced(g), self._touched(g)
         stops = [stop for stop in self._stops(g) if stop.call in touched]
         first = [layer for layer in self.layers if layer in stops and layer in self._first]
         rest = [layer for layer in self.layers if layer not in stops and all_layers]
@@ -150,10 +150,10 @@ class Compensator:
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
                 self.weights.update(self.tensors(layer, fitted.weight) if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
-            held = list(self._walks(narrow, g, stops)) if stops and self._fits_memory(stops) else None
+            held = list(self._walks(sliced, g, stops)) if stops and self._fits_memory(stops) else None
             for i, stop in enumerate(stops):
-                walks = held if held is not None else (_skip(walk, i) for walk in self._walks(narrow, g, stops))
-                self._stop(stop, walks, narrow, g)
+                walks = held if held is not None else (_skip(walk, i) for walk in self._walks(sliced, g, stops))
+                self._stop(stop, walks, sliced, g)
 
     def change(self, tensors: dict[str, Tensor]) -> None:
         """Put other weights in place of those of the last fit."""
@@ -161,73 +161,77 @@ class Compensator:
         self._fitted_at = None
 
     def learn(self) -> None:
-        """The second moments of what layers take in the original: one pass over the data, once."""
+        """Learn the second moments of what layers take in the original: one pass over the data, once."""
         with torch.no_grad():
             self._add_known(self.layers)
 
     def _add_known(self, layers: Iterable[Layer]) -> None:
         new = [layer for layer in layers if layer not in self._known]
-        self._known.update(in_original(self.original, self.ones, new, [one for one in self._weighted if one in new]))
+        self._known.update(
+            original_moments(self.original, self.ones, new, [layer for layer in self._weighted if layer in new])
+        )
 
-    def other(self) -> Compensator:
-        """One for fits of its own."""
-        other = copy.copy(self)
-        other.weights, other.fitted, other._fitted_at = {}, {}, None
-        other.gated = self.original.holding(other.weights)
-        return other
+    def fork(self) -> Compensator:
+        """Return a compensator for fits of its own."""
+        compensator = copy.copy(self)
+        compensator.weights, compensator.fitted, compensator._fitted_at = {}, {}, None
+        compensator.gated = self.original.with_weights(compensator.weights)
+        return compensator
 
     def _stops(self, g: Tensor) -> list[Layer | BatchNorm]:
-        """What is fitted, in order of execution: of layers behind sliced sets those that have lost inputs."""
+        """Return what is fitted, in order of execution: of layers behind sliced sets those that have lost inputs."""
         order = {node: i for i, node in enumerate(self.units.captured.graph.nodes)}
-        whole = {axis for axis, there in masks(self.units, g).items() if bool(there.all())}
+        whole = {axis for axis, mask in masks(self.units, g).items() if bool(mask.all())}
         others = [layer for layer, sets in self._others.items() if any(s.axis not in whole for s in sets)]
         return sorted([*self.layers, *others, *self.norms], key=lambda stop: order[stop.call])
 
     def _touched(self, g: Tensor) -> set[fx.Node]:
-        """The calls behind a unit that is gone."""
+        """Return the calls behind a unit that is gone."""
         graph = self.original.graph
         gone = [edge.node for edge in graph.edges if bool((graph.units.expand(edge.axis, g) == 0).any())]
         return {graph.origin[node] for node in downstream(gone) if node in graph.origin}
 
-    def _walks(self, narrow: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
+    def _walks(self, sliced: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
         layers = [stop for stop in stops if isinstance(stop, Layer)]
-        weighted, calls = [one for one in self._weighted if one in layers], [one.call for one in layers]
+        weighted, calls = [layer for layer in self._weighted if layer in layers], [layer.call for layer in layers]
         draw = draws_of(self.original)
-        halts = {narrow.graph.copies[stop.call] for stop in stops}
-        for batch, shrunk, place in zip(self.original.cached, narrow.cached, self._batches, strict=True):
-            values = trace(self.original, batch, calls, self.ones, weighted)
-            weight = weights(self.original, batch, weighted, values, draw)
-            given = {one: one.targets(values[self.original.graph.copies[one.call]].detach()) for one in layers}
-            steps = narrow.graph.walk(shrunk.frontier, g, halts, ())
-            yield Walk(steps, {one: (z, weight.get(one)) for one, z in given.items()}, place)
+        halts = {sliced.graph.copies[stop.call] for stop in stops}
+        for batch, shrunk, place in zip(self.original.cached, sliced.cached, self._batches, strict=True):
+            values = trace_layers(self.original, batch, calls, self.ones, weighted)
+            weight = sample_weights(self.original, batch, weighted, values, draw)
+            original = {
+                layer: layer.targets(values[self.original.graph.copies[layer.call]].detach()) for layer in layers
+            }
+            steps = sliced.graph.walk(shrunk.frontier, g, halts, ())
+            yield Walk(steps, {layer: (z, weight.get(layer)) for layer, z in original.items()}, place)
 
     def _fits_memory(self, stops: list[Layer | BatchNorm]) -> bool:
-        """Whether all batches can halt before a layer at the same time."""
+        """Return whether all batches can halt before a layer at the same time."""
         nodes = [node for node in self.units.captured.graph.nodes if node.op == "call_function"]
         each = bytes_of(stop.call for stop in stops) + 4 * max(bytes_of([node]) for node in nodes)
         return each * self._batches[0].samples <= self.original.memory // 3
 
-    def _stop(self, stop: Layer | BatchNorm, walks: Iterable[Walk], narrow: GatedLoss, g: Tensor) -> None:
+    def _stop(self, stop: Layer | BatchNorm, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> None:
         """Fit one layer, or estimate one norm's statistics, and let the walks go on with it."""
-        call = narrow.graph.copies[stop.call]
+        call = sliced.graph.copies[stop.call]
         if isinstance(stop, BatchNorm):
-            found, met = self._statistics(stop, call, walks, narrow)
+            tensors, met = self._statistics(stop, call, walks, sliced)
         else:
-            found, met = self._layer(stop, call, walks, narrow, g)
-        self.weights.update(found)
+            tensors, met = self._layer(stop, call, walks, sliced, g)
+        self.weights.update(tensors)
         for values, (name, node) in itertools.product(met, stop.places(call).items()):
-            if name in found:
-                values[node] = slice_tensor(found[name], self.units.axes[name], narrow.graph.left)
+            if name in tensors:
+                values[node] = slice_tensor(tensors[name], self.units.axes[name], sliced.graph.kept)
 
-    def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], narrow: GatedLoss, g: Tensor) -> Met:
-        inputs = narrow.graph.left.indices(layer.inputs).to(g.device)
+    def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> Met:
+        inputs = sliced.graph.kept.indices(layer.inputs).to(g.device)
         ins, outs = layer.rows_of(inputs), self._outputs(layer, g)
         moments, met = Moments(len(ins), len(outs), self.ones.device), []
         for walk in walks:
             _, values = next(walk.steps)
             z, weight = walk.targets.pop(layer)
             weight = None if weight is None else weight[:, outs]
-            collect(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
+            collect_moments(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
             met.append(values)
         return self.tensors(layer, self._solve(layer, moments, ins, outs, g).weight), met
 
@@ -236,7 +240,7 @@ class Compensator:
         return KeepMask(masks(self.units, g)).indices(layer.outputs).to(g.device)
 
     def _present(self, layer: Layer, blocks: int, ins: Tensor, outs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The original's weights [C, D, o] and bias [C, o]: zero if a norm behind takes the mean up, None without."""
+        """Return the original's weights [C, D, o] and bias [C, o]: zero if a norm takes the mean up, None without."""
         weight = layer.matrix(self.named[layer.weight]).double()[ins][:, outs]
         if layer.bias is not None:
             bias = self.named[layer.bias].double()[outs]
@@ -248,41 +252,41 @@ class Compensator:
 
     def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> RidgeFit:
         kept = layer.rows_kept(KeepMask(masks(self.units, g))).to(g.device)[ins]
-        found = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
-        self.fitted[layer] = FittedLayer(found, ins[kept], outs)
-        return found
+        solution = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
+        self.fitted[layer] = FittedLayer(solution, ins[kept], outs)
+        return solution
 
     def tensors(self, layer: Layer, weight: Tensor, inputs: Tensor | None = None) -> dict[str, Tensor]:
-        """The parameters of a fitted layer with other weights [C, D', o] of some of its inputs; without the others.
+        """Return the parameters of a fitted layer with new weights [C, D', o] of some inputs; without the others.
 
         Args:
-            layer: Which.
+            layer: The layer.
             weight: The weights.
             inputs: Their numbers, None for all that it was fitted with. Of the others the parameter keeps what it has.
         """
-        found, old = self.fitted[layer], self.named[layer.weight]
-        inputs = found.inputs if inputs is None else inputs
-        tensors = {layer.weight: layer.tensor(old, inputs, found.outputs, weight.transpose(0, 1).flatten(1))}
-        bias = found.fit.bias_for(weight, torch.searchsorted(found.inputs, inputs))
+        fitted, old = self.fitted[layer], self.named[layer.weight]
+        inputs = fitted.inputs if inputs is None else inputs
+        tensors = {layer.weight: layer.tensor(old, inputs, fitted.outputs, weight.transpose(0, 1).flatten(1))}
+        bias = fitted.fit.bias_for(weight, torch.searchsorted(fitted.inputs, inputs))
         if layer.bias is not None and bias is not None:
             old = self.named[layer.bias]
-            tensors[layer.bias] = old.index_put((found.outputs,), bias.flatten().to(old))
+            tensors[layer.bias] = old.index_put((fitted.outputs,), bias.flatten().to(old))
         return tensors
 
-    def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], narrow: GatedLoss) -> Met:
+    def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss) -> Met:
         statistics, met = ChannelStatistics(), []
         for walk in walks:
             _, values = next(walk.steps)
             statistics.add(values[norm.operand(call)])
             met.append(values)
-        return norm.tensors(statistics, self.named, narrow.graph.left.indices(norm.channels).to(self.ones.device)), met
+        return norm.tensors(statistics, self.named, sliced.graph.kept.indices(norm.channels).to(self.ones.device)), met
 
 
 Met = tuple[dict[str, Tensor], list[dict[fx.Node, Any]]]  # what was found, and the values of the walks that wait there
 
 
 def compensated(gated: GatedLoss, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
-    """The parameters and buffers that change when the gates are g [K], by name.
+    """Return the parameters and buffers that change when the gates are g [K], by name.
 
     Raises:
         ArgumentError: As `Compensator`.

@@ -27,9 +27,9 @@ ROUNDING = 1e-6  # of the targets' squares: errors below it are none
 
 
 class Sums(NamedTuple):
-    """Σ ω x xᵀ [C, X, X], Σ ω x zᵀ [C, X, o] and Σ ω z² [C, o] over rows x = (a, 1) and targets z, X = D + 1; float64.
+    """The sums Σ ω x xᵀ [C, X, X], Σ ω x zᵀ [C, X, o], Σ ω z² [C, o] over rows x = (a, 1), targets z; X = D + 1.
 
-    Of the first what is left of the diagonal may be missing.
+    All are float64. What is left of the diagonal may be missing in the first.
     """
 
     xx: Tensor
@@ -38,7 +38,7 @@ class Sums(NamedTuple):
 
     @classmethod
     def none(cls, blocks: int, inputs: int, outputs: int, device: torch.device) -> Sums:
-        """Of no rows."""
+        """Return the sums over no rows."""
         shapes = (blocks, inputs + 1, inputs + 1), (blocks, inputs + 1, outputs), (blocks, outputs)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
@@ -51,21 +51,21 @@ class Sums(NamedTuple):
             self.zz[0] += z.square().sum(0)
             return
         z = z.reshape(len(z), *self.zz.shape)
-        each, given = weight[:, :, None] * x[:, None], weight[:, :, None] * z
-        self.xx.add_((x.T @ each.flatten(1)).reshape(-1, *each.shape[1:]).movedim(1, 0))
-        self.xz.add_((x.T @ given.flatten(1)).reshape(x.shape[1], *z.shape[1:]).movedim(1, 0))
-        self.zz.add_((given * z).sum(0))
+        weighted_x, weighted_z = weight[:, :, None] * x[:, None], weight[:, :, None] * z
+        self.xx.add_((x.T @ weighted_x.flatten(1)).reshape(-1, *weighted_x.shape[1:]).movedim(1, 0))
+        self.xz.add_((x.T @ weighted_z.flatten(1)).reshape(x.shape[1], *z.shape[1:]).movedim(1, 0))
+        self.zz.add_((weighted_z * z).sum(0))
 
     def whole(self) -> Sums:
-        """With what is left of the diagonal."""
+        """Return the sums with what is left of the diagonal."""
         return self._replace(xx=self.xx.triu() + self.xx.triu(1).mT)
 
     def plus(self, other: Sums) -> Sums:
-        """Of the rows of both."""
-        return Sums(*(one + more for one, more in zip(self, other, strict=True)))
+        """Return the sums over the rows of both."""
+        return Sums(*(sums + addend for sums, addend in zip(self, other, strict=True)))
 
     def with_floor(self, plain: Sums, floor: Tensor) -> Sums:
-        """As if each row weighed so much more [C]; by the sums of one block for rows that weigh 1."""
+        """Return the sums as if each row weighed so much more [C], by those of one block for rows that weigh 1."""
         c, o = len(floor), self.zz.shape[1]
         xz, zz = plain.xz[0].reshape(plain.xz.shape[1], c, o).movedim(1, 0), plain.zz[0].reshape(c, o)
         more = floor[:, None, None]
@@ -81,7 +81,7 @@ class Moments:
     Args:
         inputs: D.
         outputs: O; 0 for no targets.
-        device: Of the sums.
+        device: The sums' device.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
@@ -92,7 +92,7 @@ class Moments:
 
     @property
     def blocks(self) -> int:
-        """C."""
+        """The number of blocks C."""
         return len(self.weighted[0].zz) if self.weighted else 1
 
     def add(self, a: Tensor, z: Tensor, held: Tensor, weight: Tensor | None = None) -> None:
@@ -103,8 +103,8 @@ class Moments:
             blocks = weight.shape[1]
             self.weighted = [Sums.none(blocks, self.inputs, self.outputs // blocks, self.device) for _ in range(2)]
         for part, rows in enumerate((~held, held)):
-            for some in torch.split(rows.nonzero()[:, 0], ROWS // self.blocks) if rows.any() else ():
-                self._add(part, a[some], z[some], None if weight is None else weight[some])
+            for piece in torch.split(rows.nonzero()[:, 0], ROWS // self.blocks) if rows.any() else ():
+                self._add(part, a[piece], z[piece], None if weight is None else weight[piece])
 
     def _add(self, part: int, a: Tensor, z: Tensor, weight: Tensor | None) -> None:
         a0, z0 = self._origin
@@ -124,21 +124,21 @@ class Moments:
         return zeros[: self.inputs], zeros[self.inputs :]
 
     def parts(self) -> list[Sums]:
-        """The sums over the rows to fit and over those held out."""
+        """Return the sums over the rows to fit and over those held out."""
         if not self.weighted:
-            return [one.whole() for one in self.plain]
-        count, weight = (sum(one.xx[:, -1, -1] for one in both) for both in (self.plain, self.weighted))
+            return [sums.whole() for sums in self.plain]
+        count, weight = (sum(sums.xx[:, -1, -1] for sums in parts) for parts in (self.plain, self.weighted))
         floor = FLOOR * weight / torch.as_tensor(count).clamp(min=1)
-        return [one.with_floor(rows, floor).whole() for one, rows in zip(self.weighted, self.plain, strict=True)]
+        return [sums.with_floor(plain, floor).whole() for sums, plain in zip(self.weighted, self.plain, strict=True)]
 
     def only(self, outputs: Tensor) -> Moments:
-        """Those for some outputs; of moments without targets."""
-        found = copy.copy(self)
-        found.weighted = [Sums(*(one[outputs] for one in sums)) for sums in self.weighted]
-        return found
+        """Return the moments for some outputs, where there are no targets."""
+        moments = copy.copy(self)
+        moments.weighted = [Sums(*(tensor[outputs] for tensor in sums)) for sums in self.weighted]
+        return moments
 
     def normal(self, sums: Sums, centred: bool) -> NormalEquations:
-        """The normal equations of some of the sums; about the means where there is a bias to take these."""
+        """Return the normal equations of some of the sums; about the means where there is a bias to take these."""
         total = sums.xx[:, -1:, -1:].clamp(min=TINY)
         a, z = sums.xx[:, -1, :-1] / total[:, 0], sums.xz[:, -1] / total[:, 0]
         about = NormalEquations(
@@ -152,7 +152,7 @@ class Moments:
 
 
 class NormalEquations(NamedTuple):
-    """Second moments of inputs [C, D, D], with targets [C, D, o], of targets [C, o]; the means of both."""
+    """The second moments of inputs [C, D, D], with targets [C, D, o], of targets [C, o]; the means of both."""
 
     aa: Tensor
     az: Tensor
@@ -161,26 +161,26 @@ class NormalEquations(NamedTuple):
     z: Tensor
 
     def strength(self) -> Tensor:
-        """The mean diagonal [C, 1, 1], in whose units ridges are."""
+        """Return the mean diagonal [C, 1, 1], in whose units ridges are."""
         return self.aa.diagonal(dim1=1, dim2=2).mean(1).clamp(min=TINY)[:, None, None]
 
     def about(self, a: Tensor, z: Tensor) -> NormalEquations:
-        """The same from moments about the means, about other points."""
+        """Return the equations about other points, from those about the means."""
         a, z = (self.a - a)[:, :, None], (self.z - z)[:, :, None]
         return self._replace(aa=self.aa + a @ a.mT, az=self.az + a @ z.mT, zz=self.zz + z[:, :, 0].square())
 
-    def given(self, weight: Tensor, bias: Tensor) -> NormalEquations:
-        """With the targets that weights [C, D, o] and a bias [C, o] make of the inputs."""
+    def with_targets_of(self, weight: Tensor, bias: Tensor) -> NormalEquations:
+        """Return the equations for the targets that weights [C, D, o] and a bias [C, o] make of the inputs."""
         az = self.aa @ weight
         return self._replace(az=az, zz=(weight * az).sum(1), z=(self.a[:, None] @ weight)[:, 0] + bias)
 
     def only(self, kept: Tensor) -> NormalEquations:
-        """Without some of the inputs."""
+        """Return the equations for the inputs kept."""
         places = kept.nonzero()[:, 0]
         return self._replace(aa=self.aa[:, places][:, :, places], az=self.az[:, places], a=self.a[:, places])
 
     def solve(self, weight: Tensor, ridge: float) -> Tensor:
-        """(AᵀA + λI)⁻¹ (AᵀZ + λW): closest to the targets, and to the weights [C, D, o] so far.
+        """Return (AᵀA + λI)⁻¹ (AᵀZ + λW), closest to the targets, and to the weights [C, D, o] so far.
 
         Raises:
             DataError: It has no solution: the data hold NaN or infinite values.
@@ -192,7 +192,7 @@ class NormalEquations(NamedTuple):
         return torch.cholesky_solve(self.az + λ * weight, factor)
 
     def error(self, weight: Tensor) -> Tensor:
-        """The mean square of what is missing, summed over outputs, per block [C]."""
+        """Return the mean square of what is missing, summed over outputs, per block [C]."""
         return (self.zz + (weight * (self.aa @ weight - 2 * self.az)).sum(1)).sum(1)
 
 
@@ -215,20 +215,20 @@ class RidgeFit(NamedTuple):
 
     @property
     def bias(self) -> Tensor | None:
-        """[C, o]; None without one."""
+        """The bias [C, o]; None without one."""
         return self.bias_for(self.weight)
 
     def bias_for(self, weight: Tensor, places: Tensor | None = None) -> Tensor | None:
-        """The bias that goes with other weights [C, n, o], of some of the inputs or all."""
+        """Return the bias that goes with other weights [C, n, o], of some of the inputs or all."""
         mean = self.mean if places is None else self.mean[:, places]
         return None if self.target is None else self.target - (mean[:, None] @ weight)[:, 0]
 
 
 def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | None, kept: Tensor) -> RidgeFit:
-    """The ridge solution about the present weights without some of the inputs.
+    """Return the ridge solution about the present weights without some of the inputs.
 
     Args:
-        moments: Of what the layer takes now, and what it should make of it; without targets, what it makes of all.
+        moments: Moments of what the layer takes now and should make of it; without targets, of what it makes of all.
         weight: Present weights [C, D, o].
         bias: The present bias [C, o], None without one; it is not held back by the ridge.
         ridge: λ relative to the mean square of an input; None for the one of `GRID` that does best on what is held out.
@@ -239,26 +239,26 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
     """
 
     def normal(sums: Sums) -> NormalEquations:
-        found = moments.normal(sums, centred=bias is not None)
+        equations = moments.normal(sums, centred=bias is not None)
         if not moments.outputs:
-            found = found.given(weight, torch.zeros_like(weight[:, 0]) if bias is None else bias)
-        return found.only(kept)
+            equations = equations.with_targets_of(weight, torch.zeros_like(weight[:, 0]) if bias is None else bias)
+        return equations.only(kept)
 
     fitted, held = moments.parts()
-    whole, here = normal(fitted.plus(held)), weight[:, kept]
+    whole, present = normal(fitted.plus(held)), weight[:, kept]
     if not bool(whole.aa.isfinite().all()):
         raise DataError(NOT_FINITE)
     same = not moments.outputs and bool(kept.all())
     if ridge is None and not same and all(bool((part.xx[:, -1, -1] > 0).all()) for part in (fitted, held)):
-        part, other = normal(fitted), normal(held)
-        ridge = _best(part, other if bias is None else other.about(part.a, part.z), here)
+        training, validation = normal(fitted), normal(held)
+        ridge = _best(training, validation if bias is None else validation.about(training.a, training.z), present)
     ridge = RIDGE if ridge is None else ridge
-    solved = here if same else whole.solve(here, ridge)
+    solved = present if same else whole.solve(present, ridge)
     return RidgeFit(solved, None if bias is None else whole.z, ridge * whole.strength(), whole.aa, whole.a)
 
 
 def _best(part: NormalEquations, held: NormalEquations, weight: Tensor) -> float:
-    """Of the ridges that do within one percent of the best on what is held out, the nearest to the usual one."""
+    """Return the ridge nearest to the usual one among those within one percent of the best on what is held out."""
     errors = [held.error(_tried(part, weight, ridge)).sum().nan_to_num(torch.inf).item() for ridge in GRID]
     rounding = ROUNDING * held.zz.sum().item()
     good = [ridge for ridge, error in zip(GRID, errors, strict=True) if error <= max(1.01 * min(errors), rounding)]

@@ -22,10 +22,10 @@ TENTH = 0.1  # of all units: when so many more are gone the scales are measured 
 
 
 class UnitSurgeon:
-    """Removes units one after the other, and lets the weights left make up for each.
+    """A surgeon that removes units one after the other, and lets the weights left make up for each.
 
     Args:
-        compensator: Of the original network; changed.
+        compensator: The compensator of the original network; changed.
         costs: Whether saliencies will be asked for.
     """
 
@@ -36,7 +36,7 @@ class UnitSurgeon:
         self.compensable = {s.name for s in self.units if compensable(s, compensator.layers)}
         self.numbers = self.units.split(torch.arange(self.units.total, device=compensator.ones.device))
         self.weighted = compensator.settings.weighting == "ggn"
-        self.survivors: dict[Layer, BlockOBS] = {}
+        self.block_obs: dict[Layer, BlockOBS] = {}
         self.scales = [1.0] * len(self.units)
         self._places: dict[tuple[str, Layer], Tensor] = {}
         self.scaled_at: int | None = None
@@ -54,12 +54,12 @@ class UnitSurgeon:
         gone = int((g == 0).sum())
         again = self.costs and (self.scaled_at is None or gone - self.scaled_at >= TENTH * len(g))
         layers = self.compensator.layers
-        narrow = self.gated.narrowed(g)
-        curved = curvature(narrow, layers, g) if self.costs and self.weighted else {}
+        sliced = self.gated.sliced(g)
+        curved = curvature(sliced, layers, g) if self.costs and self.weighted else {}
         for layer, matrix in curved.items():  # of outputs that are gone but not sliced out there is none
-            left = torch.isin(narrow.graph.left.indices(layer.outputs).to(g.device), self._fitted_outputs(layer))
+            left = torch.isin(sliced.graph.kept.indices(layer.outputs).to(g.device), self._fitted_outputs(layer))
             curved[layer] = matrix[left][:, left]
-        self.survivors = {layer: self._survivors(layer, curved.get(layer)) for layer in layers}
+        self.block_obs = {layer: self._block_obs(layer, curved.get(layer)) for layer in layers}
         if again:
             self.scaled_at = gone
             self.scales = [self._scale(unit_set, g) for unit_set in self.units]
@@ -67,7 +67,7 @@ class UnitSurgeon:
     def _fitted_outputs(self, layer: Layer) -> Tensor:
         return self.compensator.fitted[layer].outputs
 
-    def _survivors(self, layer: Layer, curved: Tensor | None) -> BlockOBS:
+    def _block_obs(self, layer: Layer, curved: Tensor | None) -> BlockOBS:
         fit, inputs, _ = self.compensator.fitted[layer]
         blocks, _, width = fit.weight.shape
         if not self.costs:
@@ -82,87 +82,87 @@ class UnitSurgeon:
         return BlockOBS(fit.second, fit.weight, fit.ridge, root, inputs)
 
     def saliency(self, g: Tensor) -> Tensor:
-        """The rise of the loss that each unit's removal is predicted to cause [K], float64."""
+        """Return the rise of the loss that each unit's removal is predicted to cause [K], float64."""
         if self.measured is None:
             others = [self._left(s, g) for s in self.units if s.name not in self.compensable]
             units = torch.cat([*others, g.new_empty(0, dtype=torch.long)])
             self.measured = rises(self.gated, g, units) if len(units) else torch.full_like(g, torch.inf).double()
-        found = self.measured.masked_fill(g == 0, torch.inf)
+        rise = self.measured.masked_fill(g == 0, torch.inf)
         for unit_set, scale in zip(self.units, self.scales, strict=True):
             if unit_set.name in self.compensable:
                 left = self._left(unit_set, g)
-                found[left] = scale * self._costs(unit_set, left, self.survivors)
-        return found
+                rise[left] = scale * self._costs(unit_set, left, self.block_obs)
+        return rise
 
     def _left(self, unit_set: UnitSet, g: Tensor) -> Tensor:
-        mine = self.numbers[unit_set.name]
-        return mine[g[mine] != 0]
+        units = self.numbers[unit_set.name]
+        return units[g[units] != 0]
 
-    def _rows(self, unit_set: UnitSet, layer: Layer, units: Tensor, survivors: BlockOBS) -> Tensor:
-        """The rows of each unit [M, p], without those that went with units of another set (widths of a head)."""
+    def _rows(self, unit_set: UnitSet, layer: Layer, units: Tensor, block_obs: BlockOBS) -> Tensor:
+        """Return the rows of each unit [M, p], without those that went with units of another set (widths of a head)."""
         key = unit_set.name, layer
         if key not in self._places:
             self._places[key] = layer.rows_of_units(unit_set).to(units.device)
         rows = self._places[key][units - self.numbers[unit_set.name][0]]
-        return rows[survivors.holds(rows)].reshape(len(units), -1)
+        return rows[block_obs.holds(rows)].reshape(len(units), -1)
 
-    def _costs(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, BlockOBS]) -> Tensor:
+    def _costs(self, unit_set: UnitSet, units: Tensor, block_obs: dict[Layer, BlockOBS]) -> Tensor:
         total = torch.zeros(len(units), dtype=torch.float64, device=units.device)
         for layer in self.sets[unit_set.name]:
-            one = survivors[layer]
-            total += one.costs(self._rows(unit_set, layer, units, one))[1]
+            obs = block_obs[layer]
+            total += obs.costs(self._rows(unit_set, layer, units, obs))[1]
         return total
 
     def remove(self, g: Tensor, k: int) -> None:
         """Take out unit k, whose gate g_k is 0 by now."""
         unit_set = self.units[self.units.places[k][0]]
-        self._strike(unit_set, torch.tensor([k], device=g.device), self.survivors)
+        self._strike(unit_set, torch.tensor([k], device=g.device), self.block_obs)
         for layer in self.sets[unit_set.name]:
-            one = self.survivors[layer]
-            self.compensator.change(self.compensator.tensors(layer, one.weight(), one.names))
+            obs = self.block_obs[layer]
+            self.compensator.change(self.compensator.tensors(layer, obs.weight(), obs.names))
 
-    def _strike(self, unit_set: UnitSet, units: Tensor, survivors: dict[Layer, BlockOBS]) -> None:
+    def _strike(self, unit_set: UnitSet, units: Tensor, block_obs: dict[Layer, BlockOBS]) -> None:
         for layer in self.sets[unit_set.name]:
-            for rows in self._rows(unit_set, layer, units, survivors[layer]):
-                survivors[layer].remove(rows)
+            for rows in self._rows(unit_set, layer, units, block_obs[layer]):
+                block_obs[layer].remove(rows)
 
     def exact(self, g: Tensor, units: Tensor) -> Tensor:
-        """The measured rise of the loss without each of some units, after compensation [K]; infinite for the others."""
-        found = torch.full((len(g),), torch.inf, dtype=torch.float64, device=g.device)
-        here = self._here(g)
+        """Return the measured rise of the loss without each of some units, compensated [K]; infinite for the others."""
+        rise = torch.full((len(g),), torch.inf, dtype=torch.float64, device=g.device)
+        loss = self._here(g)
         for k in units.tolist():
-            found[k] = self._loss_without(g, k) - here
-        return found
+            rise[k] = self._loss_without(g, k) - loss
+        return rise
 
     def _loss_without(self, g: Tensor, k: int) -> float:
         unit_set = self.units[self.units.places[k][0]]
         unit = torch.tensor([k], device=g.device)
         changed = dict(self.compensator.weights)
         for layer in self.sets[unit_set.name]:
-            one = self.survivors[layer]
-            weight = one.weight(one.change(self._rows(unit_set, layer, unit, one)[0]))
-            changed |= self.compensator.tensors(layer, weight, one.names)
+            obs = self.block_obs[layer]
+            weight = obs.weight(obs.change(self._rows(unit_set, layer, unit, obs)[0]))
+            changed |= self.compensator.tensors(layer, weight, obs.names)
         without = g.index_fill(0, unit, 0)
-        return self.gated.narrowed(without).holding(changed).loss(without)
+        return self.gated.sliced(without).with_weights(changed).loss(without)
 
     def _here(self, g: Tensor) -> float:
-        return self.gated.narrowed(g).loss(g)
+        return self.gated.sliced(g).loss(g)
 
     def _scale(self, unit_set: UnitSet, g: Tensor) -> float:
-        """The measured rise to the predicted one where a tenth of a set's units go, the cheapest, and all is fitted."""
+        """Return measured over predicted rise where the cheapest tenth of a set's units goes and all is fitted."""
         left = self._left(unit_set, g)
         if len(left) < 2 or unit_set.name not in self.compensable:
             return 1.0
-        survivors = {layer: copy.deepcopy(self.survivors[layer]) for layer in self.sets[unit_set.name]}
-        cheapest = left[self._costs(unit_set, left, survivors).argsort(stable=True)]
+        block_obs = {layer: copy.deepcopy(self.block_obs[layer]) for layer in self.sets[unit_set.name]}
+        cheapest = left[self._costs(unit_set, left, block_obs).argsort(stable=True)]
         group = cheapest[: max(1, min(GROUP, len(left) // 10))]
         predicted = 0.0
         for unit in torch.split(group, 1):
-            predicted += self._costs(unit_set, unit, survivors).item()
-            self._strike(unit_set, unit, survivors)
-        trial, without = self.compensator.other(), g.index_fill(0, group, 0)
+            predicted += self._costs(unit_set, unit, block_obs).item()
+            self._strike(unit_set, unit, block_obs)
+        trial, without = self.compensator.fork(), g.index_fill(0, group, 0)
         trial.fit(without)
-        here = self._here(g)
-        rise = trial.gated.narrowed(without).loss(without) - here
-        told = predicted > 100 * torch.finfo(g.dtype).eps * abs(here) and math.isfinite(rise)
-        return min(SPAN, max(1 / SPAN, rise / predicted)) if told else 1.0
+        loss = self._here(g)
+        rise = trial.gated.sliced(without).loss(without) - loss
+        measurable = predicted > 100 * torch.finfo(g.dtype).eps * abs(loss) and math.isfinite(rise)
+        return min(SPAN, max(1 / SPAN, rise / predicted)) if measurable else 1.0

@@ -21,19 +21,19 @@ Pull = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 def gate_vjp(gated: GatedLoss, batch: CachedBatch, g: Tensor) -> tuple[Any, Pull]:
-    """The outputs for a batch at the gates g [K], and what pulls vectors at them back to the gates.
+    """Return the outputs for a batch at the gates g [K], and a function that pulls vectors at them back to the gates.
 
     Where samples know each other or a gated value holds none of them, each sample takes a backward pass of its own.
     """
-    if gated.apart is None:
-        gated.apart = _samples_apart(gated, g)
-    if gated.apart:
+    if gated.samples_independent is None:
+        gated.samples_independent = _samples_independent(gated, g)
+    if gated.samples_independent:
         return _together(gated, batch.frontier, batch.size, g)
     return _one_by_one(gated, batch.frontier, batch.size, g)
 
 
 def float_tensors(outputs: Any) -> list[Tensor]:
-    """Those among the outputs that have a derivative."""
+    """Return the tensors among the outputs that have a derivative."""
     return [o for o in float_outputs(outputs) if o.requires_grad]
 
 
@@ -53,11 +53,11 @@ def _one_by_one(gated: GatedLoss, frontier: tuple[Any, ...], n: int, g: Tensor) 
     return out, pull
 
 
-def _samples_apart(gated: GatedLoss, g: Tensor) -> bool:
-    """Whether sample n's outputs depend on its own gates alone and as on shared ones, tried on a few samples."""
+def _samples_independent(gated: GatedLoss, g: Tensor) -> bool:
+    """Return whether sample n's outputs depend on its own gates alone and as on shared ones, tried on a few samples."""
     if gated.units.captured.spec.fixed is not None:
         return False
-    frontier = gated.few()
+    frontier = gated.few_samples()
     n = min(3, next(gated.cached).size)
     try:
         out, pull = _together(gated, frontier, n, g)

@@ -17,10 +17,10 @@ Factors = Callable[[Any, Any], Iterator[Factor]]  # of the loss's curvature, fro
 
 
 def expansion(gated: GatedLoss, g: Tensor, factors: Factors, full: bool = False) -> tuple[Tensor, Tensor]:
-    """∂E/∂g [K] and the Gauss-Newton matrix 1/N Σ_n J_nᵀ L_n J_n: its diagonal [K], or all of it [K, K]; float64."""
+    """Return ∂E/∂g [K] and the diagonal [K], or all [K, K], of 1/N Σ_n J_nᵀ L_n J_n (Gauss-Newton); float64."""
     gradient = torch.zeros(len(g), dtype=torch.float64, device=g.device)
     curvature = torch.zeros(len(g), *[len(g)] * full, dtype=torch.float64, device=g.device)
-    for share, rows in pulled(gated, g, factors):
+    for share, rows in pulled_to_gates(gated, g, factors):
         for weight, row in rows:
             if weight is None:
                 gradient += share * row.sum(0)
@@ -31,10 +31,10 @@ def expansion(gated: GatedLoss, g: Tensor, factors: Factors, full: bool = False)
     return gradient, curvature
 
 
-def pulled(
+def pulled_to_gates(
     gated: GatedLoss, g: Tensor, factors: Factors
 ) -> Iterator[tuple[float, Iterator[tuple[Tensor | None, Tensor]]]]:
-    """For each batch one sample's share of all, and J_nᵀ u_n [N, K] of its factors with their weights [N]; float64.
+    """Yield for each batch one sample's share of all, and its factors' J_nᵀ u_n [N, K] with weights [N]; float64.
 
     First, with a weight of None, each sample's ∂ℓ_n/∂g.
     """

@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Scalar = Callable[[Tensor], Tensor]
-HELD = 8  # values that two derivatives hold at a time, for each that is computed
+VALUES_HELD = 8  # values that two derivatives hold at a time, for each that is computed
 
 
 def hessian_vector_products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
-    """(∂²f/∂x∂x) d for each direction d (Pearlmutter, Fast exact multiplication by the Hessian, 1994).
+    """Return (∂²f/∂x∂x) d for each direction d (Pearlmutter, Fast exact multiplication by the Hessian, 1994).
 
     Forward over reverse, for all directions at once. Where an operation has no forward derivative, reverse over
     reverse, and one direction after the other where an operation cannot be batched.
 
     Args:
         f: A number from x, as a tensor without dimensions; called once or, per way that fails, once more.
-        x: Of any shape.
+        x: A point of any shape.
         directions: [m, *x.shape].
 
     Returns:
@@ -48,8 +48,8 @@ def hessian_vector_products(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
 
 
 def _forward_over_reverse(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
-    found: Tensor = torch.func.vmap(lambda d: torch.func.jvp(torch.func.grad(f), (x,), (d,))[1])(directions)
-    return found
+    products: Tensor = torch.func.vmap(lambda d: torch.func.jvp(torch.func.grad(f), (x,), (d,))[1])(directions)
+    return products
 
 
 def _reverse_over_reverse(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
@@ -61,12 +61,12 @@ def _reverse_over_reverse(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
 
 def _one_by_one(f: Scalar, x: Tensor, directions: Tensor) -> Tensor:
     slope, x = _slope(f, x)
-    found = [torch.autograd.grad(slope, x, d, retain_graph=True, materialize_grads=True)[0] for d in directions]
-    return torch.stack(found)
+    products = [torch.autograd.grad(slope, x, d, retain_graph=True, materialize_grads=True)[0] for d in directions]
+    return torch.stack(products)
 
 
 def _slope(f: Scalar, x: Tensor) -> tuple[Tensor, Tensor]:
-    """∂f/∂x, and the x of which it is a function.
+    """Return ∂f/∂x, and the x of which it is a function.
 
     Raises:
         RuntimeError: Part of it cannot be differentiated again.
@@ -82,11 +82,11 @@ def _slope(f: Scalar, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _operations(y: Tensor) -> set[str]:
-    """The names of the backward operations behind a value."""
-    found, waiting = {y.grad_fn}, [y.grad_fn]
+    """Return the names of the backward operations behind a value."""
+    nodes, waiting = {y.grad_fn}, [y.grad_fn]
     while waiting:
         node = waiting.pop()
-        new = {other for other, _ in (node.next_functions if node else ())} - found
-        found |= new
+        new = {source for source, _ in (node.next_functions if node else ())} - nodes
+        nodes |= new
         waiting += new
-    return {node.name() for node in found if node}
+    return {node.name() for node in nodes if node}

@@ -31,7 +31,7 @@ class Factor(NamedTuple):
 
 
 def exact_factors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Factor]:
-    """Terms whose sum is L_n: one per output of a sample, for a loss of the user's own by its eigenvectors.
+    """Yield terms whose sum is L_n: one per output of a sample, for a loss of the user's own by its eigenvectors.
 
     Args:
         loss: The mean over the batch.
@@ -60,17 +60,17 @@ def exact_factors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Fa
 def sampled_factors(
     loss: LossFunction, outputs: Any, targets: Any, generator: torch.Generator, draws: int
 ) -> Iterator[Factor]:
-    """Terms u uᵀ with E[u uᵀ] = L_n: u is the loss's gradient for targets drawn from the model's own distribution.
+    """Yield terms u uᵀ with E[u uᵀ] = L_n: u is the loss's gradient for targets drawn from the model's distribution.
 
     Softmax, Bernoulli, N(o, I) for the three losses with a name. Where a loss is a mean over m of a sample's outputs or
     positions, its gradient is multiplied by √m: the squares of m independent terms add up to 1/m of the curvature.
 
     Args:
-        loss: One with a name.
+        loss: A loss with a name.
         outputs: The model's.
-        targets: Whose form alone is used.
-        generator: Of the draws, on the CPU.
-        draws: For each sample.
+        targets: The targets, of which the form alone is used.
+        generator: The generator of the draws, on the CPU.
+        draws: Number of draws for each sample.
 
     Yields:
         One term for each draw.
@@ -95,12 +95,12 @@ def _factor(outputs: Any, vector: Tensor) -> Factor:
 
 
 def float_outputs(returned: Any) -> list[Tensor]:
-    """The tensors among the outputs that can have a derivative."""
+    """Return the tensors among the outputs that can have a derivative."""
     return [o for o in tree_leaves(returned) if isinstance(o, Tensor) and o.is_floating_point()]
 
 
 def backward(tensors: Sequence[Tensor], vectors: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
-    """Σ uᵀ ∂o/∂x for each x; zero where nothing depends on it."""
+    """Return Σ uᵀ ∂o/∂x for each x; zero where nothing depends on it."""
     pairs = [(t, u.to(t.dtype)) for t, u in zip(tensors, vectors, strict=True) if t.requires_grad]
     if not pairs or not wanted:
         return [torch.zeros_like(x) for x in wanted]
@@ -109,7 +109,7 @@ def backward(tensors: Sequence[Tensor], vectors: Sequence[Tensor], wanted: Seque
 
 
 def only(vectors: Sequence[Tensor], i: int) -> list[Tensor]:
-    """Zero but for sample i."""
+    """Return the vectors with zeros for all samples but sample i."""
     kept = [torch.zeros_like(u) for u in vectors]
     for whole, u in zip(kept, vectors, strict=True):
         whole[i] = u[i]
@@ -120,26 +120,26 @@ def only(vectors: Sequence[Tensor], i: int) -> list[Tensor]:
 
 
 def _root_of_squared_error(out: Tensor, targets: Any) -> Iterator[Tensor]:
-    """L = I."""
+    """Yield the columns of a root of L = I."""
     yield from _unit_vectors(torch.ones_like(out))
 
 
 def _root_of_binary(out: Tensor, targets: Any) -> Iterator[Tensor]:
-    """L = diag(p (1 − p)) / m, the mean over m outputs."""
+    """Yield the columns of a root of L = diag(p (1 − p)) / m, the mean over m outputs."""
     p = out.sigmoid()
     yield from _unit_vectors((p * (1 - p) * len(out) / out.numel()).sqrt())
 
 
 def _root_of_softmax(out: Tensor, targets: Any) -> Iterator[Tensor]:
-    """L = diag(p) − p pᵀ at each position; its root's column v is √p_v (e_v − p)."""
+    """Yield the columns √p_v (e_v − p) of a root of L = diag(p) − p pᵀ at each position."""
     p = out.softmax(1).flatten(2) if out.ndim > 2 else out.softmax(1)[..., None]
     scale = _positions_scale(out, targets)
     for position in range(p.shape[2]):
         for v in range(p.shape[1]):
-            here = -p[:, :, position]
-            here[:, v] += 1
+            column = -p[:, :, position]
+            column[:, v] += 1
             vector = torch.zeros_like(p)
-            vector[:, :, position] = here * (p[:, v, position] * scale[:, position]).sqrt()[:, None]
+            vector[:, :, position] = column * (p[:, v, position] * scale[:, position]).sqrt()[:, None]
             yield vector.reshape(out.shape)
 
 
@@ -152,7 +152,7 @@ def _unit_vectors(diagonal: Tensor) -> Iterator[Tensor]:
 
 
 def _positions_scale(out: Tensor, targets: Tensor) -> Tensor:
-    """1/m for m positions, times the sum of the targets where those are probabilities; [N, m]."""
+    """Return 1/m for m positions, times the sum of the targets where those are probabilities; [N, m]."""
     positions = math.prod(out.shape[2:])
     scale = out.new_full((len(out), positions), 1 / positions)
     return scale * targets.sum(1).reshape(scale.shape) if targets.is_floating_point() else scale
@@ -198,7 +198,7 @@ _DRAWS: dict[LossFunction, Callable[[Tensor, Any, torch.Generator], Tensor]] = {
 
 
 def _eigenvectors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Factor]:
-    """Of each sample's L_n [C, C], by one backward pass through the loss for each output.
+    """Yield a term for each eigenvector of L_n [C, C], found by one backward pass through the loss for each output.
 
     Raises:
         DataError: The loss ties samples to each other, or its second derivative is NaN.
@@ -222,7 +222,7 @@ def _eigenvectors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Fa
 
 
 def ties_samples(loss: LossFunction, outputs: Any, targets: Any) -> bool:
-    """Whether the loss has a second derivative across samples, tried on the first and all others.
+    """Return whether the loss has a second derivative across samples, tried on the first and all others.
 
     Raises:
         DataError: Not all outputs hold the samples along the first dimension.
@@ -242,24 +242,24 @@ def _ties(own: list[Tensor], first: Tensor) -> bool:
 
 
 def _slopes(loss: LossFunction, outputs: Any, targets: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The outputs, copies of them, and the derivative of each sample's loss in these [N, C]."""
-    given = tree_leaves(outputs)
-    tensors = list({id(o): o for o in given if isinstance(o, Tensor) and o.is_floating_point()}.values())
+    """Return the outputs, copies of them, and the derivative of each sample's loss in these [N, C]."""
+    returned = tree_leaves(outputs)
+    tensors = list({id(o): o for o in returned if isinstance(o, Tensor) and o.is_floating_point()}.values())
     leaves = {id(o): o.detach().requires_grad_() for o in tensors}
-    again = tree_unflatten([leaves.get(id(o), o) for o in given], tree_structure(outputs))
+    copied = tree_unflatten([leaves.get(id(o), o) for o in returned], tree_structure(outputs))
     n, own = _samples(tensors), list(leaves.values())
-    mean = differentiable(loss, again, targets)
+    mean = differentiable(loss, copied, targets)
     return tensors, own, _row(n * mean, own, create_graph=True)
 
 
 def _row(y: Tensor, own: list[Tensor], **options: Any) -> Tensor:
-    """∂y/∂o [N, C]."""
+    """Return ∂y/∂o [N, C]."""
     pieces = torch.autograd.grad(y, own, retain_graph=True, allow_unused=True, materialize_grads=True, **options)
     return torch.cat([piece.reshape(len(leaf), -1) for piece, leaf in zip(pieces, own, strict=True)], 1)
 
 
 def _samples(tensors: list[Tensor]) -> int:
-    """How many there are.
+    """Return how many samples the outputs hold.
 
     Raises:
         DataError: Not all outputs hold them along the first dimension.

@@ -1,4 +1,4 @@
-"""For which parameters one backward pass tells every sample's derivatives: tried, not assumed."""
+"""Independence of samples: the parameters for which one backward pass tells every sample's derivatives, as tried."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from secateur.curvature.loss_factors import Factor, backward, float_outputs, only
 from secateur.curvature.per_sample import Uses, layouts
-from secateur.curvature.weight_vjp import BatchVJP, evaluate, leaves_of, run_from, samples_of, values_of
+from secateur.curvature.weight_vjp import BatchVJP, leaves_of, run_from, run_graph, samples_of, values_of
 from secateur.structure.capture import Captured
 from secateur.structure.graph_run import tolerance
 from secateur.structure.inputs import Call, batch_size
@@ -21,10 +21,10 @@ FAILURES = (RuntimeError, IndexError, TypeError, ValueError)  # what operations 
 
 
 class SampleIndependence(NamedTuple):
-    """How each sample's derivatives are found.
+    """The way in which each sample's derivatives are found.
 
     Attributes:
-        uses: Of the parameters for which one backward pass tells all of them.
+        uses: The uses of parameters for which one backward pass tells all of them.
         slow: The other parameters.
         alone: Whether each sample may be run without the others for these.
         single: The integers in the graph that depend on the number of samples, for one.
@@ -39,7 +39,7 @@ class SampleIndependence(NamedTuple):
 def find_sample_independence(
     captured: Captured, model: nn.Module, names: Sequence[str], call: Call
 ) -> SampleIndependence:
-    """Compared with backward passes for one sample's outputs alone: its own derivatives equal, all others' zero.
+    """Return for which parameters one pass is right: a sample's derivatives are those of its own pass, no other's.
 
     Args:
         captured: The model's graph.
@@ -73,7 +73,7 @@ def _with_samples(returned: Any, n: int) -> list[Tensor]:
 def _single(captured: Captured, model: nn.Module, uses: Uses, call: Call) -> dict[fx.Node, Any]:
     if not uses.counts:
         return {}
-    known, _ = evaluate(captured, values_of(captured, model, samples_of(call, slice(1))), uses.counts)
+    known, _ = run_graph(captured, values_of(captured, model, samples_of(call, slice(1))), uses.counts)
     return {node: known[node] for node in uses.counts}
 
 
@@ -99,25 +99,25 @@ def _largest(values: Tensor) -> float:
 
 def _agrees(run: BatchVJP, name: str, i: int, wanted: Tensor, most: float, noise: float) -> bool:
     try:
-        found = run.gradients([name], slice(None))[0][:, 0]
+        derivatives = run.gradients([name], slice(None))[0][:, 0]
     except FAILURES:
         return False
-    others = torch.cat([found[:i], found[i + 1 :]])
-    return not _largest(others) and _close(found[i], wanted, most, noise)
+    others = torch.cat([derivatives[:i], derivatives[i + 1 :]])
+    return not _largest(others) and _close(derivatives[i], wanted, most, noise)
 
 
 def _close(a: Tensor, b: Tensor, most: float, noise: float) -> bool:
-    """Whether they differ by rounding alone: at most so much of the largest value, or of what is noise."""
+    """Return whether they differ by rounding alone: at most so much of the largest value, or of what is noise."""
     return _largest(a - b) <= most * max(_largest(b), noise)
 
 
 def _same_alone(
     captured: Captured, model: nn.Module, call: Call, vectors: list[Tensor], i: int, wanted: list[Tensor], leaves: Any
 ) -> bool:
-    here = slice(i, i + 1)
+    row = slice(i, i + 1)
     try:
-        out = _with_samples(run_from(captured, model, samples_of(call, here), leaves), 1)
-        found = backward(out, [u[here] for u in vectors], list(leaves.values()))
+        out = _with_samples(run_from(captured, model, samples_of(call, row), leaves), 1)
+        derivatives = backward(out, [u[row] for u in vectors], list(leaves.values()))
     except FAILURES:
         return False
-    return all(_close(a, b, tolerance(model), _noise(wanted)) for a, b in zip(found, wanted, strict=True))
+    return all(_close(a, b, tolerance(model), _noise(wanted)) for a, b in zip(derivatives, wanted, strict=True))

@@ -7,53 +7,58 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from secateur.curvature.factor_pullback import BYTES_AT_ONCE, FactorPullback, Factors
 from secateur.curvature.loss_factors import Factor, backward, exact_factors, sampled_factors
-from secateur.curvature.per_sample import Uses, summed_squares
+from secateur.curvature.per_sample import Uses
 from secateur.curvature.sample_independence import SampleIndependence, find_sample_independence
-from secateur.curvature.weight_hessian import second_derivatives
-from secateur.curvature.weight_vjp import BatchVJP, SampleVJP, leaves_of, run_from, samples_of, values_of
-from secateur.errors import DataError, ModelError, choose
+from secateur.curvature.weight_hessian import hessian_diagonal
+from secateur.curvature.weight_vjp import leaves_of, run_from, values_of
+from secateur.errors import ModelError, choose
 from secateur.objective.data import CHUNK, Batch, batches
 from secateur.objective.held_back import hold_back
-from secateur.objective.loss_checks import tried
-from secateur.objective.losses import LossFunction, differentiable, find_loss, given, measure, predictions
+from secateur.objective.loss_checks import batches_for_loss
+from secateur.objective.losses import (
+    LossFunction,
+    count_predictions,
+    differentiable,
+    find_loss,
+    loss_and_accuracy,
+    require_loss,
+)
 from secateur.objective.memory import bytes_of, memory_cap
 from secateur.structure.capture import Captured, check_finite
 from secateur.structure.graph_run import compile_graph, outputs
 from secateur.structure.inputs import sample_weight
 from secateur.structure.rules.registry import name_of
 
-Factors = Callable[[Any, Any], Iterator[Factor]]  # of the loss's curvature, from outputs and targets
-Values = dict[str, Tensor]  # by parameter, in its shape, float64
+ByParameter = dict[str, Tensor]  # by parameter, in its shape, float64
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-PIECE = 2**25  # bytes of derivatives that are made at a time, at most: more are slow to be had from the system
 VECTORS = 16  # that are pulled back at a time in this
 FEWEST = 32  # samples at a time that are fast all the same
 
 
 class WeightLoss:
-    """E, the mean loss over the data, and its derivatives in the parameters that the captured graph uses.
+    """The mean loss E over the data, and its derivatives in the parameters that the captured graph uses.
 
     Args:
-        model: In whatever mode; evaluated as in eval mode, left as it was.
+        model: The network, in whatever mode; evaluated as in eval mode, left as it was.
         captured: Its graph.
         data: As `batches` takes it; None where no samples are needed.
         loss: A name or a function; None where no loss is needed.
-        seed: For `fisher`.
+        seed: The seed of `fisher`.
         max_memory: Bytes that may be held beside model and data: an eighth each for the values of a batch, and for
             what is computed from them at a time; None for a quarter of what is free.
         name: What an error calls the data.
 
     Attributes:
-        names: Of these parameters, those of floating-point numbers; tied ones under the first.
+        names: The parameters of floating-point numbers; tied ones under the first.
 
     Raises:
         ArgumentError: `max_memory` is no size, or there is no loss of this name.
@@ -83,12 +88,12 @@ class WeightLoss:
         at_once = CHUNK if captured.spec.fixed else self._at_once()
         self._batches: list[Batch] = []
         if data is not None:
-            self._batches = tried(self._loss, captured, model, batches(model, data, at_once, captured, name))
+            self._batches = batches_for_loss(self._loss, captured, model, batches(model, data, at_once, captured, name))
         self._n = sum(batch.size for batch in self._batches)
 
     @property
     def removable(self) -> list[str]:
-        """Those whose single weights may be pruned: of two dimensions or more, so no biases and no norms' vectors."""
+        """The parameters whose single weights may be pruned: of two dimensions or more, so no biases."""
         return [name for name, p in self._parameters().items() if p.ndim > 1]
 
     @property
@@ -98,18 +103,18 @@ class WeightLoss:
         Raises:
             DataError: No loss was given.
         """
-        return given(self._loss)
+        return require_loss(self._loss)
 
-    def present(self) -> Values:
-        """The removable weights as they are now."""
+    def present(self) -> ByParameter:
+        """Return the removable weights as they are now."""
         return {name: p.detach().double() for name, p in self._parameters().items() if p.ndim > 1}
 
     def flat(self) -> Tensor:
-        """The same in one vector [P], a copy."""
+        """Return a copy of the removable weights in one vector [P]."""
         return torch.cat([u.flatten() for u in self.present().values()])
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """A vector [P] over the removable weights by parameter, in its shape."""
+        """Return a vector [P] over the removable weights by parameter, in its shape."""
         shapes = {name: p.shape for name, p in self._parameters().items() if p.ndim > 1}
         pieces = torch.split(flat, [shape.numel() for shape in shapes.values()])
         return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
@@ -122,20 +127,20 @@ class WeightLoss:
                 parameters[name].copy_(u)
 
     def shares(self) -> Iterator[tuple[float, Batch]]:
-        """The batches, and each one's share of all samples."""
+        """Yield the batches, each after its share of all samples."""
         yield from ((batch.size / self._n, batch) for batch in self._batches)
 
-    def evaluate(self) -> tuple[float | None, float | None]:
-        """E and the accuracy; None where there is no data or no loss, or there are no classes."""
+    def measure(self) -> tuple[float | None, float | None]:
+        """Return E and the accuracy; None where there is no data or no loss, or there are no classes."""
         if self._loss is None or not self._batches:
             return None, None
         with torch.no_grad():
-            return measure(self.loss, ((share, out, batch.targets) for share, batch, out in self._outputs()))
+            return loss_and_accuracy(self.loss, ((share, out, batch.targets) for share, batch, out in self._outputs()))
 
     def predictions(self) -> int:
         """Return how many predictions the accuracy is taken over; 0 without classes."""
         with torch.no_grad():
-            return predictions(self.loss, ((out, batch.targets) for _, batch, out in self._outputs()))
+            return count_predictions(self.loss, ((out, batch.targets) for _, batch, out in self._outputs()))
 
     def _outputs(self) -> Iterator[tuple[float, Batch, Any]]:
         run = compile_graph(self.captured.graph)
@@ -149,33 +154,33 @@ class WeightLoss:
             DataError: There are too few samples.
         """
         fitted, held = hold_back(self._batches, self.captured.spec.fixed is not None)
-        return self._over(fitted), self._over(held)
+        return self._on_batches(fitted), self._on_batches(held)
 
-    def _over(self, several: list[Batch]) -> WeightLoss:
-        other = copy.copy(self)
-        other._batches, other._n = several, sum(batch.size for batch in several)
-        return other
+    def _on_batches(self, chosen: list[Batch]) -> WeightLoss:
+        weights = copy.copy(self)
+        weights._batches, weights._n = chosen, sum(batch.size for batch in chosen)
+        return weights
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return self._n
 
-    def gradient(self) -> Values:
-        """∂E/∂w, by one backward pass."""
+    def gradient(self) -> ByParameter:
+        """Return ∂E/∂w, by one backward pass."""
         total = self._zeros()
         with self._differentiating():
             for share, batch in self.shares():
                 leaves = leaves_of(self.model, self.names)
                 out = run_from(self.captured, self.model, batch.call, leaves)
                 loss = differentiable(self.loss, out, batch.targets)
-                found = backward([loss], [torch.ones_like(loss)], list(leaves.values()))
-                for name, one in zip(leaves, found, strict=True):
-                    total[name] += share * one.double()
+                gradients = backward([loss], [torch.ones_like(loss)], list(leaves.values()))
+                for name, gradient in zip(leaves, gradients, strict=True):
+                    total[name] += share * gradient.double()
         return total
 
-    def ggn(self) -> Values:
-        """The Gauss-Newton matrix's diagonal, 1/N Σ_n J_nᵀ L_n J_n, L_n the Hessian of sample n's loss in its outputs.
+    def ggn(self) -> ByParameter:
+        """Return the diagonal of 1/N Σ_n J_nᵀ L_n J_n (Gauss-Newton), L_n the Hessian of sample n's loss in outputs.
 
         One backward pass for each output of a sample; where samples cannot be told apart, as many for each sample.
 
@@ -184,8 +189,8 @@ class WeightLoss:
         """
         return self._squares(self._exact)
 
-    def fisher(self, draws: int = 1) -> Values:
-        """The same in expectation, 1/N Σ_n (∂ℓ_n/∂w)² with targets drawn from the model's own distribution.
+    def fisher(self, draws: int = 1) -> ByParameter:
+        """Return an estimate of `ggn`, 1/N Σ_n (∂ℓ_n/∂w)² with targets drawn from the model's own distribution.
 
         One backward pass for each draw; the error falls as 1/√draws.
 
@@ -195,7 +200,7 @@ class WeightLoss:
         return self._squares(lambda out, targets: sampled_factors(self.loss, out, targets, self.generator, draws))
 
     def ggn_matrix(self, names: Sequence[str]) -> Tensor:
-        """The Gauss-Newton matrix [P, P] over all elements of these parameters, one after the other; float64.
+        """Return the Gauss-Newton matrix [P, P] over all elements of these parameters, one after the other; float64.
 
         Raises:
             ArgumentError: One of the names is none of `names`.
@@ -204,20 +209,14 @@ class WeightLoss:
         parameters = self._parameters()
         size = sum(choose("parameter", name, parameters).numel() for name in names)
         total = sample_weight(self.model).new_zeros(size, size, dtype=torch.float64)
-        parts = [[n for n in names if n in some] for some in (self._apart.uses.of, self._apart.slow)]
-        with self._differentiating():
-            for runs, weights in self._runs(self._exact) if size else ():
-                both: list[tuple[BatchVJP | SampleVJP, list[str]]] = list(zip(runs, parts, strict=True))
-                for weight in weights:
-                    for rows in self._pieces(weight, sum(run.floats(some) for run, some in both)):
-                        found = [g for run, some in both for g in run.gradients(some, rows)]
-                        by_name = dict(zip(parts[0] + parts[1], found, strict=True))
-                        g = torch.cat([by_name[name].double().flatten(2) for name in names], 2).flatten(0, 1)
-                        total += (g * weight[rows].reshape(-1, 1)).T @ g / self._n
+        if size:
+            pullback = self._pullback
+            with self._differentiating():
+                pullback.add_products(self._exact, names, total)
         return total
 
-    def hessian(self) -> Values:
-        """∂²E/∂w², exact.
+    def hessian(self) -> ByParameter:
+        """Return ∂²E/∂w², exact.
 
         One product with the Hessian for each neuron of a dense layer that sees each sample once, for all samples at a
         time; of anything else one for each weight.
@@ -229,29 +228,29 @@ class WeightLoss:
         with self._differentiating():
             for share, batch in self.shares():
                 values = values_of(self.captured, self.model, batch.call)
-                for name, one in second_derivatives(
-                    self._apart.uses, self.names, values, batch, self.loss, self.memory
+                for name, second in hessian_diagonal(
+                    self._independence.uses, self.names, values, batch, self.loss, self.memory
                 ):
-                    total[name] += share * one
+                    total[name] += share * second
         return total
 
     def _at_once(self) -> int:
-        """Samples of a dataset given whole whose values fit into memory, and what is pulled back into the caches."""
+        """Return how many samples to run at a time: their values fit into memory, what is pulled back into caches."""
         graph = self.captured.graph
         outputs = bytes_of(n for n in graph.output_node().all_input_nodes) // sample_weight(self.model).element_size()
         pulled = bytes_of(Uses(self.captured, self.names, {}).entries) * max(1, min(outputs, VECTORS))
         fitting = self.memory // 8 // max(1, bytes_of(graph.nodes))
-        return max(1, min(CHUNK, fitting, max(FEWEST, PIECE // max(1, pulled))))
+        return max(1, min(CHUNK, fitting, max(FEWEST, BYTES_AT_ONCE // max(1, pulled))))
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if name in self.names}
 
-    def _zeros(self) -> Values:
+    def _zeros(self) -> ByParameter:
         return {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self._parameters().items()}
 
     @contextlib.contextmanager
     def _differentiating(self) -> Iterator[None]:
-        """With gradients, and without the kernels of recurrent layers that have none in eval mode or no second ones."""
+        """Run a block with gradients, without kernels of recurrent layers that lack a derivative in eval mode."""
         recurrent = any(name_of(node) in RECURRENT for node in self.captured.graph.nodes)
         mkldnn: Any = torch.backends.mkldnn
         enabled = mkldnn.set_flags(mkldnn.enabled and not recurrent)[0]
@@ -265,73 +264,20 @@ class WeightLoss:
     def _exact(self, out: Any, targets: Any) -> Iterator[Factor]:
         return exact_factors(self.loss, out, targets)
 
-    def _squares(self, factors: Factors) -> Values:
-        """Σ_v λ_v (J_nᵀ u_v)², mean over samples."""
-        total, uses = self._zeros(), self._apart.uses
-        dense = {name: use for name in uses.of if (use := uses.dense(name))}
-        parts = [*((0, [name]) for name in uses.of if name not in dense), (1, self._apart.slow)]
+    def _squares(self, factors: Factors) -> ByParameter:
+        """Return Σ_v λ_v (J_nᵀ u_v)², mean over samples."""
+        total, pullback = self._zeros(), self._pullback
         with self._differentiating():
-            for runs, weights in self._runs(factors):
-                sums: dict[fx.Node, Any] = dict.fromkeys((use.node for use in dense.values()), 0)
-                for weight in weights:
-                    for node in sums:
-                        sums[node] = sums[node] + _weighted(runs[0].delta[node], weight)
-                    for run, names in ((runs[which], names) for which, names in parts if names):
-                        for rows in self._pieces(weight, run.floats(names)):
-                            for name, g in zip(names, run.gradients(names, rows), strict=True):
-                                total[name] += _squared(g, weight[rows]) / self._n
-                for name, use in dense.items():
-                    total[name] += summed_squares(use, runs[0].known, sums[use.node]) / self._n
+            pullback.add_squares(factors, total)
         return total
 
-    def _runs(self, factors: Factors) -> Iterator[tuple[tuple[BatchVJP, SampleVJP], Iterator[Tensor]]]:
-        """For each batch its samples run in both ways, and the factors' weights [n, v], pulled back as asked for.
-
-        Raises:
-            DataError: The outputs do not hold the samples along the first dimension.
-        """
-        for batch in self._batches:
-            together = BatchVJP(
-                self._apart.uses, values_of(self.captured, self.model, batch.call), batch.size, self._apart.single
-            )
-            runs = together, self._run_alone(batch, together.outputs)
-            yield runs, self._pull(runs, factors(together.outputs, batch.targets), batch.size)
-
-    def _run_alone(self, batch: Batch, whole: Any) -> SampleVJP:
-        leaves = leaves_of(self.model, self._apart.slow)
-        rows = [slice(i, i + 1) for i in range(batch.size)] if self._apart.alone else [slice(None)]
-        calls = [samples_of(batch.call, some) for some in rows if leaves]
-        return SampleVJP(whole, [run_from(self.captured, self.model, call, leaves) for call in calls], leaves)
-
-    def _pull(self, runs: tuple[BatchVJP, SampleVJP], factors: Iterator[Factor], n: int) -> Iterator[Tensor]:
-        for some in iter(lambda: list(islice(factors, runs[0].vectors(min(PIECE, self.memory // 8)))), []):
-            if any(len(vector) != n for factor in some for vector in factor.vectors):
-                raise DataError(f"outputs of shape {tuple(some[0].vectors[0].shape)}: expected {n} samples first")
-            for run in runs:
-                run.pull(some)
-            yield torch.stack([factor.weight for factor in some], 1).double()
-
-    def _pieces(self, weight: Tensor, floats: int) -> Iterator[slice]:
-        """So many samples at a time that their derivatives fit into memory, and into the caches."""
-        size = sample_weight(self.model).element_size() * max(1, floats)
-        at_once = max(1, min(PIECE, self.memory // 8) // size)
-        yield from (slice(start, start + at_once) for start in range(0, len(weight), at_once))
+    @property
+    def _pullback(self) -> FactorPullback:
+        return FactorPullback(self.captured, self.model, self._independence, self._batches, self.memory)
 
     @cached_property
-    def _apart(self) -> SampleIndependence:
+    def _independence(self) -> SampleIndependence:
         with self._differentiating():
             return find_sample_independence(
-                self.captured, self.model, self.names, max(self._batches, key=lambda one: one.size).call
+                self.captured, self.model, self.names, max(self._batches, key=lambda batch: batch.size).call
             )
-
-
-def _weighted(delta: Tensor, weight: Tensor) -> Tensor:
-    """Σ_v λ_v δ_v² [n, O] of δ [v, n, O] and λ [n, v], in single precision at least."""
-    wide = delta.float() if delta.element_size() < 4 else delta
-    return torch.einsum("nv,vno->no", weight.to(wide), wide.square())
-
-
-def _squared(g: Tensor, weight: Tensor) -> Tensor:
-    """Σ_nv λ_nv g_nv² of g [n, v, *shape] and λ [n, v], likewise."""
-    wide = g.float() if g.element_size() < 4 else g
-    return (weight.to(wide).flatten() @ wide.flatten(2).flatten(0, 1).square()).reshape(g.shape[2:])

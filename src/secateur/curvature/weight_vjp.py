@@ -21,21 +21,21 @@ from secateur.structure.graph_run import bind, outputs
 from secateur.structure.inputs import Call, map_tensors
 
 
-def evaluate(
+def run_graph(
     captured: Captured,
     values: Sequence[Any],
     kept: Collection[fx.Node] | None = None,
     entries: Collection[fx.Node] = (),
 ) -> tuple[dict[fx.Node, Any], Any]:
-    """The values of these nodes, None for all, and the model's outputs, from the placeholders' values.
+    """Return the values of the nodes kept, None for all, and the model's outputs, from the placeholders' values.
 
     What `entries` return asks for a derivative.
     """
-    graph, known, given = captured.graph, dict[fx.Node, Any](), iter(values)
+    graph, known, inputs = captured.graph, dict[fx.Node, Any](), iter(values)
     last = {used: node for node in graph.nodes for used in node.all_input_nodes}
     for node in graph.nodes:
         if node.op == "placeholder":
-            known[node] = next(given)
+            known[node] = next(inputs)
         elif node.op == "call_function":
             known[node] = _asking(call(node, known)) if node in entries else call(node, known)
         if kept is not None and node.op == "call_function":
@@ -57,35 +57,35 @@ def _asking(value: Any) -> Any:
 
 
 def values_of(captured: Captured, model: nn.Module, call: Call) -> list[Any]:
-    """Of the graph's placeholders, without derivatives."""
+    """Return the values of the graph's placeholders, without derivatives."""
     return [v.detach() if isinstance(v, Tensor) else v for v in bind(captured, model, call)]
 
 
 def leaves_of(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """These parameters, to be differentiated in."""
+    """Return these parameters, to be differentiated in."""
     named = dict(model.named_parameters())
     return {name: named[name].detach().requires_grad_() for name in names}
 
 
 def run_from(captured: Captured, model: nn.Module, call: Call, leaves: Mapping[str, Tensor]) -> Any:
-    """The model's outputs, computed from these parameters."""
+    """Return the model's outputs, computed from these parameters."""
     names = [captured.weights.get(p.name, "") for p in captured.graph.find_nodes(op="placeholder")]
     values = zip(names, values_of(captured, model, call), strict=True)
-    return evaluate(captured, [leaves.get(name, value) for name, value in values], ())[1]
+    return run_graph(captured, [leaves.get(name, value) for name, value in values], ())[1]
 
 
 def samples_of(call: Call, rows: slice) -> Call:
-    """Some samples of a call."""
+    """Return some samples of a call."""
     return map_tensors(call, lambda tensor: tensor[rows] if tensor.ndim else tensor)
 
 
 class BatchVJP:
-    """All samples in one backward pass.
+    """The derivatives of all samples by one backward pass.
 
     Args:
-        uses: Of the parameters.
-        values: Of the placeholders.
-        n: How many samples.
+        uses: The uses of the parameters.
+        values: The values of the placeholders.
+        n: Number of samples.
         single: The integers that depend on the number of samples, for one.
 
     Attributes:
@@ -96,7 +96,7 @@ class BatchVJP:
 
     def __init__(self, uses: Uses, values: Sequence[Any], n: int, single: Mapping[fx.Node, Any]) -> None:
         self._uses, self._n, self._single = uses, n, single
-        self.known, self.outputs = evaluate(uses.captured, values, uses.kept, uses.entries)
+        self.known, self.outputs = run_graph(uses.captured, values, uses.kept, uses.entries)
         self.delta: dict[fx.Node, Tensor] = {}
 
     def pull(self, factors: Sequence[Factor]) -> None:
@@ -106,11 +106,11 @@ class BatchVJP:
         self.delta = {node: torch.stack([row[i] for row in rows]) for i, node in enumerate(nodes)}
 
     def vectors(self, memory: int) -> int:
-        """How many may be pulled back at a time for all that they leave to fit."""
+        """Return how many vectors may be pulled back at a time for all that they leave to fit."""
         return max(1, memory // max(1, sum(bytes_held([self.known[node]], []) for node in self._uses.entries)))
 
     def floats(self, names: Sequence[str]) -> int:
-        """How many numbers `gradients` holds at a time for one sample, about."""
+        """Return about how many numbers `gradients` holds at a time for one sample."""
         total = 0
         for name in names:
             nodes = {use.node for use in self._uses.of[name]}
@@ -123,55 +123,58 @@ class BatchVJP:
         return total
 
     def gradients(self, names: Sequence[str], rows: slice) -> list[Tensor]:
-        """Of these samples, for the vectors pulled back, in each of these parameters [n, v, *shape]."""
+        """Return these samples' derivatives in each of these parameters [n, v, *shape], for the vectors pulled back."""
         return [self._gradient(name, rows) for name in names]
 
     def _gradient(self, name: str, rows: slice) -> Tensor:
-        placeholders, found = self._uses.placeholders[name], list[Tensor]()
+        placeholders, gradients = self._uses.placeholders[name], list[Tensor]()
         for use in self._uses.of[name]:
             delta = self.delta[use.node]
             own = derivative_of(use, self._uses.layouts, self.known, delta, self._single, self._n, rows)
-            found.append(through(use.source, placeholders, self.known, own))
-        return torch.stack(found).sum(0) if len(found) > 1 else found[0]
+            gradients.append(through(use.source, placeholders, self.known, own))
+        return torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]
 
 
 class SampleVJP:
-    """A backward pass for each sample: through its own forward pass or, where samples know each other, that of all.
+    """The derivatives of each sample by its own backward pass, through its own forward pass or that of all.
 
     Args:
         whole: The outputs of all samples.
-        returned: Those of each sample alone, or one for all, computed from the leaves.
+        returned: The outputs of each sample alone, or of all, computed from the leaves.
         leaves: The parameters by name.
     """
 
     def __init__(self, whole: Any, returned: Sequence[Any], leaves: Mapping[str, Tensor]) -> None:
         self._places = {id(tensor): place for place, tensor in enumerate(float_outputs(whole))}
-        self._returned, self._leaves = [float_outputs(one) for one in returned], leaves
+        self._returned, self._leaves = [float_outputs(out) for out in returned], leaves
         self._factors: Sequence[Factor] = ()
 
     def pull(self, factors: Sequence[Factor]) -> None:
-        """Whose tensors are among the outputs of all samples."""
+        """Remember factors whose tensors are among the outputs of all samples."""
         self._factors = factors
 
     def floats(self, names: Sequence[str]) -> int:
-        """As that of `BatchVJP`."""
+        """Return how many numbers `gradients` holds at a time for one sample."""
         return 3 * len(self._factors) * sum(self._leaves[name].numel() for name in names)
 
     def gradients(self, names: Sequence[str], rows: slice) -> list[Tensor]:
-        """As those of `BatchVJP`."""
+        """Return these samples' derivatives in each of these parameters [n, v, *shape], for the factors remembered."""
         samples = range(*rows.indices(len(self._factors[0].weight))) if names else ()
-        found = [[self._of(names, factor, i) for factor in self._factors] for i in samples]
-        return [torch.stack([torch.stack([row[k] for row in sample]) for sample in found]) for k in range(len(names))]
+        rows_of_samples = [[self._of(names, factor, i) for factor in self._factors] for i in samples]
+        return [
+            torch.stack([torch.stack([row[k] for row in sample]) for sample in rows_of_samples])
+            for k in range(len(names))
+        ]
 
     def _of(self, names: Sequence[str], factor: Factor, i: int) -> list[Tensor]:
         together = len(self._returned) == 1
         outs = self._returned[0 if together else i]
-        some = only(factor.vectors, i) if together else [u[i : i + 1] for u in factor.vectors]
-        return backward([outs[self._places[id(t)]] for t in factor.tensors], some, [self._leaves[k] for k in names])
+        vectors = only(factor.vectors, i) if together else [u[i : i + 1] for u in factor.vectors]
+        return backward([outs[self._places[id(t)]] for t in factor.tensors], vectors, [self._leaves[k] for k in names])
 
 
 def recompute(captured: Captured, known: Mapping[fx.Node, Any], changed: Mapping[fx.Node, Any]) -> Any:
-    """The model's outputs with other values of some nodes, where all those of the rest are known."""
+    """Return the model's outputs with new values of some nodes, where all those of the rest are known."""
     new = dict(changed)
     values = ChainMap(new, dict(known))
     for node in captured.graph.nodes:

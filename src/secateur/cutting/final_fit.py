@@ -36,7 +36,7 @@ def fitted_plan(
         compensator.fit(g)
         if not plan.steps or not (judge.has_data and judge.has_loss):
             return plan, compensator.weights
-        loss, accuracy = judge.holding(compensator.weights).evaluate(g)
+        loss, accuracy = judge.with_weights(compensator.weights).measure(g)
         end = dataclasses.replace(plan.steps[-1], loss=loss, accuracy=accuracy)
         fitted = dataclasses.replace(plan, steps=(*plan.steps[:-1], end))
         if budget.good_enough(fitted.states[0], end):

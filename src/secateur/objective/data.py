@@ -28,10 +28,10 @@ class Batch(NamedTuple):
 def batches(
     model: nn.Module, data: Any, chunk: int = CHUNK, captured: Captured | None = None, name: str = "data"
 ) -> Iterator[Batch]:
-    """The data batch by batch, on the model's device and in its dtype; empty batches are left out.
+    """Yield the data batch by batch, on the model's device and in its dtype, without empty batches.
 
     Args:
-        model: What it is for.
+        model: The model that takes the data.
         data: A pair of tensors is one dataset, (inputs, targets); anything else an iterable of such pairs, or
             of Hugging Face batches (a dict with ``labels``), that can be iterated again.
         chunk: Samples of a dataset given whole that make a batch.
@@ -55,7 +55,7 @@ def batches(
 
 
 def first_inputs(data: Any) -> Any:
-    """The inputs of the first batch, as `find_units` takes them.
+    """Return the inputs of the first batch, as `find_units` takes them.
 
     Raises:
         DataError: There is none.
@@ -69,7 +69,7 @@ def first_inputs(data: Any) -> Any:
 
 
 def _items(data: Any, chunk: int = CHUNK, name: str = "data") -> Iterable[Any]:
-    """The batches as they are given.
+    """Return an iterable of the batches as the caller gave them, or of the pieces of a dataset given whole.
 
     Raises:
         DataError: They are no data, or can be read only once.
@@ -89,12 +89,12 @@ def _items(data: Any, chunk: int = CHUNK, name: str = "data") -> Iterable[Any]:
         return _chunks(data, chunk, name)
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Mapping | tuple | list):
         raise DataError(f"{expected} ({type(data[0]).__name__}, {type(data[1]).__name__})")
-    found: Iterable[Any] = data
-    return found
+    iterable: Iterable[Any] = data
+    return iterable
 
 
 def _is_pair(data: Any) -> bool:
-    """Whether this is one dataset and no iterable of batches."""
+    """Return whether this is one dataset and no iterable of batches."""
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     inputs, targets = data
@@ -107,9 +107,9 @@ def _chunks(data: Any, chunk: int, name: str) -> Iterator[tuple[Any, Any]]:
     n = batch_size(call, f"{name}: ")
     _check_number(n, targets, name)
     for start in range(0, n, chunk):
-        here = slice(start, start + chunk)
-        part = map_tensors(call, lambda t, here=here: t[here] if t.ndim else t)
-        yield part[1] or part[0], None if targets is None else targets[here]
+        rows = slice(start, start + chunk)
+        part = map_tensors(call, lambda t, rows=rows: t[rows] if t.ndim else t)
+        yield part[1] or part[0], None if targets is None else targets[rows]
 
 
 def _split(item: Any, where: str) -> tuple[Any, Any]:
@@ -157,8 +157,8 @@ def _as_captured(batch: Batch, lookups: Lookups, where: str) -> Batch:
 
 def _check_number(n: int, targets: Any, where: str) -> None:
     if isinstance(targets, Tensor) and targets.shape[:1] != (n,):
-        given = f"{len(targets)} targets" if targets.ndim else "targets without a first dimension"
-        raise DataError(f"{where}: {n} inputs, but {given}")
+        got = f"{len(targets)} targets" if targets.ndim else "targets without a first dimension"
+        raise DataError(f"{where}: {n} inputs, but {got}")
 
 
 def _dense(tensor: Tensor, where: str) -> Tensor:
@@ -173,5 +173,5 @@ def _dense(tensor: Tensor, where: str) -> Tensor:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all values are: their sum is, fast to tell, or it overflows."""
+    """Return whether all values are finite: their sum is, which is fast to tell, or it overflows."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

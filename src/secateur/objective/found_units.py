@@ -23,9 +23,9 @@ def find_or_check(
         model: Left as it was.
         data: As `batches` takes it; its first batch is compared on, or of that so many samples as are run at a time.
             None for random inputs of the form that the units were found with.
-        units: As `find_units` made them, or None.
+        units: The units that `find_units` made, or None.
         max_memory: As for `secateur.score`.
-        example_inputs: To find units with or to compare on; None for the first batch's.
+        example_inputs: Inputs to find units with or to compare on; None for the first batch's.
 
     Raises:
         ArgumentError: The model, the units or the memory are no such thing.

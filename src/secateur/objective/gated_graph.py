@@ -20,7 +20,7 @@ from secateur.structure.units import Units
 
 
 class NotStackableError(Exception):
-    """The graph cannot take several batches, or a gate for each sample, as one."""
+    """A graph that cannot take several batches, or a gate for each sample, as one."""
 
 
 class Edge(NamedTuple):
@@ -35,7 +35,7 @@ class Edge(NamedTuple):
     value: Tensor  # as traced
 
     def shape(self, vector: Tensor) -> Tensor:
-        """One factor per position of the dimension, to broadcast and without changing the values' dtype."""
+        """Return one factor per position of the dimension, shaped to broadcast, in the values' dtype."""
         return vector.to(self.value.dtype).reshape(-1, *[1] * (self.value.ndim - self.dim - 1))
 
 
@@ -44,70 +44,70 @@ class GatedGraph:
 
     Args:
         units: The model's.
-        left: Units that are sliced out of graph and weights beforehand, where not all are left.
+        kept: Units that are sliced out of graph and weights beforehand, where not all are left.
     """
 
-    def __init__(self, units: Units, left: KeepMask | None = None) -> None:
-        self.units, self.left = units, left or KeepMask({})
-        graph, edges, copied = _insert_gates(units, self.left)
+    def __init__(self, units: Units, kept: KeepMask | None = None) -> None:
+        self.units, self.kept = units, kept or KeepMask({})
+        graph, edges, copied = _insert_gates(units, self.kept)
         gates = [edge.gate for edge in edges]
         behind = downstream(gates)
-        given = [n for n in graph.nodes if n.op == "placeholder" and n not in gates]
+        inputs = [n for n in graph.nodes if n.op == "placeholder" and n not in gates]
         before = [n for n in graph.nodes if n.op == "call_function" and n not in behind]
-        frontier = [n for n in (*given, *before) if any(u in behind or u.op == "output" for u in n.users)]
-        prefix, _ = subgraph(given, before, tuple(frontier))
+        frontier = [n for n in (*inputs, *before) if any(u in behind or u.op == "output" for u in n.users)]
+        prefix, _ = subgraph(inputs, before, tuple(frontier))
         calls = [n for n in graph.nodes if n in behind]
         self.suffix, copies = subgraph([*frontier, *gates], calls, next(iter(reversed(graph.nodes))).args[0])
         self.edges = [edge._replace(node=copies[edge.node], gate=copies[edge.gate]) for edge in edges]
         self.copies = {node: copies[copy] for node, copy in copied.items() if copy in copies}
         self.origin = {copy: node for node, copy in self.copies.items()}
         originals = {copy: node for node, copy in copied.items()}
-        given_weights = {n for n in given if n in originals and originals[n].name in units.captured.weights}
-        self._weights = [(i, originals[n]) for i, n in enumerate(frontier) if n in given_weights]
+        weights = {n for n in inputs if n in originals and originals[n].name in units.captured.weights}
+        self._weights = [(i, originals[n]) for i, n in enumerate(frontier) if n in weights]
         self._prefix, self._suffix = compile_graph(prefix), compile_graph(self.suffix)
         self._last = _last_used(self.suffix)
 
     @property
     def count(self) -> int:
-        """Units that are left."""
-        return sum(self.left.count(unit_set.axis) for unit_set in self.units)
+        """The number of units that are left."""
+        return sum(self.kept.count(unit_set.axis) for unit_set in self.units)
 
     def holds(self, g: Tensor) -> bool:
-        """Whether it computes with these gates exactly: all that is sliced out is gone, and all gone of sliced sets."""
+        """Return whether it is exact at these gates: all that is sliced out is gone, and all gone of sliced sets."""
         for unit_set, piece in zip(self.units, self.units.split(g).values(), strict=True):
-            there, left = (piece != 0).cpu(), self.left.mask(unit_set.axis)
-            if bool((there > left).any()) or (unit_set.removal == "sliced" and bool((there < left).any())):
+            present, kept = (piece != 0).cpu(), self.kept.mask(unit_set.axis)
+            if bool((present > kept).any()) or (unit_set.removal == "sliced" and bool((present < kept).any())):
                 return False
         return True
 
     def positions(self, edge: Edge, unit_set: UnitSet) -> Tensor:
-        """Where each unit of a set that is left lies among what is left of the edge's dimension [size, positions]."""
+        """Return where each unit of a set lies among what is left of the edge's dimension [size, positions]."""
         whole = unit_set.positions(edge.axis)
-        if not self.left.masks:
+        if not self.kept.masks:
             return whole
-        others = KeepMask({axis: mask for axis, mask in self.left.masks.items() if axis is not unit_set.axis})
-        there = others.mask(edge.whole)[whole]
-        return (self.left.mask(edge.whole).cumsum(0) - 1)[whole][there].reshape(unit_set.size, -1)
+        others = KeepMask({axis: mask for axis, mask in self.kept.masks.items() if axis is not unit_set.axis})
+        present = others.mask(edge.whole)[whole]
+        return (self.kept.mask(edge.whole).cumsum(0) - 1)[whole][present].reshape(unit_set.size, -1)
 
     def frontier(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        """The values that no gate changes, from those of the captured graph's placeholders."""
+        """Return the values that no gate changes, from those of the captured graph's placeholders."""
         captured, net = self.units.captured, self.units.net
         pairs = zip(captured.graph.find_nodes(op="placeholder"), values, strict=True)
-        given = [slice_tensor(v, net.axes(n), self.left) if n.name in captured.weights else v for n, v in pairs]
+        inputs = [slice_tensor(v, net.axes(n), self.kept) if n.name in captured.weights else v for n, v in pairs]
         with torch.no_grad():
-            return tuple(v.detach() if isinstance(v, Tensor) else v for v in self._prefix(*given))
+            return tuple(v.detach() if isinstance(v, Tensor) else v for v in self._prefix(*inputs))
 
     def factors(self, edge: Edge, g: Tensor) -> Tensor:
-        """The gates [..., K] at each position that is left of the edge's dimension [..., n]."""
+        """Return the gates [..., K] at each position that is left of the edge's dimension [..., n]."""
         factors = self.units.expand(edge.axis, g)
-        return factors[..., self.left.indices(edge.whole).to(g.device)] if self.left.masks else factors
+        return factors[..., self.kept.indices(edge.whole).to(g.device)] if self.kept.masks else factors
 
     def vectors(self, g: Tensor) -> list[Tensor]:
-        """One factor per edge from the gates of all units, shaped to broadcast."""
+        """Return one factor per edge from the gates of all units, shaped to broadcast."""
         return [edge.shape(self.factors(edge, g)) for edge in self.edges]
 
     def samples_dim(self, edge: Edge) -> int:
-        """The dimension that holds the samples of a gated value.
+        """Return the dimension that holds the samples of a gated value.
 
         Raises:
             NotStackableError: It has none, or behind the units.
@@ -118,14 +118,14 @@ class GatedGraph:
         return dim
 
     def spread(self, edge: Edge, dim: int, g: Tensor, repeats: int) -> Tensor:
-        """Factors of an edge from gates [M, K], each row's for so many positions of dimension `dim`."""
+        """Return an edge's factors from gates [M, K], each row's for so many positions of dimension `dim`."""
         vectors = self.factors(edge, g).to(edge.value.dtype)
         shape = [1] * edge.value.ndim
         shape[dim], shape[edge.dim] = len(g) * repeats, vectors.shape[1]
         return vectors.repeat_interleave(repeats, 0).reshape(shape)
 
     def run_each(self, frontier: tuple[Any, ...], g: Tensor) -> Any:
-        """The model's outputs with gates for each sample [N, K].
+        """Return the model's outputs with gates for each sample [N, K].
 
         Raises:
             NotStackableError: A gated value does not hold the samples along one dimension, slowest.
@@ -138,23 +138,23 @@ class GatedGraph:
         return outputs(self.units.captured, self._suffix(*frontier, *vectors))
 
     def run(self, frontier: tuple[Any, ...], g: Tensor) -> Any:
-        """The model's outputs with the gates g [units.total]."""
+        """Return the model's outputs with the gates g [units.total]."""
         return outputs(self.units.captured, self._suffix(*frontier, *self.vectors(g)))
 
-    def holding(self, frontier: tuple[Any, ...], weights: Mapping[str, Tensor]) -> tuple[Any, ...]:
-        """A frontier with other values of parameters and buffers that are used behind the gates."""
+    def with_weights(self, frontier: tuple[Any, ...], weights: Mapping[str, Tensor]) -> tuple[Any, ...]:
+        """Return a frontier with new values of parameters and buffers that are used behind the gates."""
         values = list(frontier)
         for i, node in self._weights:
             name = self.units.captured.weights[node.name]
             if name in weights:
-                values[i] = slice_tensor(weights[name], self.units.net.axes(node), self.left)
+                values[i] = slice_tensor(weights[name], self.units.net.axes(node), self.kept)
         return tuple(values)
 
     def trace(
         self, frontier: tuple[Any, ...], g: Tensor, keep: Collection[fx.Node] | None = None,
         variables: Collection[fx.Node] = (),
     ) -> dict[fx.Node, Any]:  # fmt: skip
-        """Every value of the suffix, or those of `keep`, and what it returns.
+        """Return every value of the suffix, or those of `keep`, and what it returns.
 
         Differentiable in the gates if they are, and in the values of `variables`.
         """
@@ -166,7 +166,7 @@ class GatedGraph:
         self, frontier: tuple[Any, ...], g: Tensor, stops: Collection[fx.Node],
         keep: Collection[fx.Node] | None = None, variables: Collection[fx.Node] = (),
     ) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:  # fmt: skip
-        """The values of the suffix so far, before each of some calls is made and at the end.
+        """Yield the values of the suffix so far, before each of some calls is made and at the end.
 
         Args:
             frontier: The values that no gate changes.
@@ -178,8 +178,8 @@ class GatedGraph:
         Yields:
             The call, or the output node, and the values.
         """
-        given = (*frontier, *self.vectors(g))
-        values: dict[fx.Node, Any] = dict(zip(self.suffix.find_nodes(op="placeholder"), given, strict=True))
+        inputs = (*frontier, *self.vectors(g))
+        values: dict[fx.Node, Any] = dict(zip(self.suffix.find_nodes(op="placeholder"), inputs, strict=True))
         for node in self.suffix.nodes:
             if node.op == "call_function":
                 if node in stops:
@@ -195,9 +195,9 @@ class GatedGraph:
                 yield node, values
 
 
-def _insert_gates(units: Units, left: KeepMask) -> tuple[fx.Graph, list[Edge], dict[fx.Node, fx.Node]]:
-    """A copy of the captured graph with its gates, a placeholder and a product for each gated operand; the copies."""
-    sliced = slice_graph(units.captured, units.net, left)
+def _insert_gates(units: Units, kept: KeepMask) -> tuple[fx.Graph, list[Edge], dict[fx.Node, fx.Node]]:
+    """Return a copy of the captured graph with a placeholder and a product for each gated operand; the copies."""
+    sliced = slice_graph(units.captured, units.net, kept)
     graph, copies = sliced.graph, sliced.copies
     edges: dict[tuple[Any, ...], Edge] = {}
     gated: dict[tuple[fx.Node, fx.Node, int], fx.Node] = {}  # an operand of a node, with the gates it has so far
@@ -220,24 +220,24 @@ def _insert_gates(units: Units, left: KeepMask) -> tuple[fx.Graph, list[Edge], d
 
 
 def _place(consumer: Consumer) -> int:
-    """Which of all values among the node's arguments is the operand."""
-    given: list[fx.Node] = []
-    fx.map_arg((consumer.node.args, consumer.node.kwargs), given.append)
-    return [i for i, one in enumerate(given) if one is consumer.operand][consumer.occurrence]
+    """Return which of all values among the node's arguments is the operand."""
+    operands: list[fx.Node] = []
+    fx.map_arg((consumer.node.args, consumer.node.kwargs), operands.append)
+    return [i for i, operand in enumerate(operands) if operand is consumer.operand][consumer.occurrence]
 
 
 def _replace(node: fx.Node, place: int, by: fx.Node) -> None:
-    """Another value in that place."""
+    """Put another value in that place among the node's arguments."""
     places = itertools.count()
 
-    def one(given: fx.Node) -> fx.Node:
-        return by if next(places) == place else given
+    def replaced(operand: fx.Node) -> fx.Node:
+        return by if next(places) == place else operand
 
-    node.args, node.kwargs = fx.map_arg(node.args, one), fx.map_arg(node.kwargs, one)
+    node.args, node.kwargs = fx.map_arg(node.args, replaced), fx.map_arg(node.kwargs, replaced)
 
 
 def batch_dim(axes: list[Axis]) -> int | None:
-    """The dimension that holds the samples, None if none does.
+    """Return the dimension that holds the samples, None if none does.
 
     Raises:
         NotStackableError: Several do, or they are not its slowest factor.
@@ -253,18 +253,18 @@ def batch_dim(axes: list[Axis]) -> int | None:
 
 
 def downstream(nodes: list[fx.Node]) -> set[fx.Node]:
-    """All calls that depend on these nodes."""
-    found: set[fx.Node] = set()
-    rest = list(nodes)
-    while rest:
-        new = [user for user in rest.pop().users if user not in found and user.op == "call_function"]
-        found.update(new)
-        rest += new
-    return found
+    """Return all calls that depend on these nodes."""
+    calls: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        new = [user for user in waiting.pop().users if user not in calls and user.op == "call_function"]
+        calls.update(new)
+        waiting += new
+    return calls
 
 
 def _last_used(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """The values that each node is the last to use."""
+    """Return the values that each node is the last to use."""
     user = {used: node for node in graph.nodes for used in node.all_input_nodes}
     last: dict[fx.Node, set[fx.Node]] = {node: set() for node in graph.nodes}
     for used, node in user.items():
@@ -272,10 +272,10 @@ def _last_used(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     return last
 
 
-def subgraph(given: list[fx.Node], calls: list[fx.Node], result: Any) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """Some calls as a graph with the given nodes as placeholders, and the copy of each."""
+def subgraph(inputs: list[fx.Node], calls: list[fx.Node], result: Any) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """Return some calls as a graph with the inputs as placeholders, and the copy of each node."""
     graph = fx.Graph()
-    copies = {node: graph.placeholder(node.name) for node in given}
+    copies = {node: graph.placeholder(node.name) for node in inputs}
     for node, placeholder in copies.items():
         placeholder.meta = dict(node.meta)
     for node in calls:

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from secateur.errors import DataError, ModelError
 from secateur.objective.data import Batch, batches
 from secateur.objective.gated_graph import GatedGraph
-from secateur.objective.loss_checks import tried
+from secateur.objective.loss_checks import batches_for_loss
 from secateur.objective.losses import (
     LossFunction,
     check_start,
+    count_predictions,
     differentiable,
-    evaluate,
     find_loss,
-    given,
-    measure,
-    predictions,
+    loss_and_accuracy,
+    loss_of_batch,
+    require_loss,
 )
 from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
 from secateur.structure.axis import Axis
@@ -36,7 +36,7 @@ from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.units import Units
 
-NARROW = 0.75  # of the units left that it was made for, a graph with fewer pays
+RESLICE = 0.75  # of the units left that it was made for, a graph with fewer pays
 
 
 class CachedBatch(NamedTuple):
@@ -50,38 +50,38 @@ class CachedBatch(NamedTuple):
 
 
 def ones(model: nn.Module, units: Units) -> Tensor:
-    """The gates of the network as trained [units.total], on its device and in its dtype."""
+    """Return the gates of the network as trained [units.total], on its device and in its dtype."""
     return sample_weight(model).new_ones(units.total)
 
 
 def masks(units: Units, g: Tensor) -> dict[Axis, Tensor]:
-    """Which units of each set have a gate that is not zero."""
+    """Return which units of each set have a gate that is not zero."""
     pieces = units.split(g.cpu() != 0).values()
     return {unit_set.axis: piece for unit_set, piece in zip(units, pieces, strict=True)}
 
 
 def per_position(values: Tensor, dim: int) -> Tensor:
-    """The values as a matrix: a row for each position of one dimension."""
+    """Return the values as a matrix with a row for each position of one dimension."""
     return values.transpose(0, dim).reshape(values.shape[dim], -1)
 
 
 def derivative(y: Tensor, x: Tensor, **options: Any) -> Tensor:
-    """∂y/∂x for a number y; zero where it does not depend on x."""
+    """Return ∂y/∂x for a number y; zero where it does not depend on x."""
     if not y.requires_grad:
         return torch.zeros_like(x)
-    (found,) = torch.autograd.grad(y, x, allow_unused=True, **options)
-    return torch.zeros_like(x) if found is None else found
+    (slope,) = torch.autograd.grad(y, x, allow_unused=True, **options)
+    return torch.zeros_like(x) if slope is None else slope
 
 
 class GatedLoss:
-    """E(g) for a model and its data; what is asked of it is one number, its gradient, or the values behind it.
+    """The function E(g) for a model and its data: its value, its gradient, and the values behind it.
 
     Args:
-        model: In whatever mode; evaluated as in eval mode.
+        model: The network, in whatever mode; evaluated as in eval mode.
         units: The model's units, K in all; vectors of gates are ordered as they are.
         data: As `batches` takes it; None where no samples are needed.
         loss: A name or a function; None where no loss is needed.
-        seed: For criteria that draw random numbers.
+        seed: The seed of criteria that draw random numbers.
         max_memory: Bytes that may be held beside model and data: a third for the values that no gate changes, if they
             fit, an eighth each for a batch and for what is run on it; None for a quarter of what is free.
         name: What an error calls the data.
@@ -107,51 +107,51 @@ class GatedLoss:
         self._loss: LossFunction | None = None if loss is None else find_loss(loss)
         self.memory, self.capped = memory_cap(max_memory, sample_weight(model).device), max_memory is not None
         self.weights: Mapping[str, Tensor] = {}
-        self._narrowed: GatedLoss | None = None
+        self._sliced: GatedLoss | None = None
         self.stacks: dict[str, Any] = {}  # what criteria compile once for each unit set
-        self.apart: bool | None = None  # whether each sample can have gates of its own; None until tried
+        self.samples_independent: bool | None = None  # whether each sample can have gates of its own; None until tried
         self._batches = None if data is None else self._checked(data, name)
         self._frontiers: list[tuple[Any, ...]] | None = None if data is None else self._hold()
 
-    def narrowed(self, g: Tensor) -> GatedLoss:
-        """The same with units that are gone sliced out, if many are, or any of a sliced set; E(g) is the same."""
-        there = g != 0
-        if bool(there.all()) or not all(bool(piece.any()) for piece in self.units.split(there).values()):
+    def sliced(self, g: Tensor) -> GatedLoss:
+        """Return the same E(g) with units that are gone sliced out, if many are, or any of a sliced set."""
+        present = g != 0
+        if bool(present.all()) or not all(bool(piece.any()) for piece in self.units.split(present).values()):
             return self
-        for known in (self._narrowed, self):
-            if known is not None and known.graph.holds(g) and there.sum() > NARROW * known.graph.count:
-                return known.holding(self.weights)
-        self._narrowed = copy.copy(self)
-        self._narrowed.graph, self._narrowed.stacks = GatedGraph(self.units, KeepMask(masks(self.units, g))), {}
-        self._narrowed._frontiers = self._narrowed._hold()
-        return self._narrowed
+        for known in (self._sliced, self):
+            if known is not None and known.graph.holds(g) and present.sum() > RESLICE * known.graph.count:
+                return known.with_weights(self.weights)
+        self._sliced = copy.copy(self)
+        self._sliced.graph, self._sliced.stacks = GatedGraph(self.units, KeepMask(masks(self.units, g))), {}
+        self._sliced._frontiers = self._sliced._hold()
+        return self._sliced
 
     def _checked(self, data: Any, name: str) -> list[Batch]:
         captured = self.units.captured
-        several = batches(self.model, data, samples_at_once(captured, self.memory), captured, name)
-        return tried(self._loss, captured, self.model, several)
+        checked = batches(self.model, data, samples_at_once(captured, self.memory), captured, name)
+        return batches_for_loss(self._loss, captured, self.model, checked)
 
-    def on(self, data: Any, name: str) -> GatedLoss:
+    def on_data(self, data: Any, name: str) -> GatedLoss:
         """Return E(g) on other data, which errors call by this name, with the same captured graph."""
-        return self.over(self._checked(data, name))
+        return self.on_batches(self._checked(data, name))
 
-    def over(self, several: list[Batch]) -> GatedLoss:
+    def on_batches(self, checked: list[Batch]) -> GatedLoss:
         """Return E(g) over batches that were checked before, with the same captured graph."""
-        other = copy.copy(self)
-        other._batches, other._narrowed, other.stacks = several, None, {}
-        other._frontiers = other._hold()
-        return other
+        gated = copy.copy(self)
+        gated._batches, gated._sliced, gated.stacks = checked, None, {}
+        gated._frontiers = gated._hold()
+        return gated
 
-    def holding(self, weights: Mapping[str, Tensor]) -> GatedLoss:
-        """The same with other values of parameters and buffers that are used behind the gates alone."""
+    def with_weights(self, weights: Mapping[str, Tensor]) -> GatedLoss:
+        """Return E(g) with new values of parameters and buffers that are used behind the gates alone."""
         if weights is self.weights:
             return self
-        other = copy.copy(self)
-        other.weights = weights
-        return other
+        gated = copy.copy(self)
+        gated.weights = weights
+        return gated
 
     def _hold(self) -> list[tuple[Any, ...]] | None:
-        """The frontier of every batch, None if they do not fit into a third of the memory."""
+        """Return the frontier of every batch, None if they do not fit into a third of the memory."""
         held, size = [], 0
         for batch in self._batches or ():
             held.append(self._frontier(batch))
@@ -175,7 +175,7 @@ class GatedLoss:
 
     @property
     def batches(self) -> list[Batch]:
-        """As they were given, or cut: without anything computed of them.
+        """The batches as the caller gave them, or cut, without anything computed of them.
 
         Raises:
             DataError: No data was given.
@@ -194,14 +194,14 @@ class GatedLoss:
         n = sum(batch.size for batch in self.batches)
         for i, batch in enumerate(self.batches):
             frontier = self._frontier(batch) if self._frontiers is None else self._frontiers[i]
-            held = self.graph.holding(frontier, self.weights)
+            held = self.graph.with_weights(frontier, self.weights)
             yield CachedBatch(batch.size, batch.size / n, batch.call, held, batch.targets)
 
-    def few(self) -> tuple[Any, ...]:
-        """The frontier of the first samples, at most three."""
+    def few_samples(self) -> tuple[Any, ...]:
+        """Return the frontier of the first samples, at most three."""
         call = map_tensors((self._batches or [])[0].call, lambda t: t[:3] if t.ndim else t)
         frontier = self.graph.frontier(bind(self.units.captured, self.model, call))
-        return self.graph.holding(frontier, self.weights)
+        return self.graph.with_weights(frontier, self.weights)
 
     @property
     def loss_function(self) -> LossFunction:
@@ -210,29 +210,31 @@ class GatedLoss:
         Raises:
             DataError: No loss was given.
         """
-        return given(self._loss)
+        return require_loss(self._loss)
 
     def losses(self, g: Tensor) -> Iterator[Tensor]:
-        """E(g) in pieces that add up, one per batch; differentiable in g.
+        """Yield E(g) in pieces that add up, one per batch, differentiable in g.
 
         Where a norm is taken over units its statistics do not see their gates: in units of sliced sets this is
-        an approximation, unlike `loss` and `evaluate`.
+        an approximation, unlike `loss` and `measure`.
         """
         for batch in self.cached:
             out = self.graph.run(batch.frontier, g)
             yield batch.share * differentiable(self.loss_function, out, batch.targets)
 
     def loss(self, g: Tensor) -> float:
-        """E(g); units gone from sliced sets are sliced out."""
+        """Return E(g); units gone from sliced sets are sliced out."""
         with torch.no_grad():
-            losses = ((b.share, evaluate(self.loss_function, out, b.targets)) for b, out in self.outputs(g))
-            return self.checked(g, sum(share * one.double().item() for share, one in losses))
+            losses = ((b.share, loss_of_batch(self.loss_function, out, b.targets)) for b, out in self.outputs(g))
+            return self.checked(g, sum(share * loss.double().item() for share, loss in losses))
 
-    def evaluate(self, g: Tensor) -> tuple[float, float | None]:
-        """E(g) and the accuracy, None where there are no classes."""
+    def measure(self, g: Tensor) -> tuple[float, float | None]:
+        """Return E(g) and the accuracy, None where there are no classes."""
         with torch.no_grad():
-            runs = self.narrowed(g).outputs(g)
-            loss, right = measure(self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs))
+            runs = self.sliced(g).outputs(g)
+            loss, right = loss_and_accuracy(
+                self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs)
+            )
             return self.checked(g, loss), right
 
     def checked(self, g: Tensor, loss: float) -> float:
@@ -248,10 +250,10 @@ class GatedLoss:
     def predictions(self, g: Tensor) -> int:
         """Return how many predictions an accuracy is taken over; 0 where there are no classes."""
         with torch.no_grad():
-            return predictions(self.loss_function, ((out, batch.targets) for batch, out in self.outputs(g)))
+            return count_predictions(self.loss_function, ((out, batch.targets) for batch, out in self.outputs(g)))
 
     def outputs(self, g: Tensor) -> Iterator[tuple[CachedBatch, Any]]:
-        """What the network returns for each batch."""
+        """Yield each batch and what the network returns for it."""
         if self.graph.holds(g):
             yield from ((batch, self.graph.run(batch.frontier, g)) for batch in self.cached)
             return
@@ -259,9 +261,9 @@ class GatedLoss:
         graph = GatedGraph(self.units, KeepMask({s.axis: left[s.axis] for s in self.units if s.removal == "sliced"}))
         for batch in self.cached:
             frontier = graph.frontier(bind(self.units.captured, self.model, batch.call))
-            yield batch, graph.run(graph.holding(frontier, self.weights), g)
+            yield batch, graph.run(graph.with_weights(frontier, self.weights), g)
 
     def gradient(self, g: Tensor) -> Tensor:
-        """∂E/∂g [K], float64."""
+        """Return ∂E/∂g [K], float64."""
         g = g.detach().requires_grad_()
         return sum((derivative(piece, g).double() for piece in self.losses(g)), torch.zeros_like(g).double())

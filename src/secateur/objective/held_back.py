@@ -1,4 +1,4 @@
-"""Samples that are held back: what is fitted on some is judged by others."""
+"""Samples that are held back, so that others judge than those that weights are fitted on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.errors import DataError
 from secateur.objective.data import Batch
 from secateur.structure.inputs import map_tensors
 
-HELD = 5  # every fifth sample is held back where weights are fitted and a budget bounds the quality
+EVERY = 5  # every fifth sample is held back where weights are fitted and a budget bounds the quality
 
 
 def hold_back(batches: list[Batch], whole: bool) -> tuple[list[Batch], list[Batch]]:
@@ -27,14 +27,14 @@ def hold_back(batches: list[Batch], whole: bool) -> tuple[list[Batch], list[Batc
         DataError: There is none to judge by.
     """
     if whole:
-        parts = [[b for i, b in enumerate(batches, 1) if (i % HELD == 0) == judges] for judges in (False, True)]
+        parts = [[b for i, b in enumerate(batches, 1) if (i % EVERY == 0) == judges] for judges in (False, True)]
         fitted, held = parts
     else:
         fitted, held = _by_samples(batches)
     if not held:
         raise DataError(
             "budget of quality: where weights are fitted it is measured on every fifth sample, held back from the fit, "
-            f"and there are fewer than {HELD} {'batches' if whole else 'samples'}; give validation=, or more data"
+            f"and there are fewer than {EVERY} {'batches' if whole else 'samples'}; give validation=, or more data"
         )
     return fitted, held
 
@@ -42,7 +42,7 @@ def hold_back(batches: list[Batch], whole: bool) -> tuple[list[Batch], list[Batc
 def _by_samples(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     fitted, held, first = list[Batch](), list[Batch](), 0
     for batch in batches:
-        back = (torch.arange(first, first + batch.size) % HELD) == HELD - 1
+        back = (torch.arange(first, first + batch.size) % EVERY) == EVERY - 1
         first += batch.size
         for part, rows in ((fitted, ~back), (held, back)):
             if bool(rows.any()):
@@ -53,14 +53,14 @@ def _by_samples(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
 def _rows(batch: Batch, rows: Tensor) -> Batch:
     """Return some samples of a batch."""
 
-    def some(tensor: Tensor) -> Tensor:
+    def select(tensor: Tensor) -> Tensor:
         return tensor[rows.to(tensor.device)] if tensor.ndim else tensor
 
-    return Batch(map_tensors(batch.call, some), _some_targets(batch, rows, some), len(rows))
+    return Batch(map_tensors(batch.call, select), _some_targets(batch, rows, select), len(rows))
 
 
-def _some_targets(batch: Batch, rows: Tensor, some: Callable[[Tensor], Tensor]) -> Any:
+def _some_targets(batch: Batch, rows: Tensor, select: Callable[[Tensor], Tensor]) -> Any:
     """Return the targets of some samples: rows of tensors, however nested, or entries of a list for each sample."""
     if isinstance(batch.targets, list) and len(batch.targets) == batch.size:
         return [batch.targets[i] for i in rows.tolist()]
-    return tree_map(lambda leaf: some(leaf) if isinstance(leaf, Tensor) else leaf, batch.targets)
+    return tree_map(lambda leaf: select(leaf) if isinstance(leaf, Tensor) else leaf, batch.targets)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import DataError
 from secateur.objective.gated_graph import Edge, NotStackableError, batch_dim, downstream, subgraph
 from secateur.objective.gated_loss import CachedBatch, GatedLoss
-from secateur.objective.losses import evaluate, stacked
+from secateur.objective.losses import loss_of_batch, stacked
 from secateur.objective.low_rank_update import dense, overwrite, update_of
 from secateur.objective.memory import bytes_of
 from secateur.objective.select_pushdown import push_selections
@@ -32,7 +32,7 @@ STACK = 2**23  # bytes of values that are run at a time: what caches hold, and f
 
 
 def change_one(gated: GatedLoss, g: Tensor, units: Tensor, gates: Tensor) -> tuple[float, Tensor]:
-    """E(g), and E(g + (γ − g_k) e_k) for each of M units k and its γ.
+    """Return E(g), and E(g + (γ − g_k) e_k) for each of M units k and its γ.
 
     Args:
         gated: The network and its data.
@@ -41,50 +41,50 @@ def change_one(gated: GatedLoss, g: Tensor, units: Tensor, gates: Tensor) -> tup
         gates: Values γ [M].
 
     Returns:
-        A number and a float64 tensor [M], as `Gated.loss` gives them one by one but for rounding.
+        A number and a float64 tensor [M], as `GatedLoss.loss` gives them one by one but for rounding.
 
     Raises:
         DataError: One of them is NaN.
     """
-    found = torch.zeros(len(units), dtype=torch.float64, device=g.device)
-    there = g.clone()
-    there[units] = 1
-    narrow = gated.narrowed(there)
-    stacks, rest = stacks_of(narrow, g, units)
-    here = 0.0
+    losses = torch.zeros(len(units), dtype=torch.float64, device=g.device)
+    present = g.clone()
+    present[units] = 1
+    sliced = gated.sliced(present)
+    stacks, rest = split_candidates(sliced, g, units)
+    loss = 0.0
     with torch.no_grad():
         keep = {node for stack, _ in stacks for node in stack.needed}
-        for batch in narrow.cached if stacks else ():
-            values = narrow.graph.trace(batch.frontier, g, keep)
-            here += batch.share * _loss(narrow, batch, values).item()
+        for batch in sliced.cached if stacks else ():
+            values = sliced.graph.trace(batch.frontier, g, keep)
+            loss += batch.share * _loss(sliced, batch, values).item()
             for stack, places in stacks:
-                found[places] += batch.share * stack.losses(batch, values, g, units[places], gates[places])
+                losses[places] += batch.share * stack.losses(batch, values, g, units[places], gates[places])
     for i in rest:
         changed = g.clone()
         changed[units[i]] = gates[i]
-        found[i] = gated.loss(changed)
-    if bool(found.isnan().any()):
+        losses[i] = gated.loss(changed)
+    if bool(losses.isnan().any()):
         raise DataError("loss: it is NaN on this data")
-    return gated.checked(g, here) if stacks else gated.loss(g), found
+    return gated.checked(g, loss) if stacks else gated.loss(g), losses
 
 
 def rises(gated: GatedLoss, g: Tensor, units: Tensor) -> Tensor:
-    """ΔE_k of these units [K], infinite for all others."""
-    here, without = change_one(gated, g, units, torch.zeros_like(units, dtype=g.dtype))
-    found = torch.full((len(g),), torch.inf, dtype=torch.float64, device=g.device)
-    found[units] = without - here
-    return found
+    """Return ΔE_k of these units [K], infinite for all others."""
+    loss, without = change_one(gated, g, units, torch.zeros_like(units, dtype=g.dtype))
+    rise = torch.full((len(g),), torch.inf, dtype=torch.float64, device=g.device)
+    rise[units] = without - loss
+    return rise
 
 
 def _loss(gated: GatedLoss, batch: CachedBatch, values: dict[fx.Node, Any]) -> Tensor:
-    """As that of one candidate, so that a unit that does nothing has a rise of exactly 0."""
+    """Return the loss computed as that of one candidate, so that a unit that does nothing has a rise of exactly 0."""
     out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
-    evaluate(gated.loss_function, out, batch.targets)
+    loss_of_batch(gated.loss_function, out, batch.targets)
     return stacked(gated.loss_function, out, batch.targets)(out, 1)
 
 
-def stacks_of(gated: GatedLoss, g: Tensor, units: Tensor) -> tuple[list[tuple[LeaveOneOut, Tensor]], list[int]]:
-    """The candidates by unit set with their places among `units`, and the places of those to be run one by one."""
+def split_candidates(gated: GatedLoss, g: Tensor, units: Tensor) -> tuple[list[tuple[LeaveOneOut, Tensor]], list[int]]:
+    """Return the candidates by unit set with their places among `units`, and the places of those run one by one."""
     stacks, rest, start = [], [], 0
     whole = gated.graph.holds(g)
     for unit_set in gated.units:
@@ -103,28 +103,28 @@ def _tensors(out: Any) -> list[Tensor]:
 
 
 def _nodes(returned: Any) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    fx.map_arg(returned, found.add)
-    return found
+    nodes: set[fx.Node] = set()
+    fx.map_arg(returned, nodes.add)
+    return nodes
 
 
 def _stack(gated: GatedLoss, unit_set: UnitSet, g: Tensor, units: Tensor) -> LeaveOneOut | None:
     if unit_set.name not in gated.stacks:
         try:
-            made = LeaveOneOut(gated, unit_set)
-            gated.stacks[unit_set.name] = made if made.stays_apart(g, units) else None
+            stack = LeaveOneOut(gated, unit_set)
+            gated.stacks[unit_set.name] = stack if stack.candidates_independent(g, units) else None
         except NotStackableError:
             gated.stacks[unit_set.name] = None
-    found: LeaveOneOut | None = gated.stacks[unit_set.name]
-    return found
+    known: LeaveOneOut | None = gated.stacks[unit_set.name]
+    return known
 
 
 class LeaveOneOut:
-    """What is behind the units of one set, for several candidates at a time.
+    """The part of the graph behind the units of one set, run for several candidates at a time.
 
     Args:
         gated: The network and its data.
-        unit_set: Whose units are the candidates; of removal "gated".
+        unit_set: The set whose units are the candidates, of removal "gated".
 
     Raises:
         NotStackableError: A value behind the units does not hold the samples along one dimension, slowest.
@@ -145,11 +145,11 @@ class LeaveOneOut:
         own = {edge.gate for edge in self.edges}
         returned = graph.suffix.output_node().args[0]
         used = {operand for n in self.calls for operand in n.all_input_nodes} | _nodes(returned)
-        self.given = [n for n in graph.suffix.nodes if n in used and n not in self.calls and n not in own]
+        self.inputs = [n for n in graph.suffix.nodes if n in used and n not in self.calls and n not in own]
         self.gates = [(edge, graph.samples_dim(edge)) for edge in self.edges if edge.node in self.calls]
         self.folded = {user: edge for edge in graph.edges if edge.node not in first for user in self._folded(edge)}
         self.code, self.own = self._compile(returned)
-        self.dims = {node: self._batch_dim(node) for node in self.given}
+        self.dims = {node: self._batch_dim(node) for node in self.inputs}
         self.positions = {edge.node: graph.positions(edge, unit_set) for edge in self.edges}
         self.bytes = bytes_of([*self.calls, *self.updates])
 
@@ -158,19 +158,19 @@ class LeaveOneOut:
         """The values of the suffix that the candidates start from."""
         operands = {edge.node.all_input_nodes[0] for edge in self.edges}
         layers = [*self.updates, *self.folded]
-        return {*self.given, *operands, *(n for layer in layers for n in layer.all_input_nodes)} | {
+        return {*self.inputs, *operands, *(n for layer in layers for n in layer.all_input_nodes)} | {
             edge.gate for edge in self.folded.values()
         }
 
     def losses(self, batch: CachedBatch, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor) -> Tensor:
-        """The loss of the batch [M] for each of M units of the set and its gate, from the values at g."""
+        """Return the loss of the batch [M] for each of M units of the set and its gate, from the values at g."""
         out = outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()])
         loss = stacked(self.gated.loss_function, out, batch.targets, self.own and not gates.requires_grad)
         return torch.cat([loss(out, n) for n, out in self._outputs(values, g, units, gates, self.at_once(batch))])
 
     @property
     def layer(self) -> fx.Node | None:
-        """The dense layer, of fewer sums, that adds the units up, if all they do is in it and each is one input."""
+        """The one dense layer that takes the units, each as one input, if it has fewer sums than there are units."""
         if len(self.updates) != 1 or self.gates:
             return None
         ((layer, edge),) = self.updates.items()
@@ -180,85 +180,89 @@ class LeaveOneOut:
         return layer if weight.meta["val"].shape[0] < self.unit_set.size else None
 
     def loss_of_sums(self, batch: CachedBatch, values: dict[fx.Node, Any]) -> Tensor:
-        """The loss of the batch from the values behind the units."""
+        """Return the loss of the batch from the values behind the units."""
         folded = [self._fold(user, edge, values) for user, edge in self.folded.items()]
-        given = [values[node].clone() if node in self.updates else values[node] for node in self.given]
-        return self.gated.loss_function(outputs(self.gated.units.captured, self.code(*given, *folded)), batch.targets)
+        inputs = [values[node].clone() if node in self.updates else values[node] for node in self.inputs]
+        return self.gated.loss_function(outputs(self.gated.units.captured, self.code(*inputs, *folded)), batch.targets)
 
     def summed(self, layer: fx.Node, values: dict[fx.Node, Any], g: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
-        """Of M units what the layer takes, [N, M], and what it makes of it, by their weights [O, M]."""
+        """Return what the layer takes of M units, [N, M], and the weights that it multiplies this by [O, M]."""
         edge = self.updates[layer]
         places = self.positions[edge.node].to(units.device)[units - self.start, 0]
         weight: Tensor = values[layer.args[1]]  # type: ignore[index]
         return self._operand(edge, values, g)[:, places], weight[:, places]
 
-    def stays_apart(self, g: Tensor, units: Tensor) -> bool:
-        """Whether candidates run together give what each gives alone, tried on a few samples: no sum over samples.
+    def candidates_independent(self, g: Tensor, units: Tensor) -> bool:
+        """Return whether candidates run together give what each gives alone, tried on a few samples.
 
-        Two at a time, until the outputs of one tell that there is something to be found.
+        It takes two at a time, until the outputs of one tell that there is something to be found. A sum over samples
+        would tie them.
         """
-        values, rounding = self.gated.graph.trace(self.gated.few(), g, self.needed), tolerance(self.gated.model)
+        values, rounding = self.gated.graph.trace(self.gated.few_samples(), g, self.needed), tolerance(self.gated.model)
         base = _tensors(outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()]))
-        for some in torch.split(units, 2):
-            two, gates = some[[0, -1]], g.new_tensor([-1.0, 2.0])
+        for part in torch.split(units, 2):
+            two, gates = part[[0, -1]], g.new_tensor([-1.0, 2.0])
             together = [o.clone() for _, out in self._outputs(values, g, two, gates, 2) for o in _tensors(out)]
             alone = [[o.clone() for o in _tensors(out)] for _, out in self._outputs(values, g, two, gates, 1)]
             if any(o.shape[:1] != (2 * len(b),) if b.ndim else True for o, b in zip(together, base, strict=True)):
                 return False
-            pieces, each = [one for o in together for one in o.chunk(2)], itertools.chain(*zip(*alone, strict=True))
+            pieces, each = (
+                [tensor for o in together for tensor in o.chunk(2)],
+                itertools.chain(*zip(*alone, strict=True)),
+            )
             if not difference(pieces, list(each))[1] <= rounding:
                 return False
-            if any(difference(base, one)[1] > 10 * rounding for one in alone):
+            if any(difference(base, out)[1] > 10 * rounding for out in alone):
                 break
         return True
 
     def _outputs(
         self, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor, count: int
     ) -> Iterator[tuple[int, Any]]:
-        """How many candidates at a time, and the outputs of their batches as one."""
+        """Yield how many candidates run at a time, and the outputs of their batches as one."""
         folded = [self._fold(user, edge, values) for user, edge in self.folded.items()]
         updates = {layer: self._update(layer, values, g, units, gates - g[units]) for layer in self.updates}
         for part in torch.split(torch.arange(len(units), device=g.device), count):
-            given = [
+            inputs = [
                 updates[node](part) if node in updates else self._stacked(node, values[node], len(part))
-                for node in self.given
+                for node in self.inputs
             ]
             factors = [self._gate(edge, dim, values, g, units[part], gates[part]) for edge, dim in self.gates]
-            yield len(part), outputs(self.gated.units.captured, self.code(*given, *factors, *folded))
+            yield len(part), outputs(self.gated.units.captured, self.code(*inputs, *factors, *folded))
 
     def at_once(self, batch: CachedBatch) -> int:
-        """Candidates that fit."""
+        """Return how many candidates fit into memory and caches."""
         return max(1, min(STACK, self.gated.memory // 8) // max(1, self.bytes * batch.size))
 
     # ------------------------------------------------------------ what a gate changes first
 
     def _updates(self, behind: set[fx.Node]) -> dict[fx.Node, Edge]:
-        """The layers that sum the units up, and whose other operands no candidate changes."""
-        found = {}
+        """Return the layers that sum the units up, and whose other operands no candidate changes."""
+        layers = {}
         for edge in self.edges:
             operand = edge.node.all_input_nodes[0]
             for user in edge.node.users:
                 others = {n for n in user.all_input_nodes if n is not edge.node}
                 known = not behind & {operand, *others} and sizes(edge.value)[0] == BATCH
                 if known and user.op == "call_function" and update_of(user, edge.node):
-                    found[user] = edge
-        return found
+                    layers[user] = edge
+        return layers
 
     def _update(
         self, layer: fx.Node, values: dict[fx.Node, Any], g: Tensor, units: Tensor, change: Tensor
     ) -> Callable[[Tensor], Tensor]:
-        """The layer's results for some of the candidates."""
+        """Return a function that gives the layer's results for some of the candidates."""
         edge = self.updates[layer]
         operand = self._operand(edge, values, g)
-        given = fx.map_arg(arguments(layer), values.get) | {"input": operand}
+        operands = fx.map_arg(arguments(layer), values.get) | {"input": operand}
         update_by = update_of(layer, edge.node)
         assert update_by is not None
-        update, change = update_by(given, values[layer]), change.to(operand.dtype)
+        update, change = update_by(operands, values[layer]), change.to(operand.dtype)
         positions = self.positions[edge.node].to(units.device)[units - self.start]
         return lambda part: update(positions[part], change[part])
 
     def _operand(self, edge: Edge, values: dict[fx.Node, Any], g: Tensor) -> Tensor:
-        """What an edge's layer takes, without these units' gates but with those of others along the same dimension."""
+        """Return what an edge's layer takes, without these units' gates but with the others' along its dimension."""
         operand: Tensor = values[edge.node.all_input_nodes[0]]
         others = g.clone()
         others[self.start : self.start + self.unit_set.size] = 1
@@ -268,16 +272,16 @@ class LeaveOneOut:
     def _gate(
         self, edge: Edge, dim: int, values: dict[fx.Node, Any], g: Tensor, units: Tensor, gates: Tensor
     ) -> Tensor:
-        """The gates of an edge for each candidate and sample."""
+        """Return the gates of an edge for each candidate and sample."""
         value = values[edge.node.all_input_nodes[0]]
-        some = g.repeat(len(units), 1)
-        some[torch.arange(len(units), device=g.device), units] = gates
-        return self.gated.graph.spread(edge, dim, some, value.shape[dim])
+        gates_of_all = g.repeat(len(units), 1)
+        gates_of_all[torch.arange(len(units), device=g.device), units] = gates
+        return self.gated.graph.spread(edge, dim, gates_of_all, value.shape[dim])
 
     # ------------------------------------------------------------ gates of other sets, as factors on weights
 
     def _folded(self, edge: Edge) -> list[fx.Node]:
-        """The layers that take these gated values alone, where the same factors on their weights are cheaper."""
+        """Return the layers that alone take these gated values, where factors on their weights are cheaper."""
         users = list(edge.node.users)
         weights = [user.args[1] for user in users if edge.node in self.calls and update_of(user, edge.node)]
         return users if len(weights) == len(users) and not {*weights} & {*self.calls} else []
@@ -288,10 +292,10 @@ class LeaveOneOut:
         return weight * gate.reshape(-1, *[1] * (weight.ndim - 2))
 
     def _compile(self, returned: Any) -> tuple[Callable[..., Any], bool]:
-        """The calls as a function of what is given, of the gates and of the folded weights; if its memory is free."""
-        given = [*self.given, *(edge.gate for edge, _ in self.gates)]
-        graph, copies = subgraph(given, self.calls, returned)
-        last = copies[given[-1]]
+        """Return the calls as a function of inputs, gates and folded weights, and whether its memory is free."""
+        inputs = [*self.inputs, *(edge.gate for edge, _ in self.gates)]
+        graph, copies = subgraph(inputs, self.calls, returned)
+        last = copies[inputs[-1]]
         for user, edge in self.folded.items():
             with graph.inserting_after(last):
                 last = graph.placeholder(f"folded_{last.name}")
@@ -299,7 +303,7 @@ class LeaveOneOut:
             copies[user].args = (operand, last, *copies[user].args[2:])
         graph.eliminate_dead_code()
         push_selections(graph)
-        own = overwrite(graph, {copies[layer] for layer in self.updates if layer in self.given})
+        own = overwrite(graph, {copies[layer] for layer in self.updates if layer in self.inputs})
         return compile_graph(graph), own
 
     # ------------------------------------------------------------ samples of several candidates as one batch
@@ -313,7 +317,7 @@ class LeaveOneOut:
         return value.unsqueeze(dim).expand(*value.shape[:dim], count, *value.shape[dim:]).flatten(dim, dim + 1)
 
     def _batch_dim(self, node: fx.Node) -> int | None:
-        """The dimension that holds the samples; 0 of a number that is a multiple of theirs, None without.
+        """Return the dimension that holds the samples; 0 of a number that is a multiple of theirs, None without.
 
         Raises:
             NotStackableError: The value is of another kind.

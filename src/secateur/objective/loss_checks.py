@@ -23,14 +23,16 @@ PIECE = 7  # samples: a number by which classes that take turns are shared out u
 
 
 class NotSplitError(Exception):
-    """Outputs or targets do not hold the samples along the first dimension."""
+    """Outputs or targets that do not hold the samples along the first dimension."""
 
 
-def tried(loss: LossFunction | None, captured: Captured, model: nn.Module, batches: Iterable[Batch]) -> list[Batch]:
+def batches_for_loss(
+    loss: LossFunction | None, captured: Captured, model: nn.Module, batches: Iterable[Batch]
+) -> list[Batch]:
     """Return the batches, if the loss can be weighed between them by their numbers of samples.
 
     Of a loss of the user's own the first batch has a copy of its targets: where the loss changes targets in place,
-    `evaluate` finds it out there, and the caller's tensor is as it was.
+    `loss_of_batch` finds it out there, and the caller's tensor is as it was.
 
     Args:
         loss: A function; None where there is none.
@@ -89,8 +91,8 @@ def _together_and_in_pieces(
         pieces = torch.arange(n).tensor_split(max(2, n // PIECE))
         whole = value_of(loss, *samples).double().item()
         losses = [value_of(loss, *_take(samples, rows, n)).double().item() for rows in pieces]
-    mean = sum(len(rows) / n * one for rows, one in zip(pieces, losses, strict=True))
-    return n, whole, mean, tolerance(model) * max(abs(one) for one in (whole, *losses))
+    mean = sum(len(rows) / n * value for rows, value in zip(pieces, losses, strict=True))
+    return n, whole, mean, tolerance(model) * max(abs(value) for value in (whole, *losses))
 
 
 def _some(batch: Batch, count: int, captured: Captured, model: nn.Module, seed: int) -> tuple[Any, Any]:

@@ -25,19 +25,19 @@ def logits_of(outputs: Any) -> Tensor:
     secateur.errors.DataError: loss: a loss with a name takes one tensor, the model returns 2 (outputs[0], outputs[1]);
     """
     entries = _entries(outputs)
-    tensors = {place: tensors_of(value) for place, value in entries.items()}
-    found = tensors_of(entries.get("['logits']")) or [tensor for several in tensors.values() for tensor in several]
-    if not found:
+    by_place = {place: tensors_of(value) for place, value in entries.items()}
+    tensors = tensors_of(entries.get("['logits']")) or [tensor for entry in by_place.values() for tensor in entry]
+    if not tensors:
         raise DataError(f"loss: expected a tensor of outputs, got {type(outputs).__name__}; pass a function instead")
-    if len(found) > 1:
-        places = [f"outputs{place}" for place, several in tensors.items() if several]
+    if len(tensors) > 1:
+        places = [f"outputs{place}" for place, entry in by_place.items() if entry]
         raise DataError(
-            f"loss: a loss with a name takes one tensor, the model returns {len(found)} ({', '.join(places)}); pick "
+            f"loss: a loss with a name takes one tensor, the model returns {len(tensors)} ({', '.join(places)}); pick "
             f"one, loss=lambda outputs, targets: torch.nn.functional.cross_entropy({places[0]}, targets)"
         )
-    if not found[0].is_floating_point():
-        raise DataError(f"loss: expected outputs of floating-point numbers, got {found[0].dtype}")
-    return found[0]
+    if not tensors[0].is_floating_point():
+        raise DataError(f"loss: expected outputs of floating-point numbers, got {tensors[0].dtype}")
+    return tensors[0]
 
 
 def _entries(outputs: Any) -> dict[str, Any]:

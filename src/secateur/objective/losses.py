@@ -18,7 +18,7 @@ LossFunction = Callable[[Any, Any], Tensor]
 
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """−log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1 or probabilities.
+    """Return −log softmax(o)_t, mean over samples; o are logits [N, C, ...], t classes in 0 … C − 1 or probabilities.
 
     Raises:
         DataError: A target is no class, probabilities do not sum to 1, or there are no targets.
@@ -36,7 +36,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
 
 
 def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """−t log σ(o) − (1 − t) log(1 − σ(o)), mean over all outputs; o are logits, t in [0, 1].
+    """Return −t log σ(o) − (1 − t) log(1 − σ(o)), mean over all outputs; o are logits, t in [0, 1].
 
     Raises:
         DataError: A target lies outside, or there is another number of them than of outputs.
@@ -52,17 +52,17 @@ def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
 
 
 def squared_error(outputs: Any, targets: Tensor) -> Tensor:
-    """½ Σ_i (o_i − t_i)², mean over samples (003 eq. 5); integer targets [N] are classes, taken as one-hot.
+    """Return ½ Σ_i (o_i − t_i)², mean over samples (003 eq. 5); integer targets [N] are classes, taken as one-hot.
 
     Raises:
         DataError: A target is no class, or targets and outputs differ in shape.
     """
-    given = logits_of(outputs)
-    return 0.5 * (given - _values(targets, given)).square().reshape(len(given), -1).sum(1).mean()
+    logits = logits_of(outputs)
+    return 0.5 * (logits - _values(targets, logits)).square().reshape(len(logits), -1).sum(1).mean()
 
 
 def _values(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Targets of the outputs' shape; classes as one-hot.
+    """Return targets of the outputs' shape; classes become one-hot.
 
     Raises:
         DataError: As `squared_error`.
@@ -93,8 +93,8 @@ def find_loss(loss: str | LossFunction) -> LossFunction:
     return loss if callable(loss) else choose("loss", loss, LOSSES)
 
 
-def given(loss: LossFunction | None) -> LossFunction:
-    """The same.
+def require_loss(loss: LossFunction | None) -> LossFunction:
+    """Return the loss, or refuse to go on without one.
 
     Raises:
         DataError: There is none.
@@ -104,24 +104,24 @@ def given(loss: LossFunction | None) -> LossFunction:
     return loss
 
 
-def measure(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None]:
-    """The mean loss and the accuracy, None where there are no classes, from batches' shares, outputs and targets."""
+def loss_and_accuracy(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None]:
+    """Return the mean loss and the accuracy, None without classes, from batches' shares, outputs and targets."""
     total, right, predictions = 0.0, 0, 0
     for share, outputs, targets in runs:
-        total += share * evaluate(loss, outputs, targets).double().item()
+        total += share * loss_of_batch(loss, outputs, targets).double().item()
         hits = correct(loss, outputs, targets)
         if hits is not None:
             right, predictions = right + int(hits.sum()), predictions + hits.numel()
     return total, right / predictions if predictions else None
 
 
-def predictions(loss: LossFunction, runs: Iterable[tuple[Any, Any]]) -> int:
+def count_predictions(loss: LossFunction, runs: Iterable[tuple[Any, Any]]) -> int:
     """Return how many predictions the accuracy is taken over, from outputs and targets; 0 without classes."""
     hits = (correct(loss, outputs, targets) for outputs, targets in runs)
     return sum(right.numel() for right in hits if right is not None)
 
 
-def evaluate(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
+def loss_of_batch(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
     """Return the loss of one batch.
 
     Raises:
@@ -177,12 +177,12 @@ def check_start(loss: float | None) -> None:
 
 
 def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -> Callable[[Any, int], Tensor]:
-    """The losses [C] of C batches with the same targets, from their outputs as one batch and C.
+    """Return a function of C batches' outputs, as one batch, and C: it gives their losses [C] for shared targets.
 
     Args:
         loss: The loss of one batch.
-        outputs: Those of one batch, checked by `evaluate`.
-        targets: Of one batch.
+        outputs: The outputs of one batch, checked by `loss_of_batch`.
+        targets: The targets of one batch.
         own: Whether the outputs of the C batches may be overwritten.
     """
     if loss is squared_error:
@@ -198,11 +198,11 @@ def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -
 
 
 def _squared(outputs: Tensor, values: Tensor, count: int, own: bool) -> Tensor:
-    several = outputs.reshape(count, *values.shape)
-    gaps = several.sub_(values) if own else several - values
+    stacked = outputs.reshape(count, *values.shape)
+    gaps = stacked.sub_(values) if own else stacked - values
     if gaps.element_size() < 4:
         gaps = gaps.float()  # the sum over a batch leaves the range of float16
-    sums = [torch.dot(one, one) for one in gaps.reshape(count, -1)]  # several times faster than square and sum
+    sums = [torch.dot(gap, gap) for gap in gaps.reshape(count, -1)]  # several times faster than square and sum
     return torch.stack(sums).double() * 0.5 / len(values)
 
 
@@ -212,8 +212,8 @@ def _means(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, count:
 
 
 def _one_by_one(loss: LossFunction, outputs: Any, targets: Any, count: int) -> Tensor:
-    pieces, form = [_pieces(one, count) for one in tree_leaves(outputs)], tree_structure(outputs)
-    each = (evaluate(loss, tree_unflatten([p[i] for p in pieces], form), targets) for i in range(count))
+    pieces, form = [_pieces(leaf, count) for leaf in tree_leaves(outputs)], tree_structure(outputs)
+    each = (loss_of_batch(loss, tree_unflatten([p[i] for p in pieces], form), targets) for i in range(count))
     return torch.stack([value.double() for value in each])
 
 
@@ -225,9 +225,9 @@ def differentiable(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
     """Return the loss of one batch whose outputs ask for a derivative.
 
     Raises:
-        DataError: As `evaluate`, or the loss has none, or is infinite.
+        DataError: As `loss_of_batch`, or the loss has none, or is infinite.
     """
-    value = evaluate(loss, outputs, targets)
+    value = loss_of_batch(loss, outputs, targets)
     if bool(value.isinf()):
         raise DataError("loss: it is infinite on this data")
     if not value.requires_grad and any(isinstance(o, Tensor) and o.requires_grad for o in tree_leaves(outputs)):
@@ -236,22 +236,22 @@ def differentiable(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
 
 
 def correct(loss: LossFunction, outputs: Any, targets: Any) -> Tensor | None:
-    """Which predictions are right: argmax over dimension 1, or logit > 0; None where there are no classes."""
+    """Return which predictions are right: argmax over dimension 1, or logit > 0; None where there are no classes."""
     try:
-        given = logits_of(outputs)
+        logits = logits_of(outputs)
     except DataError:
         return None
     if not isinstance(targets, Tensor) or targets.is_complex():
         return None
-    if loss is not binary_cross_entropy and given.ndim > 1 and given.shape[1] > 1:
-        if not targets.is_floating_point() and targets.shape == (given.shape[0], *given.shape[2:]):
-            return given.argmax(1) == targets.long()
-        if targets.shape == given.shape and _one_hot(targets):
-            return given.argmax(1) == targets.argmax(1)
+    if loss is not binary_cross_entropy and logits.ndim > 1 and logits.shape[1] > 1:
+        if not targets.is_floating_point() and targets.shape == (logits.shape[0], *logits.shape[2:]):
+            return logits.argmax(1) == targets.long()
+        if targets.shape == logits.shape and _one_hot(targets):
+            return logits.argmax(1) == targets.argmax(1)
         return None
-    if loss is squared_error or given.numel() != targets.numel() or not _binary(targets):
+    if loss is squared_error or logits.numel() != targets.numel() or not _binary(targets):
         return None
-    return (given > 0) == targets.reshape(given.shape).to(torch.bool)
+    return (logits > 0) == targets.reshape(logits.shape).to(torch.bool)
 
 
 def _binary(targets: Tensor) -> bool:

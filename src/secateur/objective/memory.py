@@ -1,4 +1,4 @@
-"""How much memory may be used, and how much values take."""
+"""The memory that may be used, and the memory that values take."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from secateur.text import parse_bytes
 
 
 def memory_cap(max_memory: int | str | None, device: torch.device) -> int:
-    """The number of bytes asked for; None for a quarter of what is free on the device.
+    """Return the number of bytes asked for; None stands for a quarter of what is free on the device.
 
     Raises:
-        ArgumentError: It is no size above zero.
+        ArgumentError: The size is none above zero.
 
     >>> memory_cap("1.5 GB", torch.device("cpu"))
     1500000000
@@ -47,7 +47,7 @@ def samples_at_once(captured: Captured, memory: int) -> int:
 
 
 def bytes_of(nodes: Iterable[fx.Node]) -> int:
-    """What the values of these calls take together for one sample; what no sample has part in counts once."""
+    """Return what the values of these calls take together for one sample; what no sample has part in counts once."""
     return sum(
         math.prod(size // UNKNOWN if size and size % UNKNOWN == 0 else size for size in sizes(value, 1))
         * value.element_size()
@@ -59,7 +59,7 @@ def bytes_of(nodes: Iterable[fx.Node]) -> int:
 
 
 def bytes_held(values: Iterable[Any], anyway: Iterable[Tensor]) -> int:
-    """What the storages of these values take beside those of tensors that are there anyway."""
+    """Return what the storages of these values take beside those of tensors that are there anyway."""
     known = {tensor.untyped_storage().data_ptr() for tensor in anyway}
-    storages = {one.untyped_storage() for one in values if isinstance(one, Tensor)}
+    storages = {value.untyped_storage() for value in values if isinstance(value, Tensor)}
     return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in known}.values())

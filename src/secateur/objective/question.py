@@ -1,4 +1,4 @@
-"""What is asked of a network: E(g) of one model and its units, on some data, judged by some samples."""
+"""A question asked of a network: E(g) of one model and its units, on some data, judged by some samples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Question:
         units: From `find_units`; None to find them with the example inputs.
         example_inputs: As for `find_units`; None for the first batch's.
         validation: Data on which loss and accuracy are measured; None for `data`.
-        seed: For criteria that draw random numbers.
+        seed: The seed of criteria that draw random numbers.
         max_memory: As for `secateur.score`.
 
     Attributes:
@@ -92,11 +92,11 @@ class Question:
     @cached_property
     def judge(self) -> GatedLoss:
         """E(g) on the samples that judge the result."""
-        return self.gated if self.validation is None else self.gated.on(self.validation, "validation")
+        return self.gated if self.validation is None else self.gated.on_data(self.validation, "validation")
 
     @property
     def samples(self) -> int:
-        """How many samples judge the result; 0 without data."""
+        """The number of samples that judge the result; 0 without data."""
         return sum(batch.size for batch in self.judge.batches) if self.judge.has_data else 0
 
     def for_model(self, model: nn.Module, units: Units | None) -> Question:
@@ -113,10 +113,10 @@ class Question:
             DataError: There are too few samples.
         """
         fitted, held = hold_back(self.gated.batches, self.units.captured.spec.fixed is not None)
-        other = copy.copy(self)
-        other.__dict__ |= {
-            "gated": self.gated.over(fitted),
-            "judge": self.gated.over(held),
+        question = copy.copy(self)
+        question.__dict__ |= {
+            "gated": self.gated.on_batches(fitted),
+            "judge": self.gated.on_batches(held),
             "judged_on": "held back",
         }
-        return other
+        return question

@@ -41,7 +41,7 @@ class RemovalOrder:
         self.steps: list[Step] = []
         self.surgeon, self.refresh = surgeon, refresh or -(-self.longest // 100)
         if surgeon is not None:
-            self.gated = self.gated.holding(surgeon.compensator.weights)
+            self.gated = self.gated.with_weights(surgeon.compensator.weights)
             surgeon.begin(self.g)
         self.start = State(**self._measure())
         self.basis = self._basis()
@@ -130,7 +130,7 @@ class RemovalOrder:
 
     def _measure(self) -> dict[str, Any]:
         measurable = self.gated.has_data and self.gated.has_loss
-        loss, accuracy = self.gated.evaluate(self.g) if measurable else (None, None)
+        loss, accuracy = self.gated.measure(self.g) if measurable else (None, None)
         return {"loss": loss, "accuracy": accuracy, **self._sizes(self.kept())}
 
     def _sizes(self, kept: dict[str, tuple[int, ...]]) -> dict[str, int]:

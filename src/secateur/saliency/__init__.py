@@ -1,1 +1,1 @@
-"""What a unit or a weight is worth: questions asked of E, and the registry of their criteria."""
+"""Saliency, the worth of a unit or a weight: questions asked of E, and the registry of their criteria."""

@@ -1,20 +1,21 @@
-"""What a criterion is, and where criteria are found: one registry for those of units and those of single weights."""
+"""Criteria and where they are found: one registry for those of units and those of single weights."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from secateur.errors import ArgumentError, DataError, SecateurError, choose
 from secateur.plugins import load_plugins, name_of_function, place_of_function
 from secateur.structure.units import Units
 
-# Of units: saliencies [K] at the gates g, from a `GatedLoss` and g [K]; those of units that are gone are not looked at.
+# Of units: saliencies [K] at the gates g, from a `GatedLoss` and g [K]; those of units removed are not looked at.
 # Of weights: saliencies by parameter, each of its parameter's shape, from a `WeightLoss`.
 Saliency = Callable[..., Any]
 Granularity = Literal["unit", "weight"]
@@ -30,7 +31,7 @@ class Criterion:
     """A way to compute or estimate saliency.
 
     Attributes:
-        name: As users give it.
+        name: The name that users give.
         saliency: The function.
         granularity: Whether it judges units or single weights.
         needs: Nothing but weights, data without targets, or data and a loss.
@@ -55,7 +56,7 @@ class Criterion:
 
     @property
     def why_nan(self) -> str:
-        """What a NaN among its saliencies says."""
+        """The meaning of a NaN among its saliencies."""
         of_loss = "the loss or its derivative is NaN on this data"
         return of_loss if self.is_own else f"what it cannot judge is worth inf; or {of_loss}"
 
@@ -70,8 +71,8 @@ class Criterion:
         Raises:
             DataError: It needs data or a loss, and there is none.
         """
-        there = {"data": data, "a loss": loss}
-        missing = [what for what in NEEDS[self.needs] if not there[what]]
+        available = {"data": data, "a loss": loss}
+        missing = [what for what in NEEDS[self.needs] if not available[what]]
         if missing:
             free = ", ".join(c.name for c in criteria(self.granularity).values() if c.needs == "nothing")
             raise DataError(f"criterion {self.name!r} needs {' and '.join(missing)}; without them: {free}")
@@ -95,9 +96,33 @@ class Criterion:
 
     def refuse(self, result: object, expected: str) -> ArgumentError:
         """Return the error that says what it gave and what was expected."""
-        given = f"{result.dtype} {[*result.shape]}" if isinstance(result, Tensor) else type(result).__name__
+        got = f"{result.dtype} {[*result.shape]}" if isinstance(result, Tensor) else type(result).__name__
         where = place_of_function(self.saliency)
-        return ArgumentError(f"criterion {self.name!r} gave {given}; expected {expected}; it is {where}")
+        return ArgumentError(f"criterion {self.name!r} gave {got}; expected {expected}; it is {where}")
+
+    def as_saliencies(self, result: object, judged: Tensor, expected: str) -> Tensor:
+        """Return what it gave for these gates or weights as a float64 tensor on their device.
+
+        Raises:
+            ArgumentError: It gave no floating-point tensor of their shape.
+        """
+        if not isinstance(result, Tensor) or not result.is_floating_point() or result.shape != judged.shape:
+            raise self.refuse(result, expected)
+        return result.detach().to(judged.device, torch.float64)
+
+    def check_saliencies(self, tensors: Sequence[Tensor]) -> None:
+        """Refuse saliencies that no ranking can be made of.
+
+        Raises:
+            ArgumentError: One of them is −∞.
+            DataError: One of them is NaN: the loss or its derivative is, on this data.
+        """
+        if any(bool(values.isnan().any()) for values in tensors):
+            raise DataError(f"criterion {self.name!r} gave NaN: {self.why_nan}")
+        if any(bool(values.isneginf().any()) for values in tensors):
+            raise ArgumentError(
+                f"criterion {self.name!r} gave -inf; a {self.granularity} that it cannot judge is worth inf"
+            )
 
 
 _CRITERIA: dict[tuple[str, str], Criterion] = {}  # by granularity and name
@@ -122,7 +147,7 @@ def criterion(
     ``secateur.criteria``, to be found on the command line, too. See docs/extending.md.
 
     Args:
-        name: What users give; no other criterion of this granularity has it.
+        name: The name that users give; no other criterion of this granularity has it.
         granularity: "unit" or "weight": what it judges.
         needs: "nothing" but the weights, "data" without targets, or data and a "loss".
         in_loss_units: Whether it predicts the rise of the loss; else plans hold no prediction.
@@ -161,7 +186,7 @@ def criterion(
 def criteria(granularity: Granularity = "unit") -> dict[str, Criterion]:
     """Return all criteria by name, those of other packages too."""
     _load_plugins()
-    return {name: found for (kind, name), found in sorted(_CRITERIA.items()) if kind == granularity}
+    return {name: registered for (kind, name), registered in sorted(_CRITERIA.items()) if kind == granularity}
 
 
 def _load_own() -> None:
@@ -175,7 +200,7 @@ def _load_plugins() -> list[str]:
 
 
 def _registered(function: object) -> Criterion | None:
-    return next((found for found in _CRITERIA.values() if found.saliency == function), None)
+    return next((registered for registered in _CRITERIA.values() if registered.saliency == function), None)
 
 
 def as_criterion(chosen: str | Saliency | Criterion, granularity: Granularity = "unit") -> Criterion:
@@ -189,10 +214,10 @@ def as_criterion(chosen: str | Saliency | Criterion, granularity: Granularity = 
     if not isinstance(chosen, Criterion) and not callable(chosen):
         failures = _load_plugins()
         return choose(what, chosen, table, "".join(f"; {failure}" for failure in failures))
-    found = chosen if isinstance(chosen, Criterion) else _registered(chosen) or _anonymous(chosen, granularity)
-    if found.granularity != granularity:
-        raise ArgumentError(f"criterion {found.name!r} judges {found.granularity}s, not {granularity}s")
-    return found
+    judge = chosen if isinstance(chosen, Criterion) else _registered(chosen) or _anonymous(chosen, granularity)
+    if judge.granularity != granularity:
+        raise ArgumentError(f"criterion {judge.name!r} judges {judge.granularity}s, not {granularity}s")
+    return judge
 
 
 def _anonymous(function: Saliency, granularity: Granularity) -> Criterion:

@@ -26,7 +26,7 @@ def gain_sweep(
     gains: Tensor | Sequence[float],
     max_memory: int | str | None = None,
 ) -> Tensor:
-    """E(1 + (α − 1) e_k) for every chosen unit k and every gain α (003 figures 4-6 and 9-11).
+    """Return E(1 + (α − 1) e_k) for every chosen unit k and every gain α (003 figures 4-6 and 9-11).
 
     Many gains at a time, as the oracle runs many units; α = 0 removes the unit, α = 1 leaves the network as it is.
 
@@ -62,7 +62,7 @@ def gain_sweep(
             raise ArgumentError(f"chosen: {name!r} has units 0 to {size - 1}, got {index!r}")
     gated = GatedLoss(model, units, data, loss, max_memory=max_memory)
     g = ones(model, units)
-    several = torch.as_tensor(gains, dtype=g.dtype, device=g.device)
+    values = torch.as_tensor(gains, dtype=g.dtype, device=g.device)
     k = torch.tensor([places[name, index] for name, index in chosen], dtype=torch.long, device=g.device)
-    _, found = change_one(gated, g, k.repeat_interleave(len(several)), several.repeat(len(k)))
-    return found.reshape(len(k), len(several)).cpu()
+    _, losses = change_one(gated, g, k.repeat_interleave(len(values)), values.repeat(len(k)))
+    return losses.reshape(len(k), len(values)).cpu()

@@ -30,7 +30,7 @@ def interactions(
     seed: int = 0,
     max_memory: int | str | None = None,
 ) -> Tensor:
-    """H_jk = ∂²E/∂g_j∂g_k at g = 1, for all units: how much the removal of one changes what the other's costs.
+    """Return H_jk = ∂²E/∂g_j∂g_k at g = 1: how much the removal of one unit changes what the other's costs.
 
     E(1 − e_j − e_k) − E(1) ≈ ΔE_j + ΔE_k + H_jk. Positive: together they cost more than apart, each could stand in for
     the other; negative: with one gone the other is of less use.
@@ -45,7 +45,7 @@ def interactions(
         loss: As for `score`; ``fisher`` needs one with a name.
         units: From `find_units`; None to find them with the first batch.
         curvature: One of those above.
-        seed: For ``fisher``.
+        seed: The seed of ``fisher``.
         max_memory: As for `score`.
 
     Returns:
@@ -69,16 +69,16 @@ def interactions(
 
 
 def expand_loss(gated: GatedLoss, g: Tensor, curvature: str) -> tuple[Tensor, Tensor]:
-    """∂E/∂g [K] and the matrix of second derivatives [K, K] at g, float64.
+    """Return ∂E/∂g [K] and the matrix of second derivatives [K, K] at g, float64.
 
     Raises:
         DataError: One of them is NaN.
     """
     with torch.enable_grad():
-        gradient, found = CURVATURES[curvature](gated, g)
-    if bool(found.isnan().any() | gradient.isnan().any()):
+        gradient, second = CURVATURES[curvature](gated, g)
+    if bool(second.isnan().any() | gradient.isnan().any()):
         raise DataError(f"curvature {curvature!r} gave NaN: the loss or its derivative is NaN on this data")
-    return gradient, 0.5 * (found + found.T)  # rounding leaves it a little askew
+    return gradient, 0.5 * (second + second.T)  # rounding leaves it a little askew
 
 
 def _ggn(gated: GatedLoss, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,12 +99,12 @@ CURVATURES = {"ggn": _ggn, "fisher": _fisher, "hessian": _hessian}
 
 
 def correlation(matrix: Tensor) -> Tensor:
-    """H_jk / √(|H_jj| |H_kk|): 1 of units that could stand in for each other; 0 of those without curvature.
+    """Return H_jk / √(|H_jj| |H_kk|): 1 of units that could stand in for each other; 0 of those without curvature.
 
     >>> correlation(torch.tensor([[4.0, 1.0], [1.0, 1.0]]))
     tensor([[1.0000, 0.5000],
             [0.5000, 1.0000]])
     """
     scale = matrix.diagonal().abs().sqrt()
-    found = matrix / (scale[:, None] * scale)
-    return found.nan_to_num(0.0, 0.0, 0.0)
+    scaled = matrix / (scale[:, None] * scale)
+    return scaled.nan_to_num(0.0, 0.0, 0.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.arguments import checked_call
-from secateur.errors import ArgumentError, DataError, choose
+from secateur.errors import choose
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.question import Question
 from secateur.saliency.criterion import GRANULARITIES, Criterion, Granularity, Saliency, as_criterion
@@ -19,15 +19,15 @@ from secateur.structure.units import Units
 
 
 def find_criterion(chosen: str | Saliency | Criterion, gated: GatedLoss) -> Criterion:
-    """The criterion of that name, or that a function is, with all that it needs given.
+    """Return the criterion of that name, or that a function is, if there is all that it needs.
 
     Raises:
         ArgumentError: There is none.
         DataError: It needs data or a loss, and there is none.
     """
-    found = as_criterion(chosen)
-    found.require(gated.has_data, gated.has_loss)
-    return found
+    criterion = as_criterion(chosen)
+    criterion.require(gated.has_data, gated.has_loss)
+    return criterion
 
 
 THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -37,7 +37,7 @@ THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def apply_threshold(values: Tensor, threshold: str | None) -> Tensor:
-    """Estimates above their mean or median are replaced by it (003 section 2.3), and so tied; infinite ones are none.
+    """Replace estimates above their mean or median by it (003 section 2.3), so that they tie; infinite ones are none.
 
     >>> apply_threshold(torch.tensor([1.0, 2.0, 9.0]), "mean")
     tensor([1., 2., 4.])
@@ -63,7 +63,7 @@ def score(
     seed: int = 0,
     max_memory: int | str | None = None,
 ) -> dict[str, Tensor]:
-    """The saliency of every unit: by how much the loss rises when it alone is removed, or an estimate.
+    """Return the saliency of every unit: by how much the loss rises when it alone is removed, or an estimate.
 
     ``oracle``: E(1 − e_k) − E(1); ``taylor1``: −∂E/∂g_k (003 eq. 3); ``taylor2``: −∂E/∂g_k + ½ Σ o² ∂²E/∂o²
     (003 eq. 4) by second-derivative back-propagation; ``hessian``: −∂E/∂g_k + ½ ∂²E/∂g_k²; ``ggn``: the same with
@@ -87,7 +87,7 @@ def score(
             None for ``oracle``, of weights ``obd``.
         threshold: "mean" or "median": estimates above it are replaced by it.
         granularity: "unit" or "weight".
-        seed: For ``random`` and ``fisher``.
+        seed: The seed of ``random`` and ``fisher``.
         max_memory: Bytes that may be held beside model and data, or "2 GB"; None for a quarter of what is free. A
             dataset given whole is run in as many pieces as that needs; batches given one by one are not split.
 
@@ -123,40 +123,33 @@ def score(
 
 
 def standard_errors(question: Question, criterion: str | Saliency | None) -> dict[str, Tensor] | None:
-    """Return those of the saliencies that `score` gives with this seed; None of a criterion that draws nothing."""
-    found = as_criterion("oracle" if criterion is None else criterion)
-    if found.error is None:
+    """Return the standard errors of the saliencies that `score` gives with this seed; None where nothing is drawn."""
+    chosen = as_criterion("oracle" if criterion is None else criterion)
+    if chosen.error is None:
         return None
-    with torch.enable_grad(), found.blamed():
-        errors = found.error(question.gated, question.ones)
-    return question.units.split(_checked(found, errors, question.ones).cpu())
+    errors = _values_of_units(chosen, chosen.error, question.gated, question.ones)
+    return question.units.split(errors.cpu())
 
 
-def saliency_of(found: Criterion, gated: GatedLoss, g: Tensor) -> Tensor:
-    """The criterion's saliencies [K], float64.
+def saliency_of(criterion: Criterion, gated: GatedLoss, g: Tensor) -> Tensor:
+    """Return the criterion's saliencies [K], float64.
 
     Raises:
         ArgumentError: It fails, or what it gives is none.
         DataError: One of them is NaN: the loss or its derivative is, on this data.
     """
-    with torch.enable_grad(), found.blamed():
-        values = found.saliency(gated, g)
-    return _checked(found, values, g)
+    return _values_of_units(criterion, criterion.saliency, gated, g)
 
 
-def _checked(found: Criterion, values: object, g: Tensor) -> Tensor:
-    """The same on the gates' device, float64.
+def _values_of_units(criterion: Criterion, function: Saliency, gated: GatedLoss, g: Tensor) -> Tensor:
+    """Return what a function of the criterion gives for all units, float64; only units that are there are checked.
 
     Raises:
-        ArgumentError: They are no numbers for all units, or −∞ of one that is there.
-        DataError: One of a unit that is there is NaN.
+        ArgumentError: It fails, gives no numbers for all units, or −∞ for one of them.
+        DataError: One of the numbers is NaN.
     """
-    if not isinstance(values, Tensor) or not values.is_floating_point() or values.shape != g.shape:
-        raise found.refuse(values, f"a floating-point number for each of {len(g)} units")
-    values = values.detach().to(g.device, torch.float64)
-    here = values[g != 0]
-    if bool(here.isnan().any()):
-        raise DataError(f"criterion {found.name!r} gave NaN: {found.why_nan}")
-    if bool(here.isneginf().any()):
-        raise ArgumentError(f"criterion {found.name!r} gave -inf; a unit that it cannot judge is worth inf")
+    with torch.enable_grad(), criterion.blamed():
+        result = function(gated, g)
+    values = criterion.as_saliencies(result, g, f"a floating-point number for each of {len(g)} units")
+    criterion.check_saliencies([values[g != 0]])
     return values

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from secateur.curvature.weight_loss import WeightLoss
-from secateur.errors import ArgumentError, DataError, ModelError
+from secateur.errors import ModelError
 from secateur.objective.question import Question
 from secateur.saliency.criterion import Criterion
 
@@ -33,38 +32,32 @@ def weights_of(question: Question, name: str = "data") -> WeightLoss:
 def score_weights(question: Question, criterion: Criterion) -> Saliencies:
     """Return the saliency of every removable weight, by parameter; `secateur.score` with ``granularity="weight"``."""
     criterion.require(question.data is not None, question.loss is not None)
-    values = saliencies_of(criterion, weights_of(question))
-    return {name: one.cpu() for name, one in values.items()}
+    saliencies = saliencies_of(criterion, weights_of(question))
+    return {name: values.cpu() for name, values in saliencies.items()}
 
 
-def saliencies_of(found: Criterion, weights: WeightLoss) -> Saliencies:
-    """The criterion's saliencies of the removable weights, float64.
+def saliencies_of(criterion: Criterion, weights: WeightLoss) -> Saliencies:
+    """Return the criterion's saliencies of the removable weights, float64.
 
     Raises:
         ArgumentError: It fails, or what it gives is none.
         DataError: One of them is NaN: the loss or its derivative is, on this data.
     """
-    with found.blamed():
-        values = found.saliency(weights)
+    with criterion.blamed():
+        result = criterion.saliency(weights)
     parameters = dict(weights.model.named_parameters())
-    checked = {name: _checked(found, name, parameters[name], values) for name in weights.removable}
-    if any(bool(one.isnan().any()) for one in checked.values()):
-        raise DataError(f"criterion {found.name!r} gave NaN: {found.why_nan}")
-    if any(bool(one.isneginf().any()) for one in checked.values()):
-        raise ArgumentError(f"criterion {found.name!r} gave -inf; a weight that it cannot judge is worth inf")
-    return checked
+    saliencies = {name: _of_parameter(criterion, name, parameters[name], result) for name in weights.removable}
+    criterion.check_saliencies(list(saliencies.values()))
+    return saliencies
 
 
-def _checked(found: Criterion, name: str, parameter: Tensor, values: object) -> Tensor:
-    """The saliencies of one parameter's weights, on its device.
+def _of_parameter(criterion: Criterion, name: str, parameter: Tensor, result: object) -> Tensor:
+    """Return the saliencies of one parameter's weights, on its device.
 
     Raises:
         ArgumentError: There are none, or no numbers of its shape.
     """
     expected = f"a dict with a floating-point tensor {[*parameter.shape]} under {name!r}"
-    if not isinstance(values, Mapping) or name not in values:
-        raise found.refuse(values, expected)
-    value = values[name]
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != parameter.shape:
-        raise found.refuse(value, expected)
-    return value.detach().to(parameter.device, torch.float64)
+    if not isinstance(result, Mapping) or name not in result:
+        raise criterion.refuse(result, expected)
+    return criterion.as_saliencies(result[name], parameter, expected)

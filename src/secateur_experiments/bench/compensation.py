@@ -108,7 +108,7 @@ class Job(NamedTuple):
     def _gated(self, plan: Plan) -> Callable[[int], float]:
         model, units = self.study.network(self.subject, self.seed), self.study.units(self.subject, self.seed)
         gated = GatedLoss(model, units, list(_batches(self.study.data.test)), self.subject.loss)
-        return lambda n: gated.evaluate(gates(model, units, plan.prefix(n).kept))[1] or 0.0
+        return lambda n: gated.measure(gates(model, units, plan.prefix(n).kept))[1] or 0.0
 
     def _fitted(self, plan: Plan) -> Callable[[int], float]:
         model, calibration = self.study.network(self.subject, self.seed), self.study.few(self.subject.samples)

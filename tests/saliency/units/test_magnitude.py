@@ -1,3 +1,8 @@
+"""Criteria for comparison.
+
+Covers secateur.saliency.units.magnitude, secateur.saliency.units.activation and secateur.saliency.units.random.
+"""
+
 from collections import defaultdict
 
 import pytest

@@ -130,7 +130,7 @@ def test_the_oracle_of_sliced_units_is_the_loss_of_the_cut_network() -> None:
         rises = oracle(gated, g)
         here = loss_of_cut(model, units, g, x, y)
         assert gated.loss(g) == pytest.approx(here, rel=1e-12)
-        assert gated.evaluate(g)[0] == pytest.approx(here, rel=1e-12)
+        assert gated.measure(g)[0] == pytest.approx(here, rel=1e-12)
         for k in g.nonzero()[:, 0].tolist():
             without = g.clone()
             without[k] = 0
@@ -151,7 +151,7 @@ def normed() -> tuple[Normed, Units, Tensor, Tensor]:
 
 def loss_and_error(model: nn.Module, units: Units, g: Tensor, x: Tensor, y: Tensor) -> list[float]:
     gated = GatedLoss(model, units, in_batches(x, y, [3]), "cross_entropy")
-    return [gated.loss(g), gated.evaluate(g)[0]]
+    return [gated.loss(g), gated.measure(g)[0]]
 
 
 @pytest.mark.parametrize("gate", [0.5, -30.0])

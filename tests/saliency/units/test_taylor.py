@@ -1,3 +1,8 @@
+"""Taylor estimates of first and second order.
+
+Covers secateur.saliency.units.taylor1 and secateur.saliency.units.taylor2.
+"""
+
 from collections.abc import Callable
 
 import pytest

@@ -1,3 +1,10 @@
+"""Optimal Brain Damage by every second derivative, and scores of weights in general.
+
+Covers secateur.saliency.weights.obd, secateur.saliency.weights.obd_ggn, secateur.saliency.weights.obd_fisher,
+secateur.saliency.weights.obd_recursion, secateur.saliency.weights.magnitude, secateur.saliency.weights.random and
+secateur.saliency.weight_score.
+"""
+
 from __future__ import annotations
 
 import warnings

@@ -11,7 +11,7 @@ from secateur.saliency.criterion import criterion
 
 @criterion("activation", needs="data", in_loss_units=False)
 def activation(gated: GatedLoss, g: Tensor) -> Tensor:
-    """Mean of |o| over the samples and over the places where the unit is consumed."""
+    """Return the mean of |o| over the samples and over the places where the unit is consumed."""
     sums = torch.zeros(len(g), dtype=torch.float64, device=g.device)
     counts = torch.zeros_like(sums)
     for batch in gated.cached:

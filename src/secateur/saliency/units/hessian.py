@@ -11,10 +11,10 @@ from secateur.saliency.criterion import criterion
 
 @criterion("hessian")
 def hessian(gated: GatedLoss, g: Tensor) -> Tensor:
-    """ΔE_k ≈ −g_k ∂E/∂g_k + ½ g_k² ∂²E/∂g_k², all interactions within the network included.
+    """Return −g_k ∂E/∂g_k + ½ g_k² ∂²E/∂g_k², all interactions within the network included.
 
     The loss of each candidate is a function of its own gate alone; many are differentiated twice at a time, behind the
     layers that sum them up. Where that is not possible, one product with the Hessian for each unit.
     """
-    narrow = gated.narrowed(g)
-    return -narrow.gradient(g) + 0.5 * diagonal(narrow, g)
+    sliced = gated.sliced(g)
+    return -sliced.gradient(g) + 0.5 * diagonal(sliced, g)

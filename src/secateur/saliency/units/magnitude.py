@@ -12,7 +12,7 @@ from secateur.structure.axis import expand
 
 @criterion("magnitude", needs="nothing", in_loss_units=False)
 def magnitude(gated: GatedLoss, g: Tensor) -> Tensor:
-    """√Σ w² over the unit's slices of all parameters, without what went with units already removed."""
+    """Return √Σ w² over the unit's slices of all parameters, without what went with units already removed."""
     units = gated.units
     kept = {s.axis: piece != 0 for s, piece in zip(units, units.split(g).values(), strict=True)}
     squares = torch.zeros(len(g), dtype=torch.float64, device=g.device)

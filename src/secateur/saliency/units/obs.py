@@ -12,7 +12,7 @@ from secateur.saliency.criterion import criterion
 
 @criterion("obs")
 def obs(gated: GatedLoss, g: Tensor) -> Tensor:
-    """ΔE_k ≈ ½ tr(B W_Pᵀ ([G⁻¹]_PP)⁻¹ W_P) summed over unit k's consumers, without its ridge term (design section 7).
+    """Return ½ tr(B W_Pᵀ ([G⁻¹]_PP)⁻¹ W_P) summed over unit k's consumers, without its ridge term (design section 7).
 
     P are the rows of the consumers' weights that belong to the unit, G = AᵀA/N + λI of their inputs, B the loss's mean
     curvature in their outputs (Hassibi, Stork 1992, in blocks). Each set's costs are scaled to what removing some of

@@ -11,7 +11,7 @@ from secateur.saliency.criterion import criterion
 
 @criterion("oracle", measures=True)
 def oracle(gated: GatedLoss, g: Tensor) -> Tensor:
-    """ΔE_k = E(g − g_k e_k) − E(g), exactly (003 section 2.1).
+    """Return ΔE_k = E(g − g_k e_k) − E(g), exactly (003 section 2.1).
 
     The layers that sum a unit up are updated, Z − a_k w_kᵀ, and what is behind them runs once for each unit that is
     left, many units at a time.

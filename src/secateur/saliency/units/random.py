@@ -11,5 +11,5 @@ from secateur.saliency.criterion import criterion
 
 @criterion("random", needs="nothing", in_loss_units=False)
 def random(gated: GatedLoss, g: Tensor) -> Tensor:
-    """Uniform in [0, 1), from the seed."""
+    """Return uniform numbers in [0, 1), drawn from the seed."""
     return torch.rand(len(g), generator=gated.generator, dtype=torch.float64).to(g.device)

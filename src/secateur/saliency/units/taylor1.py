@@ -10,5 +10,5 @@ from secateur.saliency.criterion import criterion
 
 @criterion("taylor1")
 def taylor1(gated: GatedLoss, g: Tensor) -> Tensor:
-    """ΔE_k ≈ −g_k ∂E/∂g_k = −Σ o ∂E/∂o (003 eq. 3). One backward pass."""
+    """Return −g_k ∂E/∂g_k = −Σ o ∂E/∂o (003 eq. 3), by one backward pass."""
     return -gated.gradient(g)

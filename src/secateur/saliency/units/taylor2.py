@@ -16,7 +16,7 @@ from secateur.structure.graph_run import outputs
 
 @criterion("taylor2")
 def taylor2(gated: GatedLoss, g: Tensor) -> Tensor:
-    """ΔE_k ≈ −Σ o ∂E/∂o + ½ Σ o² ∂²E/∂o² (003 eq. 4), the sums over samples and consumers.
+    """Return −Σ o ∂E/∂o + ½ Σ o² ∂²E/∂o² (003 eq. 4), the sums over samples and consumers.
 
     The recursion (003 eq. 73-79) passes both derivatives from the outputs back through each operation:
 
@@ -43,11 +43,11 @@ def taylor2(gated: GatedLoss, g: Tensor) -> Tensor:
 
 
 def _at_gated_values(gated: GatedLoss, batch: CachedBatch, values: dict[fx.Node, Any]) -> dict[fx.Node, Pair]:
-    """Both derivatives of the loss at every value that carries a gate."""
+    """Return both derivatives of the loss at every value that carries a gate."""
 
     def loss(returned: Any) -> Tensor:
-        given = outputs(gated.units.captured, returned)
-        return batch.share * differentiable(gated.loss_function, given, batch.targets)
+        out = outputs(gated.units.captured, returned)
+        return batch.share * differentiable(gated.loss_function, out, batch.targets)
 
     suffix = gated.graph.suffix
     start = at_outputs(next(reversed(suffix.nodes)), values, loss)

@@ -9,5 +9,5 @@ from secateur.saliency.weight_score import Saliencies
 
 @criterion("magnitude", "weight", needs="nothing", in_loss_units=False)
 def magnitude(weights: WeightLoss) -> Saliencies:
-    """|u|."""
+    """Return |u|."""
     return {name: u.abs() for name, u in weights.present().items()}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from secateur.curvature.weight_loss import Values, WeightLoss
+from secateur.curvature.weight_loss import ByParameter, WeightLoss
 from secateur.saliency.criterion import criterion
 from secateur.saliency.weight_score import Saliencies
 
 
 @criterion("obd", "weight")
 def obd(weights: WeightLoss) -> Saliencies:
-    """ΔE ≈ ½ h_ii u_i², h_ii = ∂²E/∂u_i² exactly: a product with the Hessian for each neuron or weight."""
-    return damage(weights, weights.hessian())
+    """Return ½ h_ii u_i², h_ii = ∂²E/∂u_i² exactly: a product with the Hessian for each neuron or weight."""
+    return obd_saliency(weights, weights.hessian())
 
 
-def damage(weights: WeightLoss, curvature: Values) -> Saliencies:
+def obd_saliency(weights: WeightLoss, curvature: ByParameter) -> Saliencies:
     """Return ½ h_ii u_i² from the second derivatives h_ii of the removable weights."""
     return {name: 0.5 * curvature[name] * u.square() for name, u in weights.present().items()}

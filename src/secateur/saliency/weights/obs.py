@@ -18,7 +18,7 @@ TINY = torch.finfo(torch.float64).tiny
 
 @criterion("obs", "weight")
 def obs(weights: WeightLoss) -> Saliencies:
-    """ΔE ≈ ½ u_q² / [H⁻¹]_qq (Hassibi, Stork 1992), H the Gauss-Newton matrix over all P removable weights.
+    """Return ½ u_q² / [H⁻¹]_qq (Hassibi, Stork 1992), H the Gauss-Newton matrix over all P removable weights.
 
     One backward pass for each output, P² numbers of memory and P³ operations: for small networks.
 
@@ -45,7 +45,7 @@ class WeightSurgeon:
     Attributes:
         u: The weights [P] as they are now.
         left: Which of them are not removed [P].
-        order: Those that are, in order.
+        order: The weights removed, in order.
 
     Raises:
         ArgumentError: There are more weights than memory holds a matrix for.
@@ -68,7 +68,7 @@ class WeightSurgeon:
         self.steps = torch.empty_like(self.u)
 
     def _inverse(self, weights: WeightLoss) -> Tensor:
-        """H⁻¹ over the weights left; zero for the others [P, P].
+        """Return H⁻¹ over the weights left; zero for the others [P, P].
 
         Raises:
             DataError: There is none.
@@ -86,7 +86,7 @@ class WeightSurgeon:
         return inverse
 
     def saliency(self) -> Tensor:
-        """½ u_q² / [H⁻¹]_qq of the weights that are left [P]; infinite for the others."""
+        """Return ½ u_q² / [H⁻¹]_qq of the weights that are left [P]; infinite for the others."""
         return torch.where(self.left, 0.5 * self.u.square() / self.diagonal.clamp(min=TINY), torch.inf)
 
     def remove(self, q: int) -> None:
@@ -103,7 +103,7 @@ class WeightSurgeon:
         self.order.append(q)
 
     def after(self, n: int) -> Tensor:
-        """The weights [P] after the first n of the removals made."""
+        """Return the weights [P] after the first n of the removals made."""
         u = self.start - self.steps[:n] @ self.vectors[:n]
         u[self.order[:n]] = 0
         return u

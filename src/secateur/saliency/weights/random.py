@@ -11,7 +11,7 @@ from secateur.saliency.weight_score import Saliencies
 
 @criterion("random", "weight", needs="nothing", in_loss_units=False)
 def random(weights: WeightLoss) -> Saliencies:
-    """Uniform in [0, 1), from the seed."""
+    """Return uniform numbers in [0, 1), drawn from the seed."""
     draw = weights.generator
     return {
         n: torch.rand(u.shape, generator=draw, dtype=torch.float64).to(u.device) for n, u in weights.present().items()
