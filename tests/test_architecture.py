@@ -17,7 +17,7 @@ PACKAGE = Path(secateur.__file__).parent
 EXPERIMENTS = Path(secateur_experiments.__file__).parent
 ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
-    "errors", "plugins", "text", "arguments", "options", "reference", "structure", "objective", "curvature",
+    "errors", "plugins", "text", "arguments", "process_state", "options", "reference", "structure", "objective", "curvature",
     "compensation", "saliency", "planning", "cutting", "artifacts", "reporting", "result", "weight_pruning", "ordering",
     "shrinking", "secateur", "optim", "cli_options", "cli",
 ]  # fmt: skip
@@ -147,7 +147,7 @@ def test_there_is_something_to_check() -> None:
         ("import secateur as sc", "shrinking.py", "secateur"),
         ("from ..cutting import cut", "saliency/gates.py", "cutting"),
         ("from .. import shrink", "reporting/tables.py", "secateur"),
-        ("from ...planning.plan import Plan", "structure/rules/net.py", "planning"),
+        ("from ...planning.plan import Plan", "structure/ops/net.py", "planning"),
         ("try:\n    import os, secateur.artifacts\nexcept ImportError:\n    pass", "errors.py", "artifacts"),
     ],
 )
@@ -158,7 +158,7 @@ def test_an_import_against_the_direction_is_found(source: str, file: str, offenc
 @pytest.mark.parametrize(
     ("source", "file"),
     [
-        ("from secateur.structure.axis import Axis", "structure/rules/net.py"),
+        ("from secateur.structure.axis import Axis", "structure/ops/net.py"),
         ("from .axis import Axis\nfrom . import run", "structure/units.py"),
         ("from secateur import saliency", "saliency/criterion.py"),
         ("import torch\nfrom torch import nn", "errors.py"),

@@ -15,9 +15,9 @@ from secateur.arguments import require_model
 from secateur.curvature.weight_loss import WeightLoss
 from secateur.errors import ArgumentError, choose
 from secateur.objective.losses import find_loss
+from secateur.process_state import one_at_a_time
 from secateur.structure.capture import capture
 from secateur.structure.inputs import as_call, like_model
-from secateur.structure.process_state import one_at_a_time
 
 Curvature = Callable[[], Iterable[Tensor]]
 

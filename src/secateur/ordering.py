@@ -16,9 +16,9 @@ from secateur.options import Compensation, Ranking, compensation_of
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.ranking import rank_units
+from secateur.process_state import one_at_a_time
 from secateur.reporting.progress import progress_bar
 from secateur.saliency.criterion import Criterion, Saliency, as_criterion
-from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units, units_of
 
 

@@ -21,10 +21,10 @@ from secateur.options import Compensation, Ranking, compensation_of
 from secateur.ordering import Ranked, make_order, require_budget, resolve
 from secateur.planning.budget import Budget
 from secateur.planning.state import State
+from secateur.process_state import one_at_a_time
 from secateur.reporting.progress import progress_bar
 from secateur.result import Result, Row
 from secateur.saliency.criterion import GRANULARITIES, Criterion, Saliency, as_criterion
-from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 from secateur.weight_pruning import Loop, shrink_weights
 

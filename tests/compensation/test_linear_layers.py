@@ -3,20 +3,17 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
 from cases import CASES, Heads, randomise
 from secateur import Units, find_units
-from secateur.compensation.linear_layers import Layer, compensable, find_layers, layers_of, patches
+from secateur.compensation.linear_layers import Layer, compensable, find_layers, layers_of
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
@@ -232,29 +229,6 @@ def test_rows_times_the_matrix_plus_bias_are_what_the_call_gives(name: str) -> N
     assert torch.equal(layer.tensor(torch.zeros_like(made.named[weight]), *whole, matrix), made.named[weight])
     assert layer.tensor(made.named[weight].float(), *whole, matrix).dtype == torch.float32
     assert layer.count(value) == len(rows)
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data(), n=st.integers(1, 3), seed=st.integers(0, 2**31))
-def test_patches_times_any_kernel_are_the_convolution(data: st.DataObject, n: int, seed: int) -> None:
-    def sizes(low: int, high: int) -> list[int]:
-        return data.draw(st.lists(st.integers(low, high), min_size=n, max_size=n))
-
-    kernel, stride, dilation = sizes(1, 3), sizes(1, 3), sizes(1, 2)
-    padding: Any = data.draw(st.sampled_from(["same", "valid", sizes(0, 2), [data.draw(st.integers(0, 2))]]))
-    stride = [1] * n if padding == "same" else stride
-    side = data.draw(st.integers(5, 7))
-    torch.manual_seed(seed)
-    x, weight = torch.randn(2, 2, *[side] * n).double(), torch.randn(3, 2, *kernel).double()
-    given_: dict[str, Any] = {
-        "weight": SimpleNamespace(meta={"val": weight}), "stride": stride, "padding": padding, "dilation": dilation,
-    }  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of even kernels that a copy is made for
-        expected = CONVOLVE[n](x, weight, None, stride, padding, dilation)
-    view, leading = patches(given_, x)
-    rows = view.flatten(leading).flatten(0, leading - 1)
-    assert_close(rows @ weight.flatten(1).T, by_hand(expected, True))
 
 
 @pytest.mark.parametrize("name", ["linear", "addmm", "conv2d {}"])

@@ -19,7 +19,7 @@ from secateur.cutting.verify import exact_truth, truth
 from secateur.reference import RandomNetwork
 from secateur.structure.inputs import as_call
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.net import Net
+from secateur.structure.ops.net import Net
 
 
 def update(model: nn.Module) -> None:

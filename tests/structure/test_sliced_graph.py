@@ -19,7 +19,7 @@ from secateur.cutting.slices import keep_mask_of, sliced_copy
 from secateur.cutting.verify import truth
 from secateur.structure.graph_run import bind, compile_graph, outputs
 from secateur.structure.inputs import as_call
-from secateur.structure.rules.registry import arguments, name_of
+from secateur.structure.ops.registry import arguments, name_of
 from secateur.structure.sliced_graph import Sliced, slice_graph
 
 

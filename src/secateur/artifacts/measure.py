@@ -11,7 +11,7 @@ from torch import fx, nn
 from secateur.arguments import checked_call
 from secateur.artifacts.safetensors import file_size
 from secateur.planning.plan import Plan
-from secateur.structure.process_state import one_at_a_time
+from secateur.process_state import one_at_a_time
 from secateur.structure.units import Units, find_units
 from secateur.text import format_bytes
 

@@ -26,8 +26,8 @@ from secateur.cutting.cut import cut
 from secateur.cutting.weight_masks import Masks, count_moved, freeze
 from secateur.errors import ArgumentError, ArtifactError, ModelError
 from secateur.planning.plan import Plan
+from secateur.process_state import one_at_a_time
 from secateur.structure.inputs import InputSpec
-from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 FORMAT = 1

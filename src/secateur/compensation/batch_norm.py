@@ -11,28 +11,29 @@ from torch import Tensor, fx
 
 from secateur.compensation.linear_layers import Layer
 from secateur.structure.axis import Axis
-from secateur.structure.rules.registry import arguments
+from secateur.structure.ops.registry import StoredStatistics, arguments, find_op
 from secateur.structure.units import Units
 
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm:
-    """One BatchNorm behind units: its call in the captured graph, its buffers, the axis of its channels."""
+    """One BatchNorm behind units: its call and the names of its arguments, its buffers, the axis of its channels."""
 
     call: fx.Node
+    names: StoredStatistics
     mean: str
     variance: str
     channels: Axis
 
     def operand(self, call: fx.Node) -> fx.Node:
         """The input of the call, or of a copy of it."""
-        found: fx.Node = arguments(call)["input"]
+        found: fx.Node = arguments(call)[self.names.operand]
         return found
 
     def places(self, call: fx.Node) -> dict[str, fx.Node]:
         """Where the call, or a copy of it, has its statistics."""
         given = arguments(call)
-        return {self.mean: given["running_mean"], self.variance: given["running_var"]}
+        return {self.mean: given[self.names.mean], self.variance: given[self.names.variance]}
 
     def follows(self, layer: Layer) -> bool:
         """Whether it alone takes what a layer gives, and with it the mean."""
@@ -73,9 +74,12 @@ def find_norms(units: Units) -> list[BatchNorm]:
     names = Counter(weights.values())
     found = []
     for node in units.captured.graph.nodes:
-        given = arguments(node) if node.target is torch.ops.aten.batch_norm.default else {}
-        buffers = [one for one in (given.get("running_mean"), given.get("running_var")) if isinstance(one, fx.Node)]
+        op = find_op(node)
+        if op is None or op.statistics is None:
+            continue
+        given = arguments(node)
+        buffers = [one for name in op.statistics[1:] if isinstance(one := given[name], fx.Node)]
         own = [weights[one.name] for one in buffers if {*one.users} == {node} and one.name in weights]
         if len(own) == 2 and all(names[name] == 1 for name in own):
-            found.append(BatchNorm(node, own[0], own[1], units.net.axes(node)[1]))
+            found.append(BatchNorm(node, op.statistics, own[0], own[1], units.net.axes(node)[1]))
     return found

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
-from secateur.objective.low_rank_update import CONVOLUTIONS
 from secateur.structure.axis import Axis, leaves
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.registry import arguments
+from secateur.structure.ops.linear import Linear
+from secateur.structure.ops.registry import arguments, linear_of
 from secateur.structure.unit_set import UnitSet
 from secateur.structure.units import Units
-
-_aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +23,7 @@ class Layer:
 
     Attributes:
         call: The node of the captured graph, the only one that uses the weight.
+        linear: Where the operation has its matrix.
         weight: The parameter.
         bias: The parameter, None where there is none.
         inputs: The axis of its inputs; of a convolution each has `kernel` rows of W.
@@ -36,6 +32,7 @@ class Layer:
     """
 
     call: fx.Node
+    linear: Linear
     weight: str
     bias: str | None
     inputs: Axis
@@ -47,18 +44,14 @@ class Layer:
         """Rows and columns of W together."""
         return self.inputs.size * self.kernel + self.outputs.size
 
-    @property
-    def _form(self) -> _Form:
-        return _FORMS[self.call.target]
-
     def operand(self, call: fx.Node) -> fx.Node:
         """The input of the call, or of a copy of it."""
-        found: fx.Node = arguments(call)[self._form.operand]
+        found: fx.Node = arguments(call)[self.linear.operand]
         return found
 
     def places(self, call: fx.Node) -> dict[str, fx.Node]:
         """Where the call, or a copy of it, has weight and bias."""
-        found, bias = {self.weight: arguments(call)[self._form.weight]}, _bias(call)
+        found, bias = {self.weight: arguments(call)[self.linear.weight]}, _bias(call, self.linear)
         return found if self.bias is None or bias is None else found | {self.bias: bias}
 
     def rows(self, value: Tensor, chosen: Tensor | None = None) -> Tensor:
@@ -68,29 +61,33 @@ class Layer:
             value: The input.
             chosen: Numbers of rows; None for all.
         """
-        view, leading = self._form.rows(arguments(self.call), value)
+        view, leading = self._view(value)
         if chosen is None:
             return view.flatten(leading).flatten(0, leading - 1)
         return view[torch.unravel_index(chosen, view.shape[:leading])].flatten(1)
 
     def count(self, value: Tensor) -> int:
         """How many rows there are."""
-        view, leading = self._form.rows(arguments(self.call), value)
+        view, leading = self._view(value)
         return view.shape[:leading].numel()
+
+    def _view(self, value: Tensor) -> tuple[Tensor, int]:
+        given = arguments(self.call)
+        return self.linear.rows(value, given[self.linear.weight].meta["val"].shape[2:], given)
 
     def targets(self, value: Tensor) -> Tensor:
         """The call's output [M, O], in the same order."""
-        return (value.movedim(1, -1) if self._form.channels_first else value).flatten(0, -2)
+        return (value.movedim(1, -1) if self.linear.channels_first else value).flatten(0, -2)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """W [D, O] as it multiplies rows."""
-        return weight if self._form.inputs_first else weight.flatten(1).t()
+        return weight if self.linear.inputs_first else weight.flatten(1).t()
 
     def tensor(self, old: Tensor, inputs: Tensor, outputs: Tensor, matrix: Tensor) -> Tensor:
         """The parameter with other numbers [n, o] in some rows and columns of W."""
         new = old.clone(memory_format=torch.contiguous_format)
         flat, given = new.flatten(1), matrix.to(new)  # a view
-        rows, columns, given = (inputs, outputs, given) if self._form.inputs_first else (outputs, inputs, given.t())
+        rows, columns, given = (inputs, outputs, given) if self.linear.inputs_first else (outputs, inputs, given.t())
         if len(rows) == len(flat):  # faster
             flat.index_copy_(1, columns, given.contiguous())
         else:
@@ -111,65 +108,15 @@ class Layer:
         return left.mask(self.inputs).repeat_interleave(self.kernel)
 
 
-# A view of the input by the call's arguments, and how many of its dimensions are rows.
-Rows = Callable[[dict[str, Any], Tensor], tuple[Tensor, int]]
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How an operation has its input, weight and bias."""
-
-    rows: Rows
-    operand: str
-    weight: str
-    inputs_first: bool = False
-    channels_first: bool = False
-
-
-def _dense_rows(given: dict[str, Any], value: Tensor) -> tuple[Tensor, int]:
-    return value, value.ndim - 1
-
-
-def patches(given: dict[str, Any], value: Tensor) -> tuple[Tensor, int]:
-    """What a convolution multiplies its kernel with at each place [N, places ..., channels, kernel ...]."""
-    kernel = given["weight"].meta["val"].shape[2:]
-    n = len(kernel)
-    stride, dilation = (_each(given[name], n) for name in ("stride", "dilation"))
-    padding = given["padding"]
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if isinstance(padding, str):
-        sides = [(r // 2, r - r // 2) if padding == "same" else (0, 0) for r in reach]
-    else:
-        sides = [(p, p) for p in _each(padding, n)]
-    value = F.pad(value, list(itertools.chain(*reversed(sides))))
-    for dim in range(n):
-        value = value.unfold(dim + 2, reach[dim] + 1, stride[dim])[..., :: dilation[dim]]
-    return value.movedim(1, n + 1), n + 1
-
-
-def _each(given: Any, n: int) -> list[int]:
-    values = [given] if isinstance(given, int) else list(given)
-    return values * n if len(values) == 1 else values
-
-
-_FORMS: dict[Any, _Form] = {
-    _aten.linear.default: _Form(_dense_rows, "input", "weight"),
-    _aten.addmm.default: _Form(_dense_rows, "mat1", "mat2", inputs_first=True),
-    _aten.mm.default: _Form(_dense_rows, "self", "mat2", inputs_first=True),
-    _aten.matmul.default: _Form(_dense_rows, "self", "other", inputs_first=True),
-    **dict.fromkeys(CONVOLUTIONS, _Form(patches, "input", "weight", channels_first=True)),
-}
-
-
 def find_layers(units: Units) -> list[Layer]:
     """The layers that sum units up, with parameters of their own as weight and bias, in order of execution."""
     consumed = {consumer.node for unit_set in units for consumer in unit_set.consumers}
     names = Counter(units.captured.weights.values())
     found = []
     for node in units.captured.graph.nodes:
-        form = _FORMS.get(node.target)
-        if form is not None and node in consumed and _fits(units, node, form, names):
-            found.append(_layer(units, node, form, names))
+        linear = linear_of(node)
+        if linear is not None and node in consumed and _fits(units, node, linear, names):
+            found.append(_layer(units, node, linear))
     return found
 
 
@@ -179,29 +126,28 @@ def _own(units: Units, node: Any, call: fx.Node, names: Counter[str]) -> str | N
     return name if name is not None and {*node.users} == {call} and names[name] == 1 else None
 
 
-def _fits(units: Units, node: fx.Node, form: _Form, names: Counter[str]) -> bool:
+def _fits(units: Units, node: fx.Node, linear: Linear, names: Counter[str]) -> bool:
     """Whether the weight is one matrix of the call's own that multiplies every position of the input."""
     given = arguments(node)
-    operand, weight = given[form.operand], given[form.weight]
-    plain = given.get("groups", 1) == 1 and given.get("alpha", 1) == 1 and given.get("beta", 1) == 1
+    operand, weight = given[linear.operand], given[linear.weight]
     own = _own(units, weight, node, names) is not None and operand is not weight
-    bias = _bias(node)
+    bias = _bias(node, linear)
     own = own and (bias is None or (_own(units, bias, node, names) is not None and bias.meta["val"].ndim == 1))
-    return plain and own and (not form.inputs_first or weight.meta["val"].ndim == 2)
+    return linear.is_one_matrix(given) and own and (not linear.inputs_first or weight.meta["val"].ndim == 2)
 
 
-def _layer(units: Units, node: fx.Node, form: _Form, names: Counter[str]) -> Layer:
-    weight, bias = arguments(node)[form.weight], _bias(node)
+def _layer(units: Units, node: fx.Node, linear: Linear) -> Layer:
+    weight, bias = arguments(node)[linear.weight], _bias(node, linear)
     axes = units.net.axes(weight)
-    inputs, outputs = (axes[0], axes[1]) if form.inputs_first else (axes[1], axes[0])
-    kernel = 1 if form.inputs_first else weight.meta["val"].shape[2:].numel()
+    inputs, outputs = (axes[0], axes[1]) if linear.inputs_first else (axes[1], axes[0])
+    kernel = 1 if linear.inputs_first else weight.meta["val"].shape[2:].numel()
     added = None if bias is None else units.captured.weights[bias.name]
-    return Layer(node, units.captured.weights[weight.name], added, inputs, outputs, kernel)
+    return Layer(node, linear, units.captured.weights[weight.name], added, inputs, outputs, kernel)
 
 
-def _bias(call: fx.Node) -> fx.Node | None:
-    named = arguments(call)
-    return named["self"] if "mat1" in named else named.get("bias")
+def _bias(call: fx.Node, linear: Linear) -> fx.Node | None:
+    found: fx.Node | None = None if linear.bias is None else arguments(call)[linear.bias]
+    return found
 
 
 def layers_of(unit_set: UnitSet, layers: list[Layer]) -> list[Layer]:

@@ -12,21 +12,19 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from secateur.objective.gated_graph import downstream
 from secateur.structure.axis import BATCH, Axis, find, parts
 from secateur.structure.capture import Captured, sizes
 from secateur.structure.infer import infer
-from secateur.structure.rules.registry import arguments
+from secateur.structure.ops.linear import PerSample
+from secateur.structure.ops.registry import arguments, linear_of
 
-# Derivatives from a call's arguments by name, δ and the parameter.
-Rule = Callable[[dict[str, Any], Tensor, Tensor], Tensor]
 Known = Mapping[fx.Node, Any]
 
 
@@ -90,7 +88,10 @@ class Uses:
     def dense(self, name: str) -> Use | None:
         """Where this is the weight or bias of one dense layer with inputs [N, I]; None if it is used otherwise."""
         uses = self.of[name]
-        if len(uses) != 1 or uses[0].source.op != "placeholder" or rule_of(uses[0]) not in (_dense, _dense_t, _bias):
+        if len(uses) != 1 or uses[0].source.op != "placeholder" or rule_of(uses[0]) is None:
+            return None
+        linear = linear_of(uses[0].node)
+        if linear is None or not linear.is_dense:
             return None
         return uses[0] if sizes(uses[0].node.meta["val"])[:-1] == (BATCH,) else None
 
@@ -114,14 +115,13 @@ def of_samples(tensor: Tensor, layout: Layout, n: int, rows: slice) -> Tensor:
     return apart.movedim(dim + 1, 0)[rows].flatten(dim + 1, dim + 2)
 
 
-def rule_of(use: Use) -> Rule | None:
+def rule_of(use: Use) -> PerSample | None:
     """The rule for a parameter in this place of this call; None if there is none."""
-    given = arguments(use.node)
+    given, linear = arguments(use.node), linear_of(use.node)
     roles = [name for name, value in given.items() if value is use.source]
-    rule = _RULES.get((use.node.target, roles[0])) if len(roles) == 1 else None
-    dims = {_bias: (1,), _convolution_bias: (1,), _convolution: (3, 4)}.get(rule, (2,))  # type: ignore[arg-type]
-    plain = given.get("alpha", 1) == given.get("beta", 1) == 1 and use.source.meta["val"].ndim in dims
-    return rule if plain else None
+    rule = linear.per_sample.get(roles[0]) if linear is not None and len(roles) == 1 else None
+    applies = rule is not None and use.source.meta["val"].ndim in rule.dims and rule.applies(given)
+    return rule if applies else None
 
 
 def derivative_of(
@@ -142,21 +142,23 @@ def derivative_of(
     some = of_samples(delta, Layout(layout.dim + 1, layout.outer), n, rows)
     inputs = [node for node in use.node.all_input_nodes if node in layouts]
     mapped = {node: of_samples(known[node].detach(), layouts[node], n, rows) for node in inputs}
-    rule = rule_of(use)
-    if rule is None:
+    rule, linear = rule_of(use), linear_of(use.node)
+    if rule is None or linear is None:
         return _pulled_back(use, {**known, **single}, mapped, some)
     values = {**known, **mapped}
     given = {name: fx.map_arg(value, values.__getitem__) for name, value in arguments(use.node).items()}
-    return rule(given, some, known[use.source])
+    return rule.derivatives(given[linear.operand], some, known[use.source], given)
 
 
 def summed_squares(use: Use, known: Known, squares: Tensor) -> Tensor:
     """Σ_n (∂z_n/∂w)² s_n for a dense layer's weight or bias and s [N, O], by one product: each a_n meets one s_n."""
-    rule, inputs = rule_of(use), {node: known[node] for node in use.node.all_input_nodes}
-    given = {name: fx.map_arg(value, inputs.__getitem__) for name, value in arguments(use.node).items()}
-    given |= {k: a.detach().to(squares).square()[None] for k, a in given.items() if k in ("input", "self", "mat1")}
+    rule, linear = rule_of(use), linear_of(use.node)
     assert rule is not None
-    return rule(given, squares[None, None], known[use.source])[0, 0]
+    assert linear is not None
+    inputs = {node: known[node] for node in use.node.all_input_nodes}
+    given = {name: fx.map_arg(value, inputs.__getitem__) for name, value in arguments(use.node).items()}
+    a = given[linear.operand].detach().to(squares).square()[None]
+    return rule.derivatives(a, squares[None, None], known[use.source], given)[0, 0]
 
 
 def _pulled_back(use: Use, known: Known, mapped: dict[fx.Node, Tensor], delta: Tensor) -> Tensor:
@@ -203,59 +205,3 @@ def _value(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
             values[other] = _value(other, values)
         values[node] = call(node, values)
     return values[node]
-
-
-def _dense(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
-    """δ aᵀ, summed over positions [n, v, O, I]."""
-    a, d = _positions(given["input"], 1), _positions(delta, 2)
-    rows = d.mT.flatten(1, 2)  # all vectors in one product
-    return torch.unflatten(rows @ a, 1, (d.shape[1], d.shape[3]))
-
-
-def _dense_t(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
-    """The same for a weight [I, O]."""
-    return _dense({"input": given["mat1"] if "mat1" in given else given["self"]}, delta, w).mT
-
-
-def _bias(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
-    """δ, summed over positions [n, v, O]."""
-    return _positions(delta, 2).sum(2)
-
-
-def _positions(values: Tensor, before: int) -> Tensor:
-    """[..., positions, features]."""
-    shape = values.shape
-    return values.reshape(*shape[:before], math.prod(shape[before:-1]), shape[-1])
-
-
-def _convolution(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
-    """δ times all patches, group by group [n, v, *w.shape]."""
-    images, (n, v, k), groups = given["input"].flatten(0, 1), delta.shape[:3], given["groups"]
-    options: dict[str, Any] = {name: list(given[name]) for name in ("stride", "padding", "dilation")}
-    kernel = tuple(w.shape[2:])
-    if len(kernel) == 1:  # an image one pixel high
-        images, kernel = images[:, :, None], (1, *kernel)
-        options = {name: [int(name != "padding"), *values] for name, values in options.items()}
-    patches = torch.unflatten(F.unfold(images, kernel, **options), 1, (groups, -1))  # [n k, groups, inputs, positions]
-    rows = torch.unflatten(delta.flatten(4), 3, (groups, -1)).permute(
-        0, 2, 3, 1, 4, 5
-    )  # [n, k, groups, v, O, positions]
-    found = rows.flatten(0, 1).flatten(2, 3) @ patches.mT
-    return found.reshape(n, k, groups, v, -1).sum(1).transpose(1, 2).reshape(n, v, *w.shape)
-
-
-def _convolution_bias(given: dict[str, Any], delta: Tensor, w: Tensor) -> Tensor:
-    return delta.flatten(4).sum((2, 4))
-
-
-_aten = torch.ops.aten
-_RULES: dict[tuple[Any, str], Rule] = {
-    (_aten.linear.default, "weight"): _dense,
-    (_aten.linear.default, "bias"): _bias,
-    (_aten.addmm.default, "mat2"): _dense_t,
-    (_aten.addmm.default, "self"): _bias,
-    (_aten.mm.default, "mat2"): _dense_t,
-    (_aten.matmul.default, "other"): _dense_t,
-    **{(target, "weight"): _convolution for target in (_aten.conv1d.default, _aten.conv2d.default)},
-    **{(target, "bias"): _convolution_bias for target in (_aten.conv1d.default, _aten.conv2d.default)},
-}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.errors import ModelError
-from secateur.structure.rules.registry import arguments, find_rule, name_of
+from secateur.structure.ops.registry import arguments, find_op, name_of
 
 Pair = tuple[Tensor, Tensor]  # ∂E/∂v and the diagonal of ∂²E/∂v², both of v's shape
 Values = Mapping[fx.Node, Any]
@@ -217,10 +217,10 @@ def _coefficients(node: fx.Node, operand: fx.Node, values: Values) -> Tensor | f
     The average of ones is c × how many positions are within, a box: along each dimension those count that, on their
     own, the average sees.
     """
-    x = values[operand]
-    if name_of(node) == "mean":
+    x, op = values[operand], find_op(node)
+    rank = None if op is None else op.box
+    if rank is None:
         return float(values[node].numel() / x.numel())
-    rank = int(name_of(node)[-2])
     ones = torch.ones_like(x[(slice(1),) * (x.ndim - rank)])  # samples and channels are all alike
     c = _run(node, {operand: ones}, values)
     for dim in range(-rank, 0):
@@ -234,23 +234,21 @@ def _has_single_terms(node: fx.Node) -> bool:
     """Whether each result holds each value of an operand in one term, so that the terms' squares are A∘A."""
     given: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), given.append)
-    if name_of(node) != "einsum" or len(given) == 1:
-        return len(given) == len(set(given))
-    inputs, arrow, result = arguments(node)["equation"].replace(" ", "").partition("->")
-    kept = result if arrow else [c for c in inputs if inputs.count(c) == 1]
-    one, other = (set(term) for term in inputs.split(",")[:2])
-    return len(given) == len(set(given)) == 2 and (one ^ other) - {"."} <= set(kept)
+    op = find_op(node)
+    told = op is None or op.has_single_terms is None or op.has_single_terms(arguments(node))
+    return told and len(given) == len(set(given))
 
 
 def _kind(node: fx.Node) -> str | None:
     """How derivatives pass through; None also where a norm takes its statistics from the batch."""
-    found = find_rule(_call(node)) if node.op == "call_function" else None
-    return None if found is None or arguments(_call(node)).get("training") else found.derivative
+    op = find_op(_call(node))
+    return None if op is None or arguments(_call(node)).get("training") else op.derivative
 
 
 def _call(node: fx.Node) -> fx.Node:
     """The operation that gives a value, also where it is one of several."""
-    return node.all_input_nodes[0] if name_of(node) == "getitem" else node
+    op = find_op(node)
+    return node.all_input_nodes[0] if op is not None and op.derivative == "output" else node
 
 
 def _run(node: fx.Node, at: Mapping[fx.Node, Tensor], values: Values, square: bool = False) -> Tensor:

@@ -36,10 +36,9 @@ from secateur.objective.memory import bytes_of, memory_cap
 from secateur.structure.capture import Captured, check_finite
 from secateur.structure.graph_run import compile_graph, outputs
 from secateur.structure.inputs import sample_weight
-from secateur.structure.rules.registry import name_of
+from secateur.structure.ops.registry import find_op
 
 ByParameter = dict[str, Tensor]  # by parameter, in its shape, float64
-RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 VECTORS = 16  # that are pulled back at a time in this
 FEWEST = 32  # samples at a time that are fast all the same
 
@@ -250,11 +249,11 @@ class WeightLoss:
 
     @contextlib.contextmanager
     def _differentiating(self) -> Iterator[None]:
-        """Run a block with gradients, without kernels of recurrent layers that lack a derivative in eval mode."""
-        recurrent = any(name_of(node) in RECURRENT for node in self.captured.graph.nodes)
+        """Run a block with gradients, without fused kernels that have none in eval mode or no second ones."""
+        fused = any(op.fused for op in map(find_op, self.captured.graph.nodes) if op)
         mkldnn: Any = torch.backends.mkldnn
-        enabled = mkldnn.set_flags(mkldnn.enabled and not recurrent)[0]
-        cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+        enabled = mkldnn.set_flags(mkldnn.enabled and not fused)[0]
+        cudnn = torch.backends.cudnn.flags(enabled=False) if fused else contextlib.nullcontext()
         try:
             with torch.enable_grad(), cudnn:
                 yield

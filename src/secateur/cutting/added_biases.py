@@ -10,9 +10,8 @@ from torch import nn
 
 from secateur.compensation.linear_layers import find_layers
 from secateur.errors import PlanError
+from secateur.structure.ops.registry import find_module_sizes
 from secateur.structure.units import Units
-
-TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def without_bias(model: nn.Module, units: Units) -> tuple[str, ...]:
@@ -42,11 +41,17 @@ def with_biases(model: nn.Module, names: Iterable[str]) -> nn.Module:
         module = modules.get(name)
         if module is None or not _lacks(module):
             raise PlanError(f"the plan adds a bias to {name!r}, which is no dense or convolutional layer without one")
-        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         weight: torch.Tensor = module.weight
+        width = getattr(module, str(_size_of_bias(module)))
         module.bias = nn.Parameter(weight.new_zeros(width), weight.requires_grad)
     return model
 
 
 def _lacks(module: nn.Module) -> bool:
-    return isinstance(module, TYPES) and module.bias is None
+    return _size_of_bias(module) is not None and module.bias is None
+
+
+def _size_of_bias(module: nn.Module) -> str | None:
+    """The attribute that is the size of the bias that a module has or could have; None of modules without."""
+    sizes = find_module_sizes(module)
+    return None if sizes is None else sizes.bias

@@ -21,9 +21,9 @@ from secateur.errors import ArgumentError, ModelError, PlanError, VerificationEr
 from secateur.objective.question import Question
 from secateur.options import Compensation
 from secateur.planning.plan import Plan
+from secateur.process_state import one_at_a_time
 from secateur.structure.inputs import Call, InputSpec, map_tensors
 from secateur.structure.module_calls import whole_call
-from secateur.structure.process_state import one_at_a_time
 from secateur.structure.sliced_graph import slice_graph
 from secateur.structure.units import Units, require_units, units_of
 

@@ -13,7 +13,7 @@ from secateur.structure.axis import BATCH, Axis, find, leaves, parts
 from secateur.structure.capture import sizes
 from secateur.structure.graph_run import compile_graph, outputs
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.net import Consumer
+from secateur.structure.ops.net import Consumer
 from secateur.structure.sliced_graph import slice_graph, slice_tensor
 from secateur.structure.unit_set import UnitSet
 from secateur.structure.units import Units

@@ -19,13 +19,13 @@ from secateur.errors import DataError
 from secateur.objective.gated_graph import Edge, NotStackableError, batch_dim, downstream, subgraph
 from secateur.objective.gated_loss import CachedBatch, GatedLoss
 from secateur.objective.losses import loss_of_batch, stacked
-from secateur.objective.low_rank_update import dense, overwrite, update_of
+from secateur.objective.low_rank_update import overwrite, updated_layer, weight_of
 from secateur.objective.memory import bytes_of
 from secateur.objective.select_pushdown import push_selections
 from secateur.structure.axis import BATCH, leaves
 from secateur.structure.capture import sizes
 from secateur.structure.graph_run import compile_graph, difference, outputs, tolerance
-from secateur.structure.rules.registry import arguments
+from secateur.structure.ops.registry import arguments, set_argument
 from secateur.structure.unit_set import UnitSet
 
 STACK = 2**23  # bytes of values that are run at a time: what caches hold, and few calls
@@ -148,6 +148,8 @@ class LeaveOneOut:
         self.inputs = [n for n in graph.suffix.nodes if n in used and n not in self.calls and n not in own]
         self.gates = [(edge, graph.samples_dim(edge)) for edge in self.edges if edge.node in self.calls]
         self.folded = {user: edge for edge in graph.edges if edge.node not in first for user in self._folded(edge)}
+        layers = {**self.updates, **self.folded}
+        self.linear = {n: found for n, edge in layers.items() if (found := updated_layer(n, edge.node))}
         self.code, self.own = self._compile(returned)
         self.dims = {node: self._batch_dim(node) for node in self.inputs}
         self.positions = {edge.node: graph.positions(edge, unit_set) for edge in self.edges}
@@ -174,10 +176,10 @@ class LeaveOneOut:
         if len(self.updates) != 1 or self.gates:
             return None
         ((layer, edge),) = self.updates.items()
-        if edge.value.ndim != 2 or self.positions[edge.node].shape[1] != 1 or update_of(layer, edge.node) is not dense:
+        one_each = edge.value.ndim == 2 and self.positions[edge.node].shape[1] == 1
+        if not one_each or not self.linear[layer].is_dense:
             return None
-        weight: fx.Node = layer.args[1]  # type: ignore[assignment]
-        return layer if weight.meta["val"].shape[0] < self.unit_set.size else None
+        return layer if layer.meta["val"].shape[1] < self.unit_set.size else None
 
     def loss_of_sums(self, batch: CachedBatch, values: dict[fx.Node, Any]) -> Tensor:
         """Return the loss of the batch from the values behind the units."""
@@ -189,7 +191,7 @@ class LeaveOneOut:
         """Return what the layer takes of M units, [N, M], and the weights that it multiplies this by [O, M]."""
         edge = self.updates[layer]
         places = self.positions[edge.node].to(units.device)[units - self.start, 0]
-        weight: Tensor = values[layer.args[1]]  # type: ignore[index]
+        weight: Tensor = values[weight_of(layer, self.linear[layer])]
         return self._operand(edge, values, g)[:, places], weight[:, places]
 
     def candidates_independent(self, g: Tensor, units: Tensor) -> bool:
@@ -244,7 +246,7 @@ class LeaveOneOut:
             for user in edge.node.users:
                 others = {n for n in user.all_input_nodes if n is not edge.node}
                 known = not behind & {operand, *others} and sizes(edge.value)[0] == BATCH
-                if known and user.op == "call_function" and update_of(user, edge.node):
+                if known and user.op == "call_function" and updated_layer(user, edge.node):
                     layers[user] = edge
         return layers
 
@@ -254,10 +256,10 @@ class LeaveOneOut:
         """Return a function that gives the layer's results for some of the candidates."""
         edge = self.updates[layer]
         operand = self._operand(edge, values, g)
-        operands = fx.map_arg(arguments(layer), values.get) | {"input": operand}
-        update_by = update_of(layer, edge.node)
-        assert update_by is not None
-        update, change = update_by(operands, values[layer]), change.to(operand.dtype)
+        linear, given = self.linear[layer], fx.map_arg(arguments(layer), values.get)
+        assert linear.update is not None
+        update = linear.update(operand, given[linear.weight], given, values[layer])
+        change = change.to(operand.dtype)
         positions = self.positions[edge.node].to(units.device)[units - self.start]
         return lambda part: update(positions[part], change[part])
 
@@ -283,11 +285,12 @@ class LeaveOneOut:
     def _folded(self, edge: Edge) -> list[fx.Node]:
         """Return the layers that alone take these gated values, where factors on their weights are cheaper."""
         users = list(edge.node.users)
-        weights = [user.args[1] for user in users if edge.node in self.calls and update_of(user, edge.node)]
+        layers = [(user, updated_layer(user, edge.node)) for user in users if edge.node in self.calls]
+        weights = [weight_of(user, linear) for user, linear in layers if linear]
         return users if len(weights) == len(users) and not {*weights} & {*self.calls} else []
 
     def _fold(self, user: fx.Node, edge: Edge, values: dict[fx.Node, Any]) -> Tensor:
-        weight: Tensor = values[user.args[1]]  # type: ignore[index]
+        weight: Tensor = values[weight_of(user, self.linear[user])]
         gate: Tensor = values[edge.gate]
         return weight * gate.reshape(-1, *[1] * (weight.ndim - 2))
 
@@ -300,7 +303,8 @@ class LeaveOneOut:
             with graph.inserting_after(last):
                 last = graph.placeholder(f"folded_{last.name}")
             operand = copies[edge.node].all_input_nodes[0]
-            copies[user].args = (operand, last, *copies[user].args[2:])
+            set_argument(copies[user], self.linear[user].operand, operand)
+            set_argument(copies[user], self.linear[user].weight, last)
         graph.eliminate_dead_code()
         push_selections(graph)
         own = overwrite(graph, {copies[layer] for layer in self.updates if layer in self.inputs})

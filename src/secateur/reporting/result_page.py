@@ -13,9 +13,9 @@ from secateur.options import Compensation, Ranking
 from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
 from secateur.planning.weight_plan import WeightPlan, WeightStep
+from secateur.process_state import one_at_a_time
 from secateur.reporting.page import Cell, Page, Picture, Section, Table, environment, svg, text_of
 from secateur.reporting.plots import STYLES, plain
-from secateur.structure.process_state import one_at_a_time
 
 BARS = 40  # in one picture
 LABEL = 32  # characters of a name beside its bar

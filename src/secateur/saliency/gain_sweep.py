@@ -12,7 +12,7 @@ from secateur.errors import ArgumentError
 from secateur.objective.found_units import find_or_check
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.leave_one_out import change_one
-from secateur.structure.process_state import one_at_a_time
+from secateur.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 

@@ -14,7 +14,7 @@ from secateur.curvature.loss_factors import exact_factors, sampled_factors
 from secateur.errors import DataError, choose
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.question import Question
-from secateur.structure.process_state import one_at_a_time
+from secateur.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 

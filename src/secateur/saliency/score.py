@@ -1,4 +1,4 @@
-"""The saliency of every unit by any criterion."""
+"""The saliency of every unit, by any criterion."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from secateur.arguments import checked_call
 from secateur.errors import choose
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.question import Question
+from secateur.process_state import one_at_a_time
 from secateur.saliency.criterion import GRANULARITIES, Criterion, Granularity, Saliency, as_criterion
 from secateur.saliency.weight_score import score_weights
-from secateur.structure.process_state import one_at_a_time
 from secateur.structure.units import Units
 
 

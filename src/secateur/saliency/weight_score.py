@@ -1,4 +1,4 @@
-"""The saliency of every single weight by any criterion."""
+"""The saliency of every single weight, by any criterion."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from torch import Tensor, fx
 
 from secateur.structure.axis import BATCH, leaf
 from secateur.structure.capture import Captured
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import NotCoveredError, arguments, blamed, find_rule, load_rules, name_of
+from secateur.structure.ops.net import Axes, Net, NotCoveredError
+from secateur.structure.ops.registry import arguments, blamed, find_op, load_rules, name_of
 
 
 def infer(captured: Captured) -> Net:
@@ -66,13 +66,13 @@ def _call(net: Net, node: fx.Node) -> None:
         net.of_inputs.add(node)
     if not isinstance(node.meta.get("val"), Tensor | tuple | list):
         return  # a size
-    found = find_rule(node)
-    if found is None:
+    op = find_op(node)
+    if op is None:
         _fix(net, node, f"no rule for {name_of(node)}")
         return
     try:
-        with blamed(found.infer, node):
-            net.known[node] = found.infer(net, node, arguments(node))
+        with blamed(op.infer, node):
+            net.known[node] = op.infer(net, node, arguments(node))
             if _shapes(net.outputs_of(node)) != _shapes(net.fresh_outputs(node)):
                 raise NotCoveredError
     except NotCoveredError as form:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import fx
 
 from secateur.structure.axis import Axis, leaves
+from secateur.structure.ops.net import Consumer, Net
+from secateur.structure.ops.registry import find_op
 from secateur.structure.producers import Producer
-from secateur.structure.rules.net import Consumer, Net
-from secateur.structure.rules.registry import find_rule, name_of
 
 
 class Kinds:
@@ -30,10 +30,11 @@ class Kinds:
             return self._stated[axis]
         if axis in self._residual:
             return "residual width"
-        if maker is not None and name_of(maker.node).startswith("conv"):
+        op = None if maker is None else find_op(maker.node)
+        if op is not None and op.makes == "channel":
             return "channel"
         at_positions = all(len(consumer.operand.meta["val"].shape) > 2 for consumer in consumers)
-        dense = maker is not None and name_of(maker.node) in ("linear", "matmul", "addmm")
+        dense = op is not None and op.makes == "width"
         return "feed-forward width" if dense and consumers and at_positions else "neuron"
 
 
@@ -41,8 +42,9 @@ def _residual(net: Net) -> set[Axis]:
     """The leaves of the last dimension along which activations at positions of a sequence are added to each other."""
     found: set[Axis] = set()
     for node in net.known:
+        op = find_op(node)
         both = [n for n in node.all_input_nodes if net.is_tensor(n) and net.depends_on_inputs(n)]
-        if name_of(node) == "add" and len(both) == 2 and all(len(net.axes(n)) > 2 for n in both) and _apart(*both):
+        if op is not None and op.adds and len(both) == 2 and all(len(net.axes(n)) > 2 for n in both) and _apart(*both):
             found |= set.intersection(*(set(leaves(net.axes(n)[-1])) for n in both))
     return found
 
@@ -53,7 +55,7 @@ def _apart(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _origins(node: fx.Node) -> set[fx.Node]:
-    found = find_rule(node) if node.op == "call_function" else None
-    if found is None or found.derivative != "pointwise":
+    op = find_op(node)
+    if op is None or op.derivative != "pointwise":
         return {node}
     return {one for operand in node.all_input_nodes for one in _origins(operand)}

@@ -11,7 +11,7 @@ from secateur.structure.capture import Captured
 from secateur.structure.graph_run import flatten
 from secateur.structure.infer import ancestors
 from secateur.structure.inputs import Call
-from secateur.structure.rules.registry import arguments, name_of
+from secateur.structure.ops.registry import arguments, name_of
 
 EMBEDDINGS = ("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 

@@ -10,8 +10,8 @@ from torch import fx
 
 from secateur.structure.axis import Axis, find, fix, leaves
 from secateur.structure.capture import Captured
-from secateur.structure.rules.net import Consumer, Net
-from secateur.structure.rules.registry import find_rule
+from secateur.structure.ops.net import Consumer, Net
+from secateur.structure.ops.registry import find_op
 
 
 class Producer(NamedTuple):
@@ -76,8 +76,8 @@ def _distinct(names: dict[Axis, str]) -> dict[Axis, str]:
 def _source(node: fx.Node) -> fx.Node:
     """The placeholder that a value is a view of, or else the value itself."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
-        found = find_rule(node)
-        if found is None or found.derivative not in ("move", "output"):
+        op = find_op(node)
+        if op is None or op.derivative not in ("move", "output"):
             return node
         node = node.all_input_nodes[0]
     return node

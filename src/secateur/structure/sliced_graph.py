@@ -14,8 +14,8 @@ from torch import Tensor, fx
 
 from secateur.structure.capture import Captured
 from secateur.structure.keep_mask import KeepMask, Samples
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import arguments, blamed, find_resize
+from secateur.structure.ops.net import Axes, Net
+from secateur.structure.ops.registry import arguments, blamed, find_resize, set_argument
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,8 @@ def _apply(copy: fx.Node, changed: dict[str, Any], copies: dict[fx.Node, fx.Node
         copy.target = getattr(torch.ops.aten, target).default
         copy.args, copy.kwargs = (), fx.map_arg(changed, lambda n: copies.get(n, n))
         return
-    names = [argument.name for argument in copy.target._schema.arguments]  # type: ignore[union-attr]
     for name, value in changed.items():
-        position = names.index(name)
-        value = fx.map_arg(value, lambda n: copies.get(n, n))
-        if position < len(copy.args):
-            copy.update_arg(position, value)
-        else:
-            copy.update_kwarg(name, value)
+        set_argument(copy, name, fx.map_arg(value, lambda n: copies.get(n, n)))
 
 
 def _has_samples(changed: dict[str, Any]) -> bool:

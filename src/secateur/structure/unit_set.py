@@ -11,8 +11,8 @@ from torch import Tensor
 
 from secateur.structure.axis import Axis, expand, leaves
 from secateur.structure.capture import module_of
+from secateur.structure.ops.net import Consumer
 from secateur.structure.producers import outgoing_weights
-from secateur.structure.rules.net import Consumer
 
 if TYPE_CHECKING:
     from secateur.structure.units import Units

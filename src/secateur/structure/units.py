@@ -12,16 +12,16 @@ from torch import Tensor, fx, nn
 
 from secateur.arguments import checked_call, require_instance, require_model
 from secateur.errors import ArgumentError, ModelError, choose
+from secateur.process_state import one_at_a_time
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
 from secateur.structure.capture import Captured, capture, sizes
 from secateur.structure.graph_run import check_capture
 from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model, named_tensors
 from secateur.structure.kinds import Kinds
-from secateur.structure.process_state import one_at_a_time
+from secateur.structure.ops.net import Axes, Net
+from secateur.structure.ops.registry import name_of
 from secateur.structure.producers import Producer, find_producers, name_leaves
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of
 from secateur.structure.unit_set import Fixed, UnitSet
 from secateur.text import format_bytes, table
 

@@ -7,14 +7,14 @@ from typing import Any
 from torch import fx
 
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.movement import shape_left
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import resize, rule
+from secateur.structure.ops.movement import shape_left
+from secateur.structure.ops.net import Axes, Net
+from secateur.structure.ops.registry import resize, rule
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 def constant(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """The same value everywhere: any number of units."""
+    """One value everywhere: any number of units."""
     return net.fresh_outputs(node)[0]
 
 

@@ -1,4 +1,4 @@
-"""What the rules see of a network, and what they state about it."""
+"""A network as the rules see it, and all that they state about it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,47 @@ Axes = list[Axis]  # of one tensor, one per dimension
 
 
 Kind = Literal["head", "head width", "recurrent width"]
+
+
+class NotCoveredError(Exception):
+    """Says that a rule does not know this form of its operation: all axes that reach it are fixed, and listed so.
+
+    Its text is what the rule does not cover.
+    """
+
+    def __init__(self, form: str = "this form of it") -> None:
+        super().__init__(form)
+
+
+def require_form(holds: bool, otherwise: str) -> None:
+    """Go on with a rule only for the forms of an operation that it covers.
+
+    Args:
+        holds: Whether this is one.
+        otherwise: What the form is if it is none.
+
+    Raises:
+        NotCoveredError: It is none.
+    """
+    if not holds:
+        raise NotCoveredError(otherwise)
+
+
+def dim_of(given: dict[str, Any], axes: Axes, name: str = "dim") -> int:
+    """Return the dimension that an argument names, counted from the first.
+
+    Raises:
+        NotCoveredError: It names none: the tensor is a scalar, or taken as one row.
+    """
+    require_form(given[name] is not None, "a tensor taken as one row")
+    require_form(bool(axes), "a scalar")
+    return int(given[name]) % len(axes)
+
+
+def rank_of(value: Any) -> int:
+    """Return the number of dimensions of a traced tensor; 0 where that is not known."""
+    traced = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return traced.ndim if isinstance(traced, Tensor) else 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +98,7 @@ class Net:
         return [self.axes(node)] if self.is_tensor(node) else self.outputs(node)
 
     def is_tensor(self, node: Any) -> bool:
-        """Whether this argument is a tensor."""
+        """Return whether this argument is a tensor."""
         return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -65,7 +106,7 @@ class Net:
         return sizes(node.meta["val"])
 
     def depends_on_inputs(self, node: fx.Node) -> bool:
-        """Whether a value is an activation, not a weight."""
+        """Return whether a value is an activation, not a weight."""
         return node in self.of_inputs
 
     def fresh_outputs(self, node: fx.Node, reason: str | None = None) -> list[Axes]:
@@ -94,7 +135,7 @@ class Net:
         return widest
 
     def slice_all(self, axes: Axes, reason: str) -> None:
-        """What is left of these axes decides about all values: their units are sliced, not gated."""
+        """State that what is left of these axes decides about all values: their units are sliced, not gated."""
         for axis in axes if self.used else ():
             mark_sliced(axis, reason)
 

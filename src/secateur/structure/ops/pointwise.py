@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from secateur.structure.axis import leaf, product, unify
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import dim_of, name_of, require_form, rule
+from secateur.structure.ops.net import Axes, Net, dim_of, rank_of, require_form
+from secateur.structure.ops.registry import Take, module_sizes, name_of, rule
+
+
+def select_each(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
+    """The position of every operand that has it."""
+    rank = rank_of(x)
+    nodes = [n for n in x.args if isinstance(n, fx.Node)]
+    if not all(map(rank_of, nodes)) or x.kwargs.keys() - {"alpha", "approximate", "memory_format"}:
+        return None
+    args: list[Any] = []
+    for n in x.args:
+        own = dim - rank + rank_of(n)  # inputs are broadcast from the right
+        whole = isinstance(n, fx.Node) and own >= 0 and n.meta["val"].shape[own] == x.meta["val"].shape[dim]
+        args.append(take(n, own) if whole else n)
+    return args
 
 
 @rule("pointwise", "dropout", "feature_dropout", "alpha_dropout", derivative="pointwise")
-@rule("_to_copy", "to", "clone", "contiguous", "alias", "detach", "copy", derivative="pointwise")
-@rule("hardswish", "log_sigmoid", "softmin", "floor_divide", derivative="pointwise")  # not tagged by PyTorch
+@rule("add", derivative="pointwise", adds=True, select=select_each)
+@rule("mul", "sub", "div", "gelu", "clone", "contiguous", derivative="pointwise", select=select_each)
+@rule("relu", "sigmoid", "tanh", "silu", derivative="pointwise", select=select_each, memory="reusable")
+@rule("hardtanh", "hardswish", "leaky_relu", derivative="pointwise", memory="reusable")
+@rule("_to_copy", "to", "alias", "detach", "copy", derivative="pointwise")
+@rule("log_sigmoid", "softmin", "floor_divide", derivative="pointwise")  # not tagged by PyTorch
 @rule("lift_fresh", "lift_fresh_copy", "expand_as", derivative="pointwise")
 @rule("where", "zeros_like", "ones_like", "empty_like", "full_like", "fill", derivative="pointwise")
 def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
@@ -28,7 +46,7 @@ def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axe
 
 @rule("type_as", derivative="pointwise")
 def type_as(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Of the other tensor nothing counts but its dtype."""
+    """Another dtype: nothing else of the other tensor counts."""
     return net.axes(given["self"])
 
 
@@ -39,6 +57,12 @@ def prelu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     channels = axes[1:2] or axes
     net.broadcast([channels, slope], "prelu")
     return axes
+
+
+@module_sizes(nn.PReLU)
+def prelu_attributes(module: nn.PReLU, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
+    """Slopes."""
+    return {"num_parameters": shape[0]}
 
 
 @rule("glu")

@@ -17,7 +17,8 @@ from installed import install, run_with
 from secateur import Units, find_units
 from secateur.errors import ArgumentError, ModelError
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.registry import NotCoveredError, resize, rule
+from secateur.structure.ops.net import NotCoveredError
+from secateur.structure.ops.registry import resize, rule
 from secateur.structure.sliced_graph import slice_graph
 
 LIBRARY = torch.library.Library("rulestests", "DEF")  # lives as long as this module
@@ -164,7 +165,7 @@ def test_forms_that_no_rule_covers_are_listed(name: str) -> None:
 
 
 BROKEN = """
-from secateur.structure.rules.registry import rule
+from secateur.structure.ops.registry import rule
 rule("linear")(print)
 """
 ASK = """

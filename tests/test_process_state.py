@@ -10,8 +10,8 @@ import pytest
 
 import secateur as sc
 from secateur.optim import curvature_of
+from secateur.process_state import one_at_a_time
 from secateur.saliency.gain_sweep import gain_sweep
-from secateur.structure.process_state import one_at_a_time
 
 PUBLIC = {name: getattr(sc, name) for name in sc.__all__ if inspect.isfunction(getattr(sc, name))}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from secateur.structure.axis import cat, fix, is_fixed, leaf, unify
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.movement import start_of
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import dim_of, name_of, require_form, resize, rule
+from secateur.structure.ops.movement import start_of
+from secateur.structure.ops.net import Axes, Net, dim_of, require_form
+from secateur.structure.ops.registry import module_sizes, name_of, resize, rule
 
 
 @rule("embedding")
@@ -20,6 +20,12 @@ def embedding(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     rows, width = net.axes(given["weight"])
     fix(rows, "rows are looked up by index")
     return [*net.axes(given["indices"]), width]
+
+
+@module_sizes(nn.Embedding, nn.EmbeddingBag)
+def attributes(module: nn.Module, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
+    """Rows, and their width."""
+    return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
 
 
 @rule("index", "_unsafe_index", derivative="pick")

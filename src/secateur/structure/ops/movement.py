@@ -10,11 +10,21 @@ from torch import fx
 from secateur.structure.axis import BATCH, Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import NotCoveredError, dim_of, name_of, require_form, resize, rule
+from secateur.structure.ops.net import Axes, Net, NotCoveredError, dim_of, rank_of, require_form
+from secateur.structure.ops.registry import Take, name_of, resize, rule
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", derivative="move")
+def select_before(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
+    """The position, where this dimension and all before it stay as they are."""
+    given, shape = x.args[0], list(x.args[1])  # type: ignore[arg-type]
+    if not isinstance(given, fx.Node) or rank_of(given) <= dim:
+        return None
+    same = all(given.meta["val"].shape[d] == x.meta["val"].shape[d] for d in range(dim + 1))
+    return [take(given, dim), [*shape[:dim], 1, *shape[dim + 1 :]]] if same else None
+
+
+@rule("view", "reshape", derivative="move", select=select_before)
+@rule("_unsafe_view", "flatten", "unflatten", "unsqueeze", derivative="move")
 @rule("squeeze", "view_as", "reshape_as", "ravel", "atleast_1d", "atleast_2d", "atleast_3d", derivative="move")
 def view(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Dimensions regrouped: the smallest groups of equal size on both sides are equal products."""
@@ -90,7 +100,14 @@ def t(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     return [*axes[:-2], *axes[-2:][::-1]] if name_of(node) in ("mT", "adjoint") else axes[::-1]
 
 
-@rule("transpose", "swapaxes", "swapdims", derivative="move")
+def select_exchanged(x: fx.Node, dim: int, take: Take) -> list[Any]:
+    """The position along the dimension that it was before."""
+    a, b = (int(d) % rank_of(x) for d in x.args[1:])  # type: ignore[arg-type]
+    return [take(x.args[0], {a: b, b: a}.get(dim, dim)), a, b]
+
+
+@rule("transpose", derivative="move", select=select_exchanged)
+@rule("swapaxes", "swapdims", derivative="move")
 def transpose(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Two dimensions exchanged."""
     axes = net.axes(given["self"])
@@ -170,7 +187,14 @@ def resize_split(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask)
     return {"target": "split_with_sizes", "self": given["self"], "split_sizes": sizes, "dim": given["dim"]}
 
 
-@rule("slice", "narrow", derivative="move")
+def select_beside(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
+    """The position along another dimension."""
+    along = int(x.args[1]) % rank_of(x) if len(x.args) > 1 else 0  # type: ignore[arg-type]
+    return None if along == dim else [take(x.args[0], dim), *x.args[1:]]
+
+
+@rule("slice", derivative="move", select=select_beside)
+@rule("narrow", derivative="move")
 def slice_(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """A segment; with a step, one member of each group of so many."""
     axes = net.axes(given["self"])
@@ -260,7 +284,7 @@ def _repeated(axis: Axis, times: Axis, inside: bool) -> Axis:
 
 @resize("repeat", "tile", "repeat_interleave")
 def resize_repeat(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
-    """How often; the copies are units where something else makes them so."""
+    """Change how often; the copies are units where something else makes them so."""
     before, after = net.axes(given["self"]), net.axes(node)
     if isinstance(given.get("repeats"), int):
         dim = given["dim"]

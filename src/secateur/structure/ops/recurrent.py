@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from secateur.structure.axis import cat, leaf, product, unify
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, rule
+from secateur.structure.ops.net import Axes, Net
+from secateur.structure.ops.registry import module_sizes, name_of, rule
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
-@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu", fused=True)
 def recurrent(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
     """h_t from x_t and h_{t−1}, in every layer and direction with the same hidden units.
 
@@ -86,3 +86,19 @@ def _weights(
             if i == 1 or (i == 0 and not first_layer):
                 net.consume(node, weight, 1)
     net.consume(node, given["input"], len(net.axes(given["input"])) - 1)
+
+
+@module_sizes(nn.RNNBase)
+def layer_attributes(module: nn.RNNBase, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
+    """Widths, and the list of weights that is given to the operation."""
+    first, again = (getattr(module, name) for name in ("weight_ih_l0", "weight_hh_l0"))
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    flat = [getattr(module, name) for name in module._flat_weights_names]
+    sizes = {"input_size": first.shape[1], "hidden_size": again.shape[0] // gates, "_flat_weights": flat}
+    return sizes | ({"proj_size": again.shape[1]} if module.proj_size else {})
+
+
+@module_sizes(nn.RNNCellBase)
+def cell_attributes(module: Any, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
+    """Widths."""
+    return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from secateur.structure.axis import Axis, fix, leaf, product, unify
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import dim_of, name_of, require_form, resize, rule
+from secateur.structure.ops.net import Axes, Net, dim_of, require_form
+from secateur.structure.ops.registry import StoredStatistics, first_operand, module_sizes, name_of, resize, rule
+
+STATISTICS = StoredStatistics("input", "running_mean", "running_var")
 
 
-@rule("batch_norm", derivative="pointwise")
+@rule("batch_norm", derivative="pointwise", memory="fresh", statistics=STATISTICS)
 def batch_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Each channel (dimension 1) with its own four numbers; statistics of the batch itself mix samples."""
     return _batch_norm(net, given, given.get("training"))
@@ -32,7 +34,7 @@ def instance_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 @rule("_native_batch_norm_legit_no_training", derivative="pointwise")
 def functional_batch_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
-    """The same in a functional graph, with two more outputs that are empty in eval mode."""
+    """Stored statistics in a functional graph, with two more outputs that are empty in eval mode."""
     return [_batch_norm(net, given, False), *net.fresh_outputs(node)[1:]]
 
 
@@ -49,7 +51,8 @@ def _batch_norm(net: Net, given: dict[str, Any], training: bool | None) -> Axes:
     return axes
 
 
-@rule("layer_norm", "rms_norm")
+@rule("layer_norm", memory="fresh", select=first_operand(lambda x: len(x.args[1])))  # type: ignore[arg-type]
+@rule("rms_norm")
 def layer_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     """Mean and variance over the last dimensions, each with its own weight and bias."""
     axes = net.axes(given["input"])
@@ -89,6 +92,25 @@ def group_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 def resize_group_norm(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """The number of groups."""
     return {"num_groups": left.count(net.groups[node])}
+
+
+@module_sizes(nn.LayerNorm, nn.RMSNorm)
+def layer_attributes(module: nn.Module, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
+    """The shape that is normalised over, where it is that of weights."""
+    return {"normalized_shape": shape} if shape else {}
+
+
+@module_sizes(nn.GroupNorm)
+def group_attributes(module: nn.Module, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
+    """Channels, where there are weights, and groups, where the graph has them."""
+    return ({"num_channels": shape[0]} if shape else {}) | ({"num_groups": groups} if groups else {})
+
+
+@module_sizes(nn.modules.batchnorm._NormBase)
+def batch_attributes(module: Any, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
+    """Channels."""
+    vector = module.running_mean if module.weight is None else module.weight
+    return {} if vector is None else {"num_features": len(vector)}
 
 
 @rule("_weight_norm")

@@ -9,17 +9,18 @@ from torch import fx
 from secateur.structure.axis import Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.rules.net import Axes, Net
-from secateur.structure.rules.registry import name_of, require_form, resize, rule
+from secateur.structure.ops.net import Axes, Net, require_form
+from secateur.structure.ops.registry import name_of, resize, rule
 
-_AVERAGES = [f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in "123"]
 _LARGEST = [f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in "123"]
 _POOLS = [f"{kind}_pool{n}d" for kind in ("lp", "fractional_max") for n in "123"]
 _SAMPLERS = ["linear1d", "bilinear2d", "bicubic2d", "trilinear3d"]
 _NEAREST = ["nearest1d", "nearest2d", "nearest3d", "nearest_exact2d"]
 
 
-@rule(*_AVERAGES, derivative="average")
+@rule("avg_pool1d", "adaptive_avg_pool1d", derivative="average", box=1)
+@rule("avg_pool2d", "adaptive_avg_pool2d", derivative="average", box=2)
+@rule("avg_pool3d", "adaptive_avg_pool3d", derivative="average", box=3)
 @rule(*_LARGEST, *[f"max_pool{n}d_with_indices" for n in "23"], derivative="pick")
 @rule(*[f"upsample_{name}" for name in _NEAREST], derivative="pick")
 @rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", derivative="pick")
@@ -65,7 +66,7 @@ def pad(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 @resize("pad", "constant_pad_nd")
 def resize_pad(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
-    """How many."""
+    """Change how many there are."""
     amounts = list(given["pad"])
     mine, axes = net.axes(given["self"]), net.axes(node)
     for dim, before, _ in _padded(amounts, len(axes)):

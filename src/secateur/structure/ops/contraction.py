@@ -1,0 +1,140 @@
+"""Other operations that sum over an axis: there its units are consumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from secateur.structure.axis import Axis, fix, unify
+from secateur.structure.ops.attention import state_heads
+from secateur.structure.ops.dense import factors_of
+from secateur.structure.ops.linear import Given
+from secateur.structure.ops.net import Axes, Net, require_form
+from secateur.structure.ops.normalisation import reduced, without
+from secateur.structure.ops.registry import name_of, rule
+
+
+@rule("outer", "ger")
+def outer(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """All products of the values of two vectors."""
+    return [axis for factor in factors_of(node) for axis in net.axes(factor)]
+
+
+@rule("tensordot", derivative="contract")
+def tensordot(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """A sum over several dimensions of both."""
+    sides = [(given["self"], given["dims_self"]), (given["other"], given["dims_other"])]
+    if not net.depends_on_inputs(given["self"]):
+        sides.reverse()  # an activation carries the gates, before a weight
+    (left, dims), (right, others) = sides
+    a, b = net.axes(left), net.axes(right)
+    require_form([a[i].size for i in dims] == [b[j].size for j in others], "dimensions of one that are broadcast")
+    for i, j in zip(dims, others, strict=True):
+        unify(a[i], b[j])
+        net.consume(node, left, i % len(a), right, j % len(b))
+    rests = {left: _others(a, dims), right: _others(b, others)}
+    net.macs.append([*a, *_others(b, others)])
+    return [*rests[given["self"]], *rests[given["other"]]]
+
+
+def _others(axes: Axes, dims: list[int]) -> Axes:
+    return [axis for i, axis in enumerate(axes) if i not in {k % len(axes) for k in dims}]
+
+
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """(Σ |a − b|^p)^(1/p) of all pairs, to which a unit of zero in both adds nothing."""
+    a, b = (net.axes(given[name]) for name in ("x1", "x2"))
+    unify(a[-1], b[-1])
+    for name, axes in (("x1", a), ("x2", b)):
+        net.consume(node, given[name], len(axes) - 1, occurrence=int(name == "x2" and given["x1"] is given["x2"]))
+    lead = net.broadcast([a[:-2], b[:-2]], "cdist") if max(len(a), len(b)) > 2 else []
+    return [*lead, a[-2], b[-2]]
+
+
+def einsum_has_single_terms(given: Given) -> bool:
+    """Return whether what one operand alone has is not summed over."""
+    if len(given["tensors"]) == 1:
+        return True
+    inputs, arrow, result = given["equation"].replace(" ", "").partition("->")
+    kept = result if arrow else [c for c in inputs if inputs.count(c) == 1]
+    one, other = (set(term) for term in inputs.split(",")[:2])
+    return len(given["tensors"]) == 2 and (one ^ other) - {"."} <= set(kept)
+
+
+@rule("einsum", derivative="contract", has_single_terms=einsum_has_single_terms)
+def einsum(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Equal letters are equal axes; those that the result lacks are summed over."""
+    tensors = given["tensors"]
+    inputs, _, result = given["equation"].replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    wide = max((len(net.axes(t)) - len(w) + 3 for t, w in zip(tensors, terms, strict=True) if "..." in w), default=0)
+    dots = "".join(chr(0x2460 + i) for i in range(wide))  # a letter for each dimension that ... stands for
+    terms = [
+        term.replace("...", dots[len(dots) - (len(net.axes(t)) - len(term) + 3) :])
+        for t, term in zip(tensors, terms, strict=True)
+    ]
+    if not _:
+        result = dots + "".join(sorted(c for c in set("".join(terms)) - set(dots) if "".join(terms).count(c) == 1))
+    found: dict[str, Axis] = {}
+    for tensor, term in zip(tensors, terms, strict=True):
+        for letter, axis in zip(term, net.axes(tensor), strict=True):
+            found[letter] = net.broadcast([[found[letter]], [axis]], "einsum")[0] if letter in found else axis
+    result = result.replace("...", dots)
+    for letter in sorted(found.keys() - set(result)):
+        _consume_letter(net, node, letter, list(zip(tensors, terms, strict=True)))
+    net.macs.append(list(found.values()))
+    if sum(map(net.depends_on_inputs, tensors)) > 1:
+        shared = set(terms[0]).intersection(*terms) & set(result)
+        state_heads(net, [found[c] for c in shared], [axis for c, axis in found.items() if c not in shared])
+    return [found[letter] for letter in result]
+
+
+def _consume_letter(net: Net, node: fx.Node, letter: str, operands: list[tuple[fx.Node, str]]) -> None:
+    """One operand carries the gates: an activation before a weight, never two (that would be g²)."""
+    having = [(tensor, term.index(letter), i) for i, (tensor, term) in enumerate(operands) if letter in term]
+    having.sort(key=lambda one: (-net.axes(one[0])[one[1]].size, not net.depends_on_inputs(one[0])))
+    (tensor, dim, place), *others = having
+    partner, partner_dim = others[0][:2] if len(others) == 1 and len(operands) == 2 else (None, 0)
+    before = sum(other is tensor for other, _ in operands[:place])
+    net.consume(node, tensor, dim, partner, partner_dim, occurrence=before)
+
+
+@rule("transformers::grouped_mm_fallback", "_grouped_mm")
+def grouped_matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """Mixture of experts: rows sorted by expert, y[n, m] = Σ_k x[n, k] W[expert(n), k, m]."""
+    tensors = node.all_input_nodes
+    x, weight = net.axes(tensors[0]), net.axes(tensors[1])
+    if len(x) != 2 or len(weight) != 3:
+        net.fix_all([x, weight], f"{name_of(node)} of other than rows and one matrix for each expert")
+        return net.fresh_outputs(node, "of a grouped product")[0]
+    fix(weight[0], "experts are chosen by index")
+    unify(x[1], weight[1])
+    net.consume(node, tensors[0], 1, tensors[1], 1)
+    net.macs.append([x[0], weight[1], weight[2]])
+    return [x[0], weight[2]]
+
+
+@rule("sum", derivative="move")
+def total(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """A sum over units is exact without those removed."""
+    axes = net.axes(given["self"])
+    dims = reduced(given.get("dim"), len(axes))
+    for i in dims:
+        net.consume(node, given["self"], i)
+    return without(axes, dims, given.get("keepdim"))
+
+
+@rule("linalg_vector_norm", "norm")
+def vector_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
+    """(Σ |x|^p)^(1/p), to which a unit of zero adds nothing where p > 0."""
+    order = given.get("ord", given.get("p"))
+    axes = net.axes(given["self"])
+    dims = reduced(given.get("dim"), len(axes))
+    for i in dims:
+        if isinstance(order, int | float) and order > 0:
+            net.consume(node, given["self"], i)
+        else:
+            fix(axes[i], f"a norm of order {order} is taken over it")
+    return without(axes, dims, given.get("keepdim"))
