@@ -276,7 +276,7 @@ def test_weights_that_are_not_finite_are_named_as_such() -> None:
 def test_inputs_that_do_not_fit_are_named_as_such() -> None:
     model = network()
     units = find_units(model, inputs())
-    with pytest.raises(ModelError, match=r"^Network does not run on the inputs given, of shape \(5, 3\): "):
+    with pytest.raises(DataError, match=r"^inputs of shape \(5, 3\), the model was captured for \(samples, 4\)$"):
         check(model, units, inputs()[:, :3])
     with pytest.raises(DataError, match=r"^inputs: expected 1 positional, keywords \[\] as in the example, got 2"):
         check(model, units, (inputs(), inputs()))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import secateur as sc
 from secateur.compensation.linear_layers import find_layers
 from secateur.objective.gated_loss import GatedLoss, ones
-from secateur.objective.leave_one_out import stacks_of
+from secateur.objective.leave_one_out import split_candidates
 from secateur.saliency.criterion import criteria
 from secateur.structure.ops.dense import dense, dense_axes
 from secateur.structure.ops.registry import rule
@@ -85,7 +85,7 @@ def test_the_oracle_updates_it_for_each_unit(positions: bool) -> None:
     for case, target in zip(both(positions), (torch.ops.lineartests.linear, torch.ops.aten.linear), strict=True):
         gated = GatedLoss(case.model, case.units, case.data, "cross_entropy", max_memory="1 GB")
         g = ones(case.model, case.units)
-        stacks, rest = stacks_of(gated, g, torch.arange(case.units.total))
+        stacks, rest = split_candidates(gated, g, torch.arange(case.units.total))
         assert rest == []
         updated = [[layer.target for layer in stack.updates] for stack, _ in stacks]
         assert updated == [[target.default], [target.default]]
