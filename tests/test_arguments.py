@@ -1,4 +1,7 @@
-"""What is not possible as an argument is refused by its name: each parameter of each public function in turn."""
+"""What is not possible as an argument is refused by its name: each parameter of each public function in turn.
+
+Also covers secateur.errors and secateur.options.
+"""
 
 from __future__ import annotations
 

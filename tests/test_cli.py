@@ -1,4 +1,7 @@
-"""The command line: what it prints, writes and exits with."""
+"""The command line: what it prints, writes and exits with.
+
+Also covers secateur.cli_options.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Shrinking with weights that make up for the units removed, through the public interface alone."""
+"""Shrinking with weights that make up for the units removed, through the public interface alone.
+
+Also covers secateur.cutting.final_fit and secateur.cutting.added_biases.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from cases import CASES, Case, random_kept
 from random_networks import RandomArchitecture
 from secateur.errors import ArgumentError, DataError, PlanError
 from secateur.planning.plan import Plan
-from secateur.shrinking import Result
+from secateur.result import Result
 
 CHANGED = [name for name in CASES if name not in ("one_unit", "tied")]  # where a layer of its own sums units up
 

@@ -1,3 +1,5 @@
+"""Plugins of other packages."""
+
 import re
 import sys
 from functools import partial

@@ -1,3 +1,5 @@
+"""Tables and numbers as text."""
+
 from __future__ import annotations
 
 import pytest

@@ -5,12 +5,13 @@ from secateur.artifacts.safetensors import load
 from secateur.cutting.cut import cut
 from secateur.errors import SecateurError
 from secateur.options import Compensation
+from secateur.ordering import rank
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.saliency.criterion import criterion
 from secateur.saliency.interactions import interactions
 from secateur.saliency.score import score
-from secateur.shrinking import rank, shrink
+from secateur.shrinking import shrink
 from secateur.structure.units import Units, find_units
 
 __all__ = [

@@ -21,7 +21,7 @@ Returned = TypeVar("Returned")
 
 
 def describe(value: object) -> str:
-    """Return how an error names a value: numbers and texts themselves, anything else by its type.
+    """Return how an error names a value: a number or a text by itself, anything else by its type.
 
     >>> describe(1.5), describe(nn.Linear), describe([1, 2])
     ('1.5', 'the class Linear', 'list')
@@ -32,7 +32,7 @@ def describe(value: object) -> str:
 
 
 def checked_call(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Let a function refuse a call that does not fit its signature as everything else that Secateur refuses.
+    """Let a function refuse a call that does not fit its signature by a `CallError`.
 
     >>> checked_call(lambda x: x)(1, 2)
     Traceback (most recent call last):
@@ -41,8 +41,8 @@ def checked_call(function: Callable[Parameters, Returned]) -> Callable[Parameter
     signature = inspect.signature(function)
     name = function.__name__
     keywords = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    others = [p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    form = f"{name}({', '.join(others)})" + (f", by keyword: {', '.join(keywords)}" if keywords else "")
+    positional = [p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    form = f"{name}({', '.join(positional)})" + (f", by keyword: {', '.join(keywords)}" if keywords else "")
 
     @functools.wraps(function)
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
@@ -59,13 +59,13 @@ def require_instance(name: str, value: object, kind: type[Kind], expected: str) 
     """Return the value if it is an instance of a class.
 
     Args:
-        name: The argument's.
-        value: What was given.
+        name: The argument's name.
+        value: The argument.
         kind: The class.
-        expected: What the error says is possible.
+        expected: The text by which the error says what is possible.
 
     Raises:
-        ArgumentError: It is none.
+        ArgumentError: It is no instance.
 
     >>> require_instance("model", nn.Linear, nn.Module, "a torch.nn.Module")
     Traceback (most recent call last):
@@ -99,14 +99,14 @@ def require_whole(name: str, value: Any, least: int, expected: str, most: float 
     """Return the value as an int if it is a whole number within bounds.
 
     Args:
-        name: The argument's.
-        value: What was given; integers of NumPy are whole numbers, bools are none.
-        least: The least that is possible.
-        expected: What the error says is possible.
-        most: The most that is possible.
+        name: The argument's name.
+        value: The argument; integers of NumPy are whole numbers, bools are none.
+        least: The least possible value.
+        expected: The text by which the error says what is possible.
+        most: The largest possible value.
 
     Raises:
-        ArgumentError: It is none.
+        ArgumentError: It is no such number.
 
     >>> require_whole("rounds", 0, 1, "a number of rounds above 0")
     Traceback (most recent call last):
@@ -131,14 +131,14 @@ def require_number(name: str, value: Any, above: float, most: float, expected: s
     """Return the value as a float if it is a number within bounds.
 
     Args:
-        name: The argument's.
-        value: What was given; bools and NaN are no numbers.
-        above: What it has to be greater than.
-        most: The most that is possible.
-        expected: What the error says is possible.
+        name: The argument's name.
+        value: The argument; bools and NaN are no numbers.
+        above: The bound that it has to be greater than.
+        most: The largest possible value.
+        expected: The text by which the error says what is possible.
 
     Raises:
-        ArgumentError: It is none.
+        ArgumentError: It is no such number.
 
     >>> require_number("ridge", 1e300, 0, 1e6, "a number above 0, at most 1e6")
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""What commands share, those of other packages too: some options, and how JSON is printed."""
+"""Options of the commands, shared with those of other packages, and how JSON is printed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from secateur.reporting.paths import check_picture
 
 
 def _leave_stdout(context: typer.Context, as_json: bool) -> bool:
-    """Send what the user's own code prints to stderr, so that the JSON object stays alone on stdout."""
+    """Send all that the user's own code prints to stderr, so that the JSON object stays alone on stdout."""
     if as_json:
         context.with_resource(redirect_stdout(sys.stderr))
     return as_json
@@ -28,7 +28,74 @@ def _checked(path: Path | None) -> Path | None:
 
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else", callback=_leave_stdout)]
-Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="a picture, .png", callback=_checked)]
+PicturePath = Annotated[Path | None, typer.Option(metavar="FILE", help="a picture, .png", callback=_checked)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory, which returns the trained model")]
+Data = Annotated[
+    str, typer.Option(metavar="DATA", help="a .npz or .safetensors file with x and y, or package.module:loader")
+]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="cross_entropy, binary_cross_entropy or squared_error; left out for magnitude ..."
+    ),
+]
+Include = Annotated[
+    Literal["gated", "all"],
+    typer.Option(help="gated: units that go exactly as by a gate of zero; all: also those that a norm is taken over"),
+]
+MaxMemory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="held beside model and data: 500MB, 2GiB; a quarter of what is free")
+]
+Criterion = Annotated[
+    str | None,
+    typer.Option(
+        help="obs if left out, to score oracle; of a quadratic ranking ggn, with refresh hessian; of weights obd"
+    ),
+]
+Granularity = Annotated[
+    Literal["unit", "weight"], typer.Option(help="unit: neurons, channels, heads; weight: single weights, set to zero")
+]
+Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
+Out = Annotated[Path, typer.Option(metavar="FILE", help="where to write the small network, .safetensors")]
+Report = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="where to write a page on it with figures and tables, .html")
+]
+Bytes = Annotated[str | None, typer.Option(help="of the written file: 200kB, 64KiB, 1.5MB")]
+Params = Annotated[int | None, typer.Option(help="parameters left")]
+RemoveFraction = Annotated[float | None, typer.Option(help="share of all units to remove")]
+RemoveUnits = Annotated[int | None, typer.Option(help="units to remove")]
+MaxLossIncrease = Annotated[float | None, typer.Option(help="rise of the loss allowed")]
+MaxAccuracyDrop = Annotated[float | None, typer.Option(help="fall of the accuracy allowed; 0.01 is a point")]
+Scope = Annotated[
+    Literal["global", "set"], typer.Option(help="what remove-fraction is a share of: all units, or each set")
+]
+MinUnits = Annotated[int, typer.Option(help="units that each set keeps")]
+Protect = Annotated[list[str] | None, typer.Option(help="unit set to leave whole; may be repeated")]
+Ranking = Annotated[str, typer.Option(help="single, iterative or quadratic")]
+Validation = Annotated[str | None, typer.Option(metavar="DATA", help="where loss and accuracy are measured")]
+Shortlist = Annotated[
+    int | None,
+    typer.Option(help="iterative: units evaluated exactly at each step, after compensation; of the oracle by taylor1"),
+]
+Refresh = Annotated[
+    int | None,
+    typer.Option(help="removals after which a quadratic ranking begins again, or all weights are fitted again"),
+]
+Swaps = Annotated[
+    bool, typer.Option("--swaps", help="with the quadratic ranking: exchange units as long as that helps")
+]
+Retrain = Annotated[
+    str | None, typer.Option(metavar="package.module:function", help="with weights: trains the network it is given")
+]
+Rounds = Annotated[int, typer.Option(help="with weights: how often to score, remove and retrain")]
+NoCompensate = Annotated[bool, typer.Option("--no-compensate", help="leave all other weights as they are, bit by bit")]
+Ridge = Annotated[
+    float | None, typer.Option(help="how much the weights are held back in that; chosen on the data if left out")
+]
+Weighting = Annotated[str, typer.Option(help="ggn, or none: whether the loss's curvature weighs samples in that")]
+Recalibrate = Annotated[bool, typer.Option("--recalibrate", help="estimate BatchNorm's statistics again")]
+AddBias = Annotated[bool, typer.Option("--add-bias", help="give layers without a bias one, to make up with")]
+Seed = Annotated[int, typer.Option(help="of criteria that draw random numbers")]
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Everything Secateur refuses, in one tree.
+"""Errors: everything that Secateur refuses, in one tree.
 
     SecateurError
     ├── ModelError          the model: cannot be captured, holds NaN, has nothing to remove
@@ -20,43 +20,43 @@ Value = TypeVar("Value")
 
 
 class SecateurError(Exception):
-    """The root: catch this to catch everything that Secateur refuses."""
+    """The root of the tree, which catches everything that Secateur refuses."""
 
 
 class ModelError(SecateurError):
-    """The model cannot be captured, holds NaN, or has nothing to remove."""
+    """A model that cannot be captured, holds NaN, or has nothing to remove."""
 
 
 class DataError(SecateurError):
-    """The data or the loss is unusable."""
+    """Data or a loss that cannot be used."""
 
 
 class ArgumentError(SecateurError, ValueError):
-    """An argument is not one of those possible."""
+    """An argument that is not one of those possible."""
 
 
 class CallError(ArgumentError, TypeError):
-    """A call has an argument too many, lacks one, or names one that there is none of."""
+    """A call with an argument too many, without a required one, or with an unknown name."""
 
 
 class PlanError(ArgumentError):
-    """A plan does not fit the model it is applied to."""
+    """A plan that does not fit the model it is applied to."""
 
 
 class BudgetError(SecateurError):
-    """A budget cannot be met."""
+    """A budget that cannot be met."""
 
 
 class VerificationError(SecateurError):
-    """The cut network does not compute what the gated one does."""
+    """A cut network that does not compute what the gated one does."""
 
 
 class ArtifactError(SecateurError):
-    """A file cannot be written or read."""
+    """A file that cannot be written or read."""
 
 
 def choose(what: str, name: str, table: Mapping[str, Value], note: str = "") -> Value:
-    """The entry called `name`.
+    """Return the entry of a table that has a name.
 
     Raises:
         ArgumentError: There is none; the message lists those there are, and ends with the note.

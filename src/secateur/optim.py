@@ -23,7 +23,7 @@ Curvature = Callable[[], Iterable[Tensor]]
 
 
 class TaylorRoot(torch.optim.Optimizer):
-    """w ← w + lr·x, where x is the zero of E/P + g x + ½ h x² nearest to 0 (000 eq. 6 and 13), for each weight alone.
+    """The optimiser w ← w + lr·x, x the zero of E/P + g x + ½ h x² nearest to 0 (000 eq. 6, 13), for each weight alone.
 
     g = ∂E/∂w and h = ∂²E/∂w² of that weight. P is the number of weights that have a gradient, over all groups: each
     solves for its share of E, for together they would overshoot P-fold if each solved for all of it. With E' = E/P:
@@ -44,13 +44,13 @@ class TaylorRoot(torch.optim.Optimizer):
     a dozen passes over each parameter.
 
     Args:
-        params: Parameters or groups of them, as of any optimiser of PyTorch's; a group may have its own `lr` and
+        params: Parameters or groups of them, as for any optimiser of PyTorch's; a group may have its own `lr` and
             `max_step`.
         order: 1 or 2.
-        lr: Share of the step that is taken; 1 is the note's. At least 0.
-        curvature: For order 2: returns h, a tensor for each parameter in the order of `params`, of its shape. Called
+        lr: The share of the step that is taken, at least 0; 1 is the note's.
+        curvature: A function for order 2 that returns h, a tensor for each parameter, in their order and shapes. Called
             once per step, after the closure and at the same weights, with gradients enabled; it leaves `.grad` alone.
-        max_step: Largest |x|, in units of the weight; none by default.
+        max_step: The largest |x|, in units of the weight; none by default.
 
     Raises:
         ArgumentError: One of these is not possible.
@@ -103,10 +103,10 @@ class TaylorRoot(torch.optim.Optimizer):
         """Change the weights once.
 
         Args:
-            closure: Zeroes the gradients, computes the loss, calls `backward` and returns the loss.
+            closure: A function that zeroes the gradients, computes the loss, calls `backward` and returns the loss.
 
         Returns:
-            That loss, of before the step.
+            The loss before the step.
 
         Raises:
             ArgumentError: There is no closure, the loss is no finite number, a gradient is missing everywhere, sparse,
@@ -128,18 +128,18 @@ class TaylorRoot(torch.optim.Optimizer):
         return loss
 
     def _moving(self, curvatures: list[Tensor] | None) -> list[tuple[Tensor, Tensor, Tensor, dict[str, Any]]]:
-        """Each parameter that has a gradient, with g, h and its group.
+        """Return each parameter that has a gradient, with g, h and its group.
 
         Raises:
-            ArgumentError: As `step`.
+            ArgumentError: As for `step`.
         """
         owned = [(p, group) for group in self.param_groups for p in group["params"]]
-        given: list[Any] = [torch.zeros_like(p) for p, _ in owned] if curvatures is None else curvatures
-        if len(given) != len(owned):
-            raise ArgumentError(f"curvature: {len(given)} tensors for {len(owned)} parameters")
+        diagonals: list[Any] = [torch.zeros_like(p) for p, _ in owned] if curvatures is None else curvatures
+        if len(diagonals) != len(owned):
+            raise ArgumentError(f"curvature: {len(diagonals)} tensors for {len(owned)} parameters")
         moving = [
             (p, _checked(p.grad, p, f"gradient of parameter {i}"), _checked(h, p, f"curvature of parameter {i}"), group)
-            for i, ((p, group), h) in enumerate(zip(owned, given, strict=True))
+            for i, ((p, group), h) in enumerate(zip(owned, diagonals, strict=True))
             if p.grad is not None
         ]
         if not any(p.numel() for p, *_ in moving):
@@ -148,7 +148,7 @@ class TaylorRoot(torch.optim.Optimizer):
 
 
 def _checked(values: Any, p: Tensor, what: str) -> Tensor:
-    """The values as a dense tensor of the parameter's shape, in float64 where its device has it.
+    """Return the values as a dense tensor of the parameter's shape, in float64 where its device has it.
 
     Raises:
         ArgumentError: They are something else, or NaN.
@@ -167,20 +167,20 @@ def _checked(values: Any, p: Tensor, what: str) -> Tensor:
 def curvature_of(
     model: nn.Module, example_inputs: Any, loss: Any, kind: str = "ggn"
 ) -> Callable[[Any, Any], list[Tensor]]:
-    """∂²E/∂w² of every parameter as a function of inputs and targets: h for `TaylorRoot`.
+    """Return ∂²E/∂w² of every parameter as a function of inputs and targets: h for `TaylorRoot`.
 
     Args:
-        model: Captured once, here; its weights are those of each call.
+        model: The network, captured once by this call; its weights are those of each call.
         example_inputs: As for `secateur.find_units`.
         loss: As for `secateur.score`.
-        kind: "ggn", the Gauss-Newton matrix's diagonal, one backward pass for each output of a sample; "fisher", the
-            same in expectation, one backward pass; "hessian", exact, a pass for each neuron or weight.
+        kind: "ggn", the Gauss-Newton matrix's diagonal, one backward pass for each output of a sample; "fisher", that
+            diagonal in expectation, one backward pass; "hessian", exact, a pass for each neuron or weight.
 
     Returns:
-        A function that returns a tensor for each of `model.parameters()`, zero for those without part in the outputs.
+        A function that returns a tensor for each of `model.parameters()`, zero where the outputs do not depend on it.
 
     Raises:
-        ArgumentError: An unknown kind or loss, no model, no inputs.
+        ArgumentError: The kind or the loss is unknown, or the model or the inputs are none.
         ModelError: The model cannot be captured.
 
     >>> model, x, t = nn.Linear(2, 1), torch.tensor([[1.0, 3.0]]), torch.zeros(1, 1)
@@ -196,9 +196,9 @@ def curvature_of(
 
     @one_at_a_time
     def curvature(inputs: Any, targets: Any) -> list[Tensor]:
-        found = _KINDS[kind](WeightLoss(model, captured, [(inputs, targets)], function, next(seeds)))
+        diagonals = _KINDS[kind](WeightLoss(model, captured, [(inputs, targets)], function, next(seeds)))
         named = model.named_parameters()
-        return [found[name].to(p.dtype) if name in found else torch.zeros_like(p) for name, p in named]
+        return [diagonals[name].to(p.dtype) if name in diagonals else torch.zeros_like(p) for name, p in named]
 
     return curvature
 
@@ -211,7 +211,7 @@ _KINDS: dict[str, Callable[[WeightLoss], dict[str, Tensor]]] = {
 
 
 def _number(loss: Any) -> float:
-    """The loss as a number.
+    """Return the loss as a number.
 
     Raises:
         ArgumentError: It is none, or not finite.
@@ -226,11 +226,11 @@ def _number(loss: Any) -> float:
 
 
 def _nearest_zero(loss: float, g: Tensor, h: Tensor) -> Tensor:
-    """The x nearest to 0 where loss + g x + ½ h x² is 0, else turns; at h = 0 this is −loss / g."""
+    """Return the x nearest to 0 where loss + g x + ½ h x² is 0, else where it turns; at h = 0 it is −loss / g."""
     slope, reach = g.abs(), h.abs().sqrt() * (2**0.5 * abs(loss) ** 0.5)  # √|2hE'|: no square leaves the range
     turns = (h > 0) if loss > 0 else (h < 0)  # away from zero
     root = torch.where(turns, (slope - reach).sqrt() * (slope + reach).sqrt(), torch.hypot(slope, reach))
     half = slope / 2 + root / 2
     x = -loss / torch.where(g < 0, -half, half)
     x = torch.where(turns & (slope < reach), -g / h, x)
-    return torch.where((slope == 0) & (reach == 0), 0.0, x).nan_to_num()  # NaN: of 0/0 or ∞/∞, nothing to go by
+    return torch.where((slope == 0) & (reach == 0), 0.0, x).nan_to_num()  # NaN of 0/0 or ∞/∞ gives no direction

@@ -22,18 +22,18 @@ LARGEST_RIDGE = 1e6
 
 @dataclass(frozen=True)
 class Ranking:
-    """How an order of removals is made from saliencies.
+    """The settings by which saliencies make an order of removals.
 
     Attributes:
         criterion: The name of a criterion, or a criterion of the user's own; None for the ranking's own.
         ranking: "single", "iterative" or "quadratic".
         threshold: "mean" or "median": estimates above it are replaced by it.
-        shortlist: How many units are evaluated exactly at each step; None for all, with compensation for none.
-        refresh: After how many removals a parabola, or with compensation all weights, are made anew.
+        shortlist: The number of units evaluated exactly at each step; None for all, with compensation for none.
+        refresh: The number of removals after which the parabola, or with compensation all weights, are made anew.
         swaps: Whether a quadratic ranking exchanges units at its end.
 
     Raises:
-        ArgumentError: One of them is not possible, or is for another ranking.
+        ArgumentError: An option is not possible, or is for another ranking.
 
     >>> Ranking(ranking="quadratic", refresh=5).resolved(fitted=False).criterion
     'hessian'
@@ -59,9 +59,9 @@ class Ranking:
             raise ArgumentError("threshold: is for ranking='single' or 'iterative', where units are estimated apart")
 
     def resolved(self, fitted: bool, sized: bool = True) -> Ranking:
-        """Return it with the criterion filled in, if it fits what else is asked for.
+        """Return the ranking with the criterion filled in, if it fits the compensation and the budget.
 
-        A parabola that has to last is that of Gauss and Newton, which has no direction downwards; a parabola that is
+        A parabola that has to last is made of the Gauss-Newton matrix, which has no direction downwards; one that is
         made anew after a few removals may be exact.
 
         Args:
@@ -72,10 +72,10 @@ class Ranking:
             ArgumentError: An option has no meaning there.
         """
         if self.ranking == "quadratic":
-            own = "ggn" if self.refresh is None else "hessian"
+            default = "ggn" if self.refresh is None else "hessian"
         else:
-            own = "obs" if fitted else "oracle"
-        complete = self if self.criterion is not None else replace(self, criterion=own)
+            default = "obs" if fitted else "oracle"
+        complete = self if self.criterion is not None else replace(self, criterion=default)
         complete._check_quadratic(sized)
         complete._check_refresh(fitted)
         complete._check_shortlist(fitted)
@@ -116,7 +116,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Compensation:
-    """How the weights that stay are fitted to make up for removed units (design section 7).
+    """The settings by which the weights that stay are fitted to make up for removed units (design section 7).
 
     W ← (ÃᵀÃ/N + λI)⁻¹ (ÃᵀZ/N + λW), layer after layer: Ã is what the shrunk network delivers to a layer, Z what the
     layer gave in the original. No gradient step.
@@ -124,13 +124,14 @@ class Compensation:
     Attributes:
         ridge: λ relative to the mean square of a layer's inputs, above 0 and at most 1e6; None to choose it on every
             fifth sample.
-        weighting: "ggn": samples count by the loss's curvature in the last layers, and units by it in all; "none".
+        weighting: "ggn", by which samples count by the loss's curvature in the last layers, and units by it in all
+            layers; or "none".
         recalibrate: Whether BatchNorm's statistics are estimated again on the data.
         add_bias: Whether layers that sum units up and have no bias get one.
         fit: Whether weights are fitted at all; False, with `recalibrate`, for BatchNorm's statistics alone.
 
     Raises:
-        ArgumentError: One of them is not possible, or has no meaning without a fit.
+        ArgumentError: A setting is not possible, or has no meaning without a fit.
 
     >>> Compensation(ridge=1e-3).to_json()
     {'ridge': 0.001}
@@ -176,21 +177,21 @@ def compensation_of(compensate: Any, **options: Any) -> Compensation | None:
 
     Args:
         compensate: A bool or a `Compensation`.
-        **options: Fields of it, as loose keywords.
+        **options: Fields of a `Compensation`, as loose keywords.
 
     Raises:
-        ArgumentError: It is neither, an option is given twice, or has no meaning without compensation.
+        ArgumentError: `compensate` is neither, or an option is given twice, or has no meaning without compensation.
     """
-    given = {name: value for name, value in options.items() if value != getattr(Compensation, name)}
+    changed = {name: value for name, value in options.items() if value != getattr(Compensation, name)}
     if isinstance(compensate, Compensation):
-        if given:
-            raise ArgumentError(f"{', '.join(given)}: already in compensate={compensate!r}; give it in one place")
+        if changed:
+            raise ArgumentError(f"{', '.join(changed)}: already in compensate={compensate!r}; give it in one place")
         return compensate
     if not isinstance(compensate, bool):
         raise ArgumentError(
             f"compensate: expected True, False or secateur.Compensation(...), got {type(compensate).__name__}"
         )
-    return Compensation(fit=compensate, **given) if compensate or given else None
+    return Compensation(fit=compensate, **changed) if compensate or changed else None
 
 
 def _choose(what: str, name: Any, names: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What other packages add to Secateur, found by their entry points."""
+"""Plugins: criteria and rules that other packages add to Secateur, found by their entry points."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FAILURES: dict[str, list[str]] = {}  # by group of entry points; a group is the
 
 
 def load_plugins(group: str, is_registered: Callable[[Any], bool]) -> list[str]:
-    """Load what the installed packages have under a group of entry points, once.
+    """Load, once, what the installed packages offer under a group of entry points.
 
     An entry point names a module, which registers something when it is imported, or a function that registers itself
-    by its decorator. One that fails is warned of and takes no other down.
+    by its decorator. An entry point that fails is warned of, and the others are loaded.
 
     Args:
         group: The entry points' group.

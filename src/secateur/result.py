@@ -1,4 +1,4 @@
-"""What shrinking gives: the smaller network, how it came about and what it costs."""
+"""The result of shrinking: the smaller network, how it came about and what it costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secateur.reporting.paths import check_page
 
 
 class Row(NamedTuple):
-    """One step of the trade-off; loss and accuracy None where not measured."""
+    """One step of the trade-off; loss and accuracy are None where they were not measured."""
 
     removed: int
     loss: float | None
@@ -32,11 +32,11 @@ class Result:
 
     Attributes:
         model: The smaller network; without single weights one of the same sizes, these zero and frozen.
-        plan: What was removed; `secateur.cut(original, plan)` makes the same network again, with
-            ``compensate=data, loss=loss`` where weights made up for it. Of weights their masks.
+        plan: The removals; `secateur.cut(original, plan)` makes the same network again, with
+            ``compensate=data, loss=loss`` where weights made up for them. For single weights, their masks.
         curve: One row per step of the plan.
         before: Sizes, loss and accuracy of the original; `before.bytes` is its file's size with the same metadata.
-        after: The same of the smaller network; `after.bytes` is the written file's size.
+        after: Sizes, loss and accuracy of the smaller network; `after.bytes` is the written file's size.
         max_difference: The largest difference between its outputs and those of the gated original; where weights were
             trained, those of the original's graph with its weights and the masks.
         captured: The submodules of `model` whose own code cannot compute with the sizes left, and that compute by
@@ -52,7 +52,7 @@ class Result:
     captured: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the network and its plan as .safetensors, whole or not at all; returns the bytes.
+        """Write the network and its plan as .safetensors, whole or not at all, and return the number of bytes.
 
         Raises:
             ArgumentError: The path ends in something else.
@@ -67,22 +67,22 @@ class Result:
         """Write what happened as one .html file that needs nothing else, whole or not at all.
 
         Args:
-            path: Where to write it; ends in .html or .htm.
+            path: The file to write; ends in .html or .htm.
 
         Raises:
             ArgumentError: The path ends in something else.
             ArtifactError: It cannot be written.
         """
-        from secateur.reporting.page import write  # matplotlib is slow to import, and only pages need it
+        from secateur.reporting.page import write_page  # matplotlib is slow to import, and only pages need it
         from secateur.reporting.result_page import result_page
 
         check_page(path)
-        write(result_page(self.plan, self.before, self.after, self.max_difference, self._form()), path)
+        write_page(result_page(self.plan, self.before, self.after, self.max_difference, self._form()), path)
 
     def __str__(self) -> str:
         sizes = f"before  {self.before}\nafter   {self.after}"
-        two = "cut and gated" if isinstance(self.plan, Plan) else "it and the graph with masked weights"
-        return f"{self.plan}\n\n{sizes}\n{two} differ by {self.max_difference:.1e}\n{self._form()}"
+        compared = "cut and gated" if isinstance(self.plan, Plan) else "it and the graph with masked weights"
+        return f"{self.plan}\n\n{sizes}\n{compared} differ by {self.max_difference:.1e}\n{self._form()}"
 
     def _form(self) -> str:
         if not self.captured:

@@ -13,7 +13,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "m
 
 
 def parse_bytes(size: int | str, name: str = "bytes") -> int:
-    """A number of bytes from 1500 or "1.5 kB", "64 KiB", "2 MB".
+    """Return a number of bytes from 1500 or "1.5 kB", "64 KiB", "2 MB".
 
     Raises:
         ArgumentError: It is not such a size.
@@ -31,7 +31,7 @@ def parse_bytes(size: int | str, name: str = "bytes") -> int:
 
 
 def format_bytes(size: int) -> str:
-    """Bytes for people, in powers of ten.
+    """Return a number of bytes as people read it, in powers of ten.
 
     >>> format_bytes(318_040)
     '318.0 kB'
@@ -49,13 +49,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     from rich.text import Text
 
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    laid_out = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         numeric = bool(cells) and bool(re.match(r"[-+.]?\d", next((row[i] for row in cells if row[i]), "")))
-        made.add_column(Text(column), justify="right" if numeric else "left", no_wrap=True)
+        laid_out.add_column(Text(column), justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
-        made.add_row(*map(Text, row))
+        laid_out.add_row(*map(Text, row))
     out = io.StringIO()
-    Console(file=out, width=10_000, color_system=None).print(made)
+    Console(file=out, width=10_000, color_system=None).print(laid_out)
     lines = [line.rstrip() for line in out.getvalue().rstrip().splitlines()]
     return "\n".join([*([] if title is None else [title]), *lines])  # a table's own title would wrap at its width

@@ -1,4 +1,4 @@
-"""Optimal Brain Damage's loop (note 004): score, set the least salient weights to zero, train, repeat."""
+"""The loop of Optimal Brain Damage (note 004): score, set the least salient weights to zero, train, repeat."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from secateur.structure.units import Units
 
 Retrain = Callable[[nn.Module], object]
 OnRound = Callable[[int, int], None]  # rounds made, rounds there are
-POINTS = 20  # measured on the way where nothing is trained in between
+POINTS = 20  # that are measured on the way where nothing is trained in between
 
 
 @dataclass(frozen=True)
 class Loop:
-    """How often weights are removed, and what trains the network in between (note 004's loop).
+    """The number of rounds, and the function that trains the network in between (note 004's loop).
 
     Attributes:
-        rounds: How often.
-        retrain: Called with the network after each round; None for no training.
+        rounds: The number of rounds.
+        retrain: A function that is called with the network after each round; None for no training.
 
     Raises:
         ArgumentError: `rounds` is no number, or `retrain` no function.
@@ -57,22 +57,22 @@ class Loop:
             raise ArgumentError(f"retrain: expected a function of the model, got {self.retrain!r}")
 
     def refuse_for_units(self) -> None:
-        """Refuse what has no meaning where whole units are removed.
+        """Refuse settings that have no meaning where whole units are removed.
 
         Raises:
-            ArgumentError: It is not the default.
+            ArgumentError: A setting is not the default.
         """
-        for name, given in (("retrain", self.retrain is not None), ("rounds", self.rounds != 1)):
-            if given:
+        for name, changed in (("retrain", self.retrain is not None), ("rounds", self.rounds != 1)):
+            if changed:
                 raise ArgumentError(f"{name}: has no meaning with granularity='unit'")
 
 
 def shrink_weights(
     question: Question, criterion: Criterion, loop: Loop, budget: Budget, on_round: OnRound
 ) -> tuple[nn.Module, WeightPlan, float]:
-    """Return a copy of the model without weights, which weights these are, and how far it is from the masked graph.
+    """Return a copy of the model with weights removed, the plan, and how far the copy is from the masked graph.
 
-    `secateur.shrink` with ``granularity="weight"``.
+    This is `secateur.shrink` with ``granularity="weight"``.
 
     Raises:
         ModelError: The model cannot be copied, or training leaves weights that are not finite.
@@ -99,26 +99,26 @@ def shrink_weights(
 
 
 class WeightLoop:
-    """A network between two rounds of removing single weights. Changed in place: give a copy.
+    """A network between two rounds of removing single weights; it is changed in place.
 
     Args:
         weights: E as a function of the network's weights, on the data to score by.
-        measured: The same on the data to measure loss and accuracy by.
-        units: The network's.
-        found: The criterion.
-        budget: What must hold at the end; each parameter counts as a unit set, each weight as a unit.
-        retrain: Called with the network after each round; None for no training.
+        judge: E as a function of the same weights, on the data to measure loss and accuracy by.
+        units: The network's units.
+        criterion: Computes the saliencies.
+        budget: The bounds that must hold at the end; each parameter counts as a unit set, each weight as a unit.
+        retrain: A function that is called with the network after each round; None for no training.
 
     Raises:
         ArgumentError: The budget bounds what cannot be measured, or protects what is no parameter.
     """
 
     def __init__(
-        self, weights: WeightLoss, measured: WeightLoss, units: Units, found: Criterion, budget: Budget,
+        self, weights: WeightLoss, judge: WeightLoss, units: Units, criterion: Criterion, budget: Budget,
         retrain: Retrain | None,
     ) -> None:  # fmt: skip
-        self.weights, self.measured, self.units = weights, measured, units
-        self.found, self.budget, self.retrain = found, budget, retrain
+        self.weights, self.judge, self.units = weights, judge, units
+        self.criterion, self.budget, self.retrain = criterion, budget, retrain
         self.network, self.params = weights.model, units.params({})
         self.sizes = {name: u.numel() for name, u in weights.present().items()}
         self.limits = budget.removable(self.sizes)
@@ -128,16 +128,16 @@ class WeightLoop:
         self.start = self._state()
         check_start(self.start.loss)
         budget.check_measured(self.start)
-        budget.check_resolution(0 if self.start.accuracy is None else measured.predictions())
+        budget.check_resolution(0 if self.start.accuracy is None else judge.predictions())
 
     def run(self, rounds: int, on_round: OnRound) -> WeightPlan:
-        """Remove weights so many times, and say which.
+        """Remove weights in so many rounds, and return which.
 
         With a size or a minimum in the budget the weights left fall by the same share in each round, to the least
         removal that satisfies it; with a bound of quality alone each round removes as much as that allows.
 
         Raises:
-            BudgetError: The budget cannot be met; says how far one can get.
+            BudgetError: The budget cannot be met; the message says how far one can get.
         """
         for n in range(1, rounds + 1):
             if not (self._shrink(n, rounds) if self.budget.least else self._shrink_while_good(n, rounds)):
@@ -148,19 +148,19 @@ class WeightLoop:
         if self.budget.least and not self._holds(self.steps[-1]):
             raise self._unmet()
         return WeightPlan(
-            self._masks(), self.start, tuple(self.steps), self.units.captured.spec, self.found.name, rounds
+            self._masks(), self.start, tuple(self.steps), self.units.captured.spec, self.criterion.name, rounds
         )
 
     def _shrink(self, number: int, rounds: int) -> bool:
-        """One round of those that lead to a size."""
-        removals, left = self._removals(), int(self.kept.sum())
+        """Make a round of those that lead to a size, and return True: another one may follow."""
+        removals, present = self._removals(), int(self.kept.sum())
         needed = self._needed(removals)
-        share = ((left - needed) / left) ** (1 / (rounds - number + 1))
-        self._remove(removals, needed if number == rounds else round(left * (1 - share)), number, POINTS // rounds)
+        share = ((present - needed) / present) ** (1 / (rounds - number + 1))
+        self._remove(removals, needed if number == rounds else round(present * (1 - share)), number, POINTS // rounds)
         return True
 
     def _shrink_while_good(self, number: int, rounds: int) -> bool:
-        """One round of those that each go as far as quality allows; undone and the last if training does harm."""
+        """Make a round that goes as far as quality allows; undo it, and return False, if training does harm."""
         kept, steps = self.kept, len(self.steps)
         tensors = {name: tensor.detach().clone() for name, tensor in named_tensors(self.network).items()}
         removals = self._removals()
@@ -176,23 +176,23 @@ class WeightLoop:
         return False
 
     def _remove(self, removals: WeightOrder, n: int, number: int, points: int) -> None:
-        """Make and measure n removals, some at a time if nothing is trained in between."""
-        several = 1 if self.retrain else max(1, min(n, points))
-        for last, here in pairwise(n * i // several for i in range(several + 1)):
-            self._put(removals, here)
+        """Make and measure n removals, at several points if nothing is trained in between."""
+        count = 1 if self.retrain else max(1, min(n, points))
+        for last, point in pairwise(n * i // count for i in range(count + 1)):
+            self._put(removals, point)
             self._train()
-            rise = removals.predicted(here) - removals.predicted(last)
+            rise = removals.predicted(point) - removals.predicted(last)
             step = WeightStep(
                 **vars(self._state()),
                 round=number,
                 removed=self._removed(),
-                predicted=rise if self.found.in_loss_units and math.isfinite(rise) else None,
+                predicted=rise if self.criterion.in_loss_units and math.isfinite(rise) else None,
                 trained=self.retrain is not None,
             )
             self.steps.append(step)
 
     def _train(self) -> None:
-        """Call `retrain`; removed weights are zero afterwards, modes and what asks for gradients as before.
+        """Call `retrain`; removed weights are zero afterwards, modes and gradients asked for are as before.
 
         Raises:
             ModelError: It leaves weights that are not finite.
@@ -200,7 +200,7 @@ class WeightLoop:
         if self.retrain is None:
             return
         modes = [(module, module.training) for module in self.network.modules()]
-        asking = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
+        requires = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
         freeze(self.network, self._masks())
         with torch.enable_grad():
             self.retrain(self.network)
@@ -211,22 +211,22 @@ class WeightLoop:
             raise ModelError(f"after retrain: {error}") from error
         for module, mode in modes:
             module.training = mode
-        for parameter, asks in asking:
-            parameter.requires_grad_(asks)
+        for parameter, required in requires:
+            parameter.requires_grad_(required)
 
     def _removals(self) -> WeightOrder:
         gone = self._gone()
         limits = torch.tensor([limit - gone[name] for name, limit in self.limits.items()]).to(self.sets.device)
-        if self.found.saliency is obs:  # which changes the weights that are left
+        if self.criterion.saliency is obs:  # which changes the weights that are left
             return SurgeonWeightOrder(WeightSurgeon(self.weights, self.kept), self.sets, limits)
-        saliency = torch.cat([one.flatten() for one in saliencies_of(self.found, self.weights).values()])
+        saliency = torch.cat([values.flatten() for values in saliencies_of(self.criterion, self.weights).values()])
         return FixedWeightOrder(saliency, self.weights.flat(), self.kept, self.sets, limits)
 
     def _needed(self, removals: WeightOrder) -> int:
-        """The fewest further removals that satisfy what the budget asks for beside quality.
+        """Return the fewest further removals that satisfy what the budget asks for beside quality.
 
         Raises:
-            BudgetError: None do.
+            BudgetError: No number of removals does.
         """
         sizes = replace(self.budget, max_loss_increase=None, max_accuracy_drop=None)
 
@@ -235,13 +235,13 @@ class WeightLoop:
             return sizes.holds(self.start, self._sizes(), self._gone(), self.sizes)
 
         points = sorted({len(removals) >> i for i in range(len(removals).bit_length() + 1)})
-        for last, here in pairwise([-1, *points]):  # few first: the more were made, the longer the next one takes
-            if holds(here):
-                return _bisect(holds, last, here)
+        for last, point in pairwise([-1, *points]):  # few first: the more were made, the longer the next one takes
+            if holds(point):
+                return _bisect(holds, last, point)
         raise sizes.unmet(self._removed(), len(self.kept), self._sizes())
 
     def _allowed(self, removals: WeightOrder) -> int:
-        """The most further removals that quality allows: of points on the way the last good one, and up to the next."""
+        """Return the most further removals that quality allows: from the last good point on the way up to the next."""
 
         def bad(n: int) -> bool:
             self._put(removals, n)
@@ -257,7 +257,7 @@ class WeightLoop:
         return self.budget.holds(self.start, state, self._gone(), self.sizes)
 
     def _put(self, removals: WeightOrder, n: int) -> None:
-        """Make the first n removals, from what was there before all of them."""
+        """Make the first n removals, from the weights before all of them."""
         self.kept = removals.kept.clone()
         self.kept[removals.gone(n)] = False
         self.weights.put(removals.after(n))
@@ -272,7 +272,7 @@ class WeightLoop:
         return Counter({name: int((~mask).sum()) for name, mask in self.weights.split(self.kept).items()})
 
     def _state(self) -> State:
-        loss, accuracy = self.measured.measure()
+        loss, accuracy = self.judge.measure()
         return replace(self._sizes(), loss=loss, accuracy=accuracy)
 
     def _sizes(self) -> State:
@@ -280,14 +280,14 @@ class WeightLoop:
         return State(None, None, self.params - self._removed(), written, self.units.macs({}))
 
     def _unmet(self) -> BudgetError:
-        """The error that says how many weights could go with the quality asked for."""
+        """Return the error that says how many weights could go with the quality asked for."""
         quality = replace(self.budget, bytes=None, params=None, remove_fraction=0.0, remove_units=None, scope="global")
-        good = [here for here in (self.start, *self.steps) if quality.holds(self.start, here, {}, self.sizes)][-1]
+        good = [state for state in (self.start, *self.steps) if quality.holds(self.start, state, {}, self.sizes)][-1]
         return self.budget.unmet(getattr(good, "removed", 0), len(self.kept), good)
 
 
 def _bisect(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The least number above `low` that holds, given that `high` does and that those above it do."""
+    """Return the least number above `low` that holds, where `high` does and all numbers above it do."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from secateur.artifacts.measure import Sizes
-from secateur.reporting.plots import STYLES, plain, write
+from secateur.reporting.plots import STYLES, plain, write_picture
 from secateur.result import Result
 from secateur.text import format_bytes, table
 from secateur_experiments.curves import TENTHS, Curve, units_of
@@ -140,7 +140,7 @@ def degradation(
     figure.suptitle(title, fontweight="bold")
     lines, names = grid[0][0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False)
-    write(figure, path)
+    write_picture(figure, path)
 
 
 def _draw(panel: Axes, curves: Mapping[str, Curve], criteria: Sequence[str], what: What) -> None:

@@ -1,3 +1,5 @@
+"""Sizes of networks."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The written file: content, size, loading, refusals."""
+
 from __future__ import annotations
 
 import errno

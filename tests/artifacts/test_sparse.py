@@ -1,3 +1,5 @@
+"""Files without removed weights."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,7 @@
-"""Modules whose forward computes with whole numbers that are no size of a parameter."""
+"""Modules whose forward computes with whole numbers that are no size of a parameter.
+
+Also covers secateur.cutting.captured_forward.
+"""
 
 from __future__ import annotations
 

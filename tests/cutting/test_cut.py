@@ -1,3 +1,5 @@
+"""The cut from a plan to the smaller network."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""Attributes of PyTorch's modules after a cut."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 import secateur as sc
 from cases import First, Kept, randomise
 from secateur.cutting.module_attributes import update_attributes
-from secateur.cutting.slices import sliced_copy, survivors
+from secateur.cutting.slices import keep_mask_of, sliced_copy
 from secateur.cutting.verify import exact_truth, truth
 from secateur.reference import RandomNetwork
 from secateur.structure.inputs import as_call
@@ -206,9 +208,9 @@ def resized(example: Example) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     model, x = randomise(example.model().double().eval()), example.input()
     units, call = sc.find_units(model, x, "all"), as_call(x)
-    left = survivors(units, example.kept)
-    small = sliced_copy(model, units, left)
-    update_attributes(small, units.net, left)
+    keep_mask = keep_mask_of(units, example.kept)
+    small = sliced_copy(model, units, keep_mask)
+    update_attributes(small, units.net, keep_mask)
     for made in (truth, exact_truth):
         expected = made(model, units, example.kept, call)
         assert expected.outputs.abs().max() > 0.01

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.cutting.probe_weights import holding, trial_weights
+from secateur.cutting.probe_weights import holding, probe_weights
 
 
 class Several(nn.Module):
@@ -32,7 +32,7 @@ def own(model: nn.Module) -> dict[str, Tensor]:
 
 def test_there_is_one_for_every_parameter_and_buffer_in_float64() -> None:
     model = several()
-    before, found = own(model), trial_weights(model)
+    before, found = own(model), probe_weights(model)
     assert found.keys() == before.keys()
     assert "again.weight" not in found
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
@@ -46,7 +46,7 @@ def test_there_is_one_for_every_parameter_and_buffer_in_float64() -> None:
 @pytest.mark.parametrize("name", ["layer.weight", "layer.bias", "norm.weight", "norm.running_var", "alone"])
 def test_signs_and_sizes_stay_and_values_change(name: str) -> None:
     model = several()
-    ratio = trial_weights(model)[name] / own(model)[name].double()
+    ratio = probe_weights(model)[name] / own(model)[name].double()
     assert 0.5 <= ratio.min()
     assert ratio.max() <= 1.5
     assert bool((ratio != 1).all())
@@ -59,7 +59,7 @@ def test_signs_and_sizes_stay_and_values_change(name: str) -> None:
 def test_parameters_of_zero_become_small_numbers(name: str, inputs: int) -> None:
     model = several()
     nn.init.zeros_(model.get_parameter(name))
-    found = trial_weights(model)[name]
+    found = probe_weights(model)[name]
     assert bool((found != 0).all())
     assert found.abs().max() <= 0.5 / inputs**0.5
     assert found.abs().max() >= 0.4 / inputs**0.5
@@ -71,13 +71,13 @@ def test_single_zeros_are_replaced_alone() -> None:
     model = several()
     with torch.no_grad():
         model.layer.weight[3, 4] = 0
-    ratio = trial_weights(model)["layer.weight"] / model.layer.weight.detach().double()
+    ratio = probe_weights(model)["layer.weight"] / model.layer.weight.detach().double()
     assert (~ratio.isfinite()).nonzero().tolist() == [[3, 4]]
 
 
 def test_buffers_of_zero_whole_numbers_and_infinities_stay() -> None:
     model = several()
-    found = trial_weights(model)
+    found = probe_weights(model)
     for name in ("norm.running_mean", "whole", "mask", "masked"):
         assert found[name].tolist() == model.get_buffer(name).tolist()
 
@@ -86,14 +86,14 @@ def test_buffers_of_zero_whole_numbers_and_infinities_stay() -> None:
 def test_what_holds_nothing_does_so_still(shape: tuple[int, ...]) -> None:
     model = several()
     model.empty, model.none = nn.Parameter(torch.zeros(shape)), nn.Buffer(torch.zeros(shape))
-    assert [tuple(trial_weights(model)[name].shape) for name in ("empty", "none")] == [shape, shape]
+    assert [tuple(probe_weights(model)[name].shape) for name in ("empty", "none")] == [shape, shape]
 
 
 def test_the_same_model_gets_the_same_ones_and_keeps_its_own() -> None:
     model = several()
     before = {name: tensor.clone() for name, tensor in own(model).items()}
     state = torch.get_rng_state()
-    first, second = trial_weights(model), trial_weights(model)
+    first, second = probe_weights(model), probe_weights(model)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(before[name], tensor) for name, tensor in own(model).items())
     assert torch.equal(torch.get_rng_state(), state)
@@ -103,7 +103,7 @@ def test_a_model_holds_other_values_for_a_while() -> None:
     model = several()
     objects, before = list(model.parameters()), {name: tensor.clone() for name, tensor in own(model).items()}
     storages = {name: tensor.data_ptr() for name, tensor in own(model).items()}
-    values = trial_weights(model)
+    values = probe_weights(model)
     with holding(model, values):
         assert [id(one) for one in model.parameters()] == [id(one) for one in objects]
         assert all(torch.equal(values[name], tensor) for name, tensor in own(model).items())
@@ -119,7 +119,7 @@ def test_a_model_holds_other_values_for_a_while() -> None:
 def test_it_has_its_own_again_after_an_error() -> None:
     model = several()
     before = {name: tensor.clone() for name, tensor in own(model).items()}
-    with pytest.raises(ValueError, match="inside"), holding(model, trial_weights(model)):
+    with pytest.raises(ValueError, match="inside"), holding(model, probe_weights(model)):
         raise ValueError("inside")
     assert all(torch.equal(before[name], tensor) for name, tensor in own(model).items())
 

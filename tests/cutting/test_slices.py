@@ -1,3 +1,5 @@
+"""Keep masks, gates and sliced copies."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from cases import CASES, Kept, random_kept
-from secateur.cutting.slices import gates, sliced_copy, survivors
+from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
 from secateur.errors import ModelError, PlanError
 from secateur.reference import RandomNetwork
 
@@ -40,7 +42,7 @@ def test_every_tensor_is_the_old_one_without_the_removed_units_slices(seed: int,
     network = RandomNetwork(seed).double()
     units = sc.find_units(network, network.sample(3))
     kept = random_kept(units, choice)
-    small = sliced_copy(network, units, survivors(units, kept))
+    small = sliced_copy(network, units, keep_mask_of(units, kept))
     assert [name for name, _ in tensors(small)] == [name for name, _ in tensors(network)]
     for (name, old), (_, new) in zip(tensors(network), tensors(small), strict=True):
         for dim in range(old.ndim):
@@ -53,7 +55,7 @@ def test_every_tensor_is_the_old_one_without_the_removed_units_slices(seed: int,
 def test_slices_of_a_known_network_are_these() -> None:
     case = CASES["branches"]()
     units = sc.find_units(case.model, case.x)
-    small = sliced_copy(case.model, units, survivors(units, {"left": (1, 4), "right": (0, 2, 3)}))
+    small = sliced_copy(case.model, units, keep_mask_of(units, {"left": (1, 4), "right": (0, 2, 3)}))
     old, new = dict(tensors(case.model)), dict(tensors(small))
     left, right = torch.tensor([1, 4]), torch.tensor([0, 2, 3])
     consumed = torch.tensor([1, 4, 6, 8, 9, 11, 14])  # left, right, left again
@@ -78,7 +80,7 @@ def test_the_copy_shares_no_storage_and_views_nothing(name: str) -> None:
     case = CASES[name]()
     units = sc.find_units(case.model, case.x)
     for kept in (random_kept(units, 0), {}):
-        small = sliced_copy(case.model, units, survivors(units, kept))
+        small = sliced_copy(case.model, units, keep_mask_of(units, kept))
         old = {tensor.untyped_storage().data_ptr() for _, tensor in tensors(case.model)}
         for _, tensor in tensors(small):
             assert tensor.untyped_storage().data_ptr() not in old
@@ -89,7 +91,7 @@ def test_the_copy_shares_no_storage_and_views_nothing(name: str) -> None:
 def test_sets_left_out_of_a_plan_keep_all() -> None:
     case = CASES["two_hidden"]()
     units = sc.find_units(case.model, case.x)
-    small = sliced_copy(case.model, units, survivors(units, {"2": (3, 0)}))
+    small = sliced_copy(case.model, units, keep_mask_of(units, {"2": (3, 0)}))
     assert torch.equal(small[0].weight, case.model[0].weight)  # type: ignore[index]
     assert torch.equal(small[2].weight, case.model[2].weight[[0, 3]])  # type: ignore[index]
     assert torch.equal(small[4].weight, case.model[4].weight[:, [0, 3]])  # type: ignore[index]
@@ -102,23 +104,25 @@ def test_gates_are_one_for_what_is_kept() -> None:
     assert g.dtype == torch.float64
 
 
-def test_survivors_are_by_axis_and_only_of_the_sets_named() -> None:
+def test_keep_masks_are_by_axis_and_only_of_the_sets_named() -> None:
     case = CASES["two_hidden"]()
     units = sc.find_units(case.model, case.x)
-    left = survivors(units, {"2": (3, 0)})
-    assert {axis: mask.tolist() for axis, mask in left.masks.items()} == {units["2"].axis: [True, False, False, True]}
-    assert [left.count(s.axis) for s in units] == [6, 2]
-    assert [left.indices(s.axis).tolist() for s in units] == [[0, 1, 2, 3, 4, 5], [0, 3]]
+    keep_mask = keep_mask_of(units, {"2": (3, 0)})
+    assert {axis: mask.tolist() for axis, mask in keep_mask.masks.items()} == {
+        units["2"].axis: [True, False, False, True]
+    }
+    assert [keep_mask.count(s.axis) for s in units] == [6, 2]
+    assert [keep_mask.indices(s.axis).tolist() for s in units] == [[0, 1, 2, 3, 4, 5], [0, 3]]
 
 
-def test_survivors_of_an_axis_that_holds_units_many_times() -> None:
+def test_the_keep_mask_of_an_axis_that_holds_units_many_times() -> None:
     case = CASES["flattened_units"]()
     units = sc.find_units(case.model, case.x)
     consumed = units.axes["3.weight"][1]
-    left = survivors(units, {"0": (0, 3)})
-    assert left.count(consumed) == 6
-    assert left.indices(consumed).tolist() == [0, 3, 4, 7, 8, 11]
-    assert [left.before(consumed, i) for i in (0, 1, 4, 7, 12)] == [0, 1, 2, 3, 6]
+    keep_mask = keep_mask_of(units, {"0": (0, 3)})
+    assert keep_mask.count(consumed) == 6
+    assert keep_mask.indices(consumed).tolist() == [0, 3, 4, 7, 8, 11]
+    assert [keep_mask.before(consumed, i) for i in (0, 1, 4, 7, 12)] == [0, 1, 2, 3, 6]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_survivors_of_an_axis_that_holds_units_many_times() -> None:
 def test_a_plan_of_another_model_is_refused(kept: Kept, text: str) -> None:
     case = CASES["two_hidden"]()
     units = sc.find_units(case.model, case.x)
-    for refused in (survivors, partial(gates, case.model)):
+    for refused in (keep_mask_of, partial(gates, case.model)):
         with pytest.raises(PlanError) as caught:
             refused(units, kept)
         assert str(caught.value) == text
@@ -150,5 +154,5 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
     units = sc.find_units(case.model, case.x)
     case.model.handle = Handle()  # type: ignore[assignment]
     with pytest.raises(ModelError) as caught:
-        sliced_copy(case.model, units, survivors(units, {"0": (0,)}))
+        sliced_copy(case.model, units, keep_mask_of(units, {"0": (0,)}))
     assert str(caught.value) == "Sequential cannot be copied (TypeError: cannot copy a handle)"

@@ -1,3 +1,5 @@
+"""The proof of a cut: wrong networks are found, right ones are not refused."""
+
 from __future__ import annotations
 
 import copy
@@ -12,8 +14,8 @@ import secateur as sc
 from cases import CASES, Kept
 from rounding import assert_close_ulps
 from secateur.cutting.module_attributes import update_attributes
-from secateur.cutting.probe_weights import trial_weights
-from secateur.cutting.slices import sliced_copy, survivors
+from secateur.cutting.probe_weights import probe_weights
+from secateur.cutting.slices import keep_mask_of, sliced_copy
 from secateur.cutting.verify import Truth, exact_truth, truth
 from secateur.errors import ModelError, VerificationError
 from secateur.structure.axis import Axis
@@ -42,9 +44,9 @@ def shifting(monkeypatch: pytest.MonkeyPatch, which: int | None, change: Callabl
     """Change the mask of one slice, or of all; returns where it counts the masks that remove something."""
     count = [0]
 
-    def wrong(left: KeepMask, axis: Axis) -> Tensor:
+    def wrong(keep_mask: KeepMask, axis: Axis) -> Tensor:
         count[0] += 1
-        mask = left.mask(axis)
+        mask = keep_mask.mask(axis)
         return (change(mask) if which in (None, count[0] - 1) else mask).nonzero()[:, 0]
 
     monkeypatch.setattr(KeepMask, "indices", wrong)
@@ -125,16 +127,16 @@ class Proof(NamedTuple):
 
 def proof(model: nn.Module, x: Tensor, kept: Kept) -> Proof:
     units, call = sc.find_units(model, x, "all"), as_call(x)
-    left = survivors(units, kept)
-    small = sliced_copy(model, units, left)
+    keep_mask = keep_mask_of(units, kept)
+    small = sliced_copy(model, units, keep_mask)
     expected, exact = (made(model, units, kept, call) for made in (truth, exact_truth))
-    update_attributes(small, units.net, left)
+    update_attributes(small, units.net, keep_mask)
     return Proof(small, expected, exact)
 
 
 def varied(model: nn.Module) -> nn.Module:
     """The model in float64 with the weights of the exact truth."""
-    weights, twin = trial_weights(model), copy.deepcopy(model).double()
+    weights, twin = probe_weights(model), copy.deepcopy(model).double()
     with torch.no_grad():
         for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
             tensor.copy_(weights[name])
@@ -415,11 +417,11 @@ def test_other_gated_units_are_found_beside_removed_sliced_ones(
     model, x = normed()
     count, own = [0], KeepMask.indices
 
-    def wrong(left: KeepMask, axis: Axis) -> Tensor:
+    def wrong(keep_mask: KeepMask, axis: Axis) -> Tensor:
         if axis.size != 4:
-            return own(left, axis)
+            return own(keep_mask, axis)
         count[0] += 1
-        return left.mask(axis).roll(1 if which in (None, count[0] - 1) else 0).nonzero()[:, 0]
+        return keep_mask.mask(axis).roll(1 if which in (None, count[0] - 1) else 0).nonzero()[:, 0]
 
     monkeypatch.setattr(KeepMask, "indices", wrong)
     with pytest.raises(VerificationError, match=DIFFERS):
@@ -435,9 +437,9 @@ def test_gated_units_taken_along_another_axis_are_found_beside_removed_sliced_on
     assert [(s.name, s.removal) for s in units] == [("0", "sliced"), ("2", "gated"), ("4", "gated")]
     units.axes["4.weight"].reverse()  # as many units, but of inputs for outputs
     kept = {"0": (1, 2, 5), "2": (0, 3), "4": (1, 2)}
-    left = survivors(units, kept)
-    small = sliced_copy(model, units, left)
-    update_attributes(small, units.net, left)
+    keep_mask = keep_mask_of(units, kept)
+    small = sliced_copy(model, units, keep_mask)
+    update_attributes(small, units.net, keep_mask)
     with pytest.raises(VerificationError, match=DIFFERS):
         truth(model, units, kept, as_call(x)).check(small)
 

@@ -1,3 +1,5 @@
+"""Masks of single weights, and what training does to them."""
+
 from __future__ import annotations
 
 import copy

@@ -1,4 +1,7 @@
-"""The commands of the experiments: how they are found, what they need, what is imported; `secateur demo`."""
+"""The commands of the experiments: how they are found, what they need, what is imported; `secateur demo`.
+
+Also covers secateur_experiments.papers.commands.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Budgets: which are possible, where they hold, what they refuse."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,8 @@
+"""Plans: prefixes, JSON, text.
+
+Also covers secateur.planning.state.
+"""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""The quadratic ranking and its swaps."""
+
 from __future__ import annotations
 
 import itertools

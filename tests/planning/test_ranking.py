@@ -1,3 +1,8 @@
+"""Orders of removal, through `secateur.rank`.
+
+Also covers secateur.ordering and secateur.planning.removal_order.
+"""
+
 from __future__ import annotations
 
 from collections import Counter

@@ -1,3 +1,5 @@
+"""Orders of removal of single weights."""
+
 from __future__ import annotations
 
 import pytest

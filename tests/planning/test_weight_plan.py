@@ -1,3 +1,5 @@
+"""Plans of single weights."""
+
 from __future__ import annotations
 
 import copy

@@ -17,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 
 import secateur as sc
 from cases import CASES
-from secateur.reporting.page import Page, Picture, Section, Table, environment, svg, write
+from secateur.reporting.page import Page, Picture, Section, Table, environment, svg, write_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -78,7 +78,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tables = [Table([f"column {i}" for i in range(14)], [(word, *range(13))] * n, f"{n} rows") for n in (3, 60)]
     picture = Picture(svg(wide), "A rising line", word)
     section = Section("wide", word, [word], [picture, picture], tables)
-    write(Page(word, [(word, word)], {word: word}, environment(), [section]), folder / "wide.html")
+    write_page(Page(word, [(word, word)], {word: word}, environment(), [section]), folder / "wide.html")
     return {path.stem: path for path in folder.iterdir()}
 
 

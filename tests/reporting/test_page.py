@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from secateur import SecateurError
 from secateur.errors import ArgumentError, ArtifactError
-from secateur.reporting.page import Page, Picture, Section, Table, environment, html, svg, write
+from secateur.reporting.page import Page, Picture, Section, Table, environment, html, svg, write_page
 
 
 def figure(noise: float = 0.0, lines: int = 1) -> Figure:
@@ -174,7 +174,7 @@ def test_twenty_five_figures_stay_below_5_mb():
 
 def test_the_same_page_is_the_same_file(tmp_path):
     for name in ("a.html", "b.HTM"):
-        write(pictured(), tmp_path / name)
+        write_page(pictured(), tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.HTM").read_bytes() == html(pictured()).encode()
     noisy = figure(noise=1, lines=10)
     assert svg(noisy) == svg(noisy) == svg(figure(noise=1, lines=10))
@@ -197,7 +197,7 @@ def test_the_environment_is_the_same_each_time():
 )
 def test_a_path_that_no_page_can_be_written_to_is_refused(tmp_path, name, kind, text):
     with pytest.raises(SecateurError) as caught:
-        write(page(), tmp_path / name)
+        write_page(page(), tmp_path / name)
     assert type(caught.value) is kind
     assert str(caught.value) == text.format(tmp_path / name)
     assert list(tmp_path.iterdir()) == []

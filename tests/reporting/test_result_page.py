@@ -17,7 +17,7 @@ from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
 from secateur.reporting.page import Page, Section, html
 from secateur.reporting.result_page import result_page
-from secateur.shrinking import Result
+from secateur.result import Result
 
 BEFORE = Sizes(100, 900, 80, 700, 0.5, 0.75)
 AFTER = Sizes(40, 500, 30, 300, 0.25, 0.5)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from cases import Kept, random_kept, randomise
 from rounding import assert_close_ulps
 from secateur import Units, find_units
-from secateur.cutting.slices import sliced_copy, survivors
+from secateur.cutting.slices import keep_mask_of, sliced_copy
 from secateur.cutting.verify import truth
 from secateur.structure.graph_run import bind, compile_graph, outputs
 from secateur.structure.inputs import as_call
@@ -226,7 +226,7 @@ def run(sliced: Sliced, units: Units, small: nn.Module, x: Tensor) -> Tensor:
 def difference(name: str, kept: Kept, n: int) -> float:
     """Largest difference of the sliced graph on sliced weights from the gated graph, for n samples."""
     model, units = found(name)
-    left, x = survivors(units, kept), EXAMPLES[name].input(n)
+    left, x = keep_mask_of(units, kept), EXAMPLES[name].input(n)
     small, sliced = sliced_copy(model, units, left), slice_graph(units.captured, units.net, left)
     wanted = truth(model, units, kept, as_call(x)).outputs
     assert wanted.abs().max() > 0.1
@@ -271,7 +271,7 @@ def test_it_is_that_for_any_units(name: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_numbers_that_change_are_these(name: str) -> None:
     _, units = found(name)
-    sliced = slice_graph(units.captured, units.net, survivors(units, EXAMPLES[name].kept))
+    sliced = slice_graph(units.captured, units.net, keep_mask_of(units, EXAMPLES[name].kept))
     assert changes(sliced) == EXAMPLES[name].changed
 
 
@@ -279,21 +279,21 @@ def test_the_numbers_that_change_are_these(name: str) -> None:
 def test_with_everything_left_the_graph_is_the_same(name: str) -> None:
     model, units = found(name)
     before = str(units.captured.graph)
-    sliced = slice_graph(units.captured, units.net, survivors(units, {s.name: tuple(range(s.size)) for s in units}))
+    sliced = slice_graph(units.captured, units.net, keep_mask_of(units, {s.name: tuple(range(s.size)) for s in units}))
     assert changes(sliced) == WHOLE.get(name, [])
     x = EXAMPLES[name].input(3)
     with torch.no_grad():
         assert_close_ulps(run(sliced, units, model, x), model(x))
-    slice_graph(units.captured, units.net, survivors(units, EXAMPLES[name].kept))
+    slice_graph(units.captured, units.net, keep_mask_of(units, EXAMPLES[name].kept))
     assert str(units.captured.graph) == before
 
 
 def test_a_graph_of_other_units_differs() -> None:
     model, units = found("view of factors")
-    left = survivors(units, {"a[0]": (1,)})
+    left = keep_mask_of(units, {"a[0]": (1,)})
     sliced = slice_graph(units.captured, units.net, left)
     x = EXAMPLES["view of factors"].input(4)
     with pytest.raises(RuntimeError):
         run(sliced, units, model, x)
-    right, wrong = (sliced_copy(model, units, survivors(units, {"a[0]": (i,)})) for i in (1, 0))
+    right, wrong = (sliced_copy(model, units, keep_mask_of(units, {"a[0]": (i,)})) for i in (1, 0))
     assert (run(sliced, units, right, x) - run(sliced, units, wrong, x)).abs().max() > 0.1

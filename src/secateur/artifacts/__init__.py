@@ -1,1 +1,1 @@
-"""What is written: files and their sizes."""
+"""Artifacts: the files that are written and read, and the sizes of networks."""

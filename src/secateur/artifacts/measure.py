@@ -1,4 +1,4 @@
-"""What a network costs: parameters, bytes on disk, multiplications, memory while it runs."""
+"""Sizes of networks: parameters, bytes on disk, multiplications, memory while they run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from secateur.text import format_bytes
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a network costs.
+    """The sizes of a network, and its quality where that was measured.
 
     Attributes:
-        params: Parameters, tied ones once.
-        bytes: Of its safetensors file.
-        macs: Multiplications with addition for one sample.
-        ram: Bytes of its weights and of the values alive at the same time, at most, for one sample.
-        loss: On the data it was shrunk with or its validation; None where not measured.
-        accuracy: Likewise; None also without classes.
+        params: The number of parameters, tied ones counted once.
+        bytes: The size of its safetensors file.
+        macs: The number of multiplications with addition for one sample.
+        ram: The bytes of its weights and of the values alive at the same time, at most, for one sample.
+        loss: The loss on the data it was shrunk with, or on the validation data; None where not measured.
+        accuracy: The accuracy on the same samples; None also where there are no classes.
     """
 
     params: int
@@ -46,14 +46,14 @@ class Sizes:
 @checked_call
 @one_at_a_time
 def measure(model: nn.Module, example_inputs: Any) -> Sizes:
-    """What a network costs.
+    """Return what a network costs.
 
     Args:
-        model: Left as it was.
+        model: The network; left as it was.
         example_inputs: As for `find_units`.
 
     Raises:
-        ArgumentError: The model or the inputs are no such thing.
+        ArgumentError: The model is no module, or the inputs are no inputs.
         ModelError: The model cannot be captured.
 
     >>> import torch
@@ -67,9 +67,9 @@ def measure_units(model: nn.Module, units: Units, plan: Plan | None = None) -> S
     """Return what a network of known units costs, or will cost when it is cut by a plan; nothing is captured again.
 
     Args:
-        model: With the biases that the plan adds.
-        units: Its units.
-        plan: Which of them stay; None for all.
+        model: The network, with the biases that the plan adds.
+        units: The network's units.
+        plan: Says which of them stay; None for all.
     """
     if plan is None:
         everything = tuple((unit_set.name, tuple(range(unit_set.size))) for unit_set in units)
@@ -85,17 +85,17 @@ def peak_activations(units: Units, kept: Mapping[str, int]) -> int:
     Each value lives from its call to its last use; views are free.
     """
     graph = units.captured.graph
-    last: dict[fx.Node, int] = {}
+    last_use: dict[fx.Node, int] = {}
     for i, node in enumerate(graph.nodes):
         for operand in node.all_input_nodes:
-            last[_owner(operand)] = i
+            last_use[_owner(operand)] = i
     alive: dict[fx.Node, int] = {}
     peak = 0
     for i, node in enumerate(graph.nodes):
         if node.op == "call_function" and _owner(node) is node:
             alive[node] = units.bytes_of_value(node, kept)
         peak = max(peak, sum(alive.values()))
-        alive = {value: size for value, size in alive.items() if last.get(value, i) > i}
+        alive = {value: size for value, size in alive.items() if last_use.get(value, i) > i}
     return peak
 
 

@@ -1,7 +1,7 @@
-"""The written file: safetensors, its plan in the metadata, no pickle.
+"""The written file: safetensors with the plan in the metadata, no pickle.
 
-Two kinds: a network that was cut, with the kept units in the metadata; and a whole one of which single weights are
-removed, written without them (see `sparse`).
+There are two kinds: a network that was cut, with the kept units in the metadata; and one of the original sizes with
+single weights removed, which is written without them (see `sparse`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from secateur.structure.units import Units
 FORMAT = 1
 KEY = "secateur"  # one entry: safetensors writes several in no fixed order
 
-# As safetensors names them, in the order in which it writes them.
+# The dtypes as safetensors names them, in the order in which it writes them.
 _NAMES = {
     torch.uint64: "U64",
     torch.int64: "I64",
@@ -54,11 +54,11 @@ _NAMES = {
 }
 
 
-def state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors to write: every parameter and persistent buffer once, tied ones under their first name.
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors to write: every parameter and persistent buffer once, tied ones under their first name.
 
     Raises:
-        ArtifactError: One is of a type that safetensors does not know.
+        ArtifactError: A tensor is of a type that safetensors does not know.
     """
     first: dict[Tensor, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -70,7 +70,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def metadata(plan: Plan) -> dict[str, str]:
-    """Return what a file says of itself: format version, kept indices, input specification, how the plan was made."""
+    """Return a file's metadata: format version, kept indices, input specification, how the plan was made."""
     return _metadata(plan.inputs, kept=plan.kept, **plan.options_to_json())
 
 
@@ -80,17 +80,17 @@ def _metadata(inputs: InputSpec | None, **removed: Any) -> dict[str, str]:
 
 
 def to_bytes(model: nn.Module, plan: Plan) -> bytes:
-    """The file's content; the same plan and weights give the same bytes."""
+    """Return the file's content; the same plan and weights give the same bytes."""
     return serialize(_on_cpu(model), metadata(plan))
 
 
 def weights_to_bytes(model: nn.Module, masks: Masks, inputs: InputSpec | None) -> bytes:
-    """The content of a file without the removed weights; the same weights and masks give the same bytes.
+    """Return the content of a file without the removed weights; the same weights and masks give the same bytes.
 
     Args:
-        model: Of the original sizes, its removed weights zero, as `freeze` leaves them.
+        model: A network of the original sizes, its removed weights zero, as `freeze` leaves them.
         masks: Parameter name → which of its weights are kept [the parameter's shape].
-        inputs: What the model takes; None where unknown.
+        inputs: The inputs that the model takes; None where unknown.
 
     Raises:
         ArgumentError: A mask is no tensor of bools.
@@ -113,21 +113,23 @@ def weights_to_bytes(model: nn.Module, masks: Masks, inputs: InputSpec | None) -
 
 
 def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state(model).items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(model).items()}
 
 
 def file_size(model: nn.Module, units: Units, plan: Plan) -> int:
     """Return the bytes of the file that the model will be written to when cut by a plan, without making it.
 
-    Eight bytes of length, a JSON header padded to a multiple of eight, the data.
+    The file consists of eight bytes of length, a JSON header padded to a multiple of eight, and the data.
 
     Args:
-        model: With the biases that the plan adds.
-        units: Its units.
-        plan: Of which the units kept count, the inputs, and how it was made.
+        model: The network, with the biases that the plan adds.
+        units: The network's units.
+        plan: Says which units are kept, what the inputs are, and how it was made: all of it is written.
     """
     shapes = units.shapes({name: len(indices) for name, indices in plan.kept_indices})
-    tensors = [(name, tensor.dtype, shapes.get(name, tuple(tensor.shape))) for name, tensor in state(model).items()]
+    tensors = [
+        (name, tensor.dtype, shapes.get(name, tuple(tensor.shape))) for name, tensor in tensors_of(model).items()
+    ]
     order = list(_NAMES)
     offset = 0
     header: dict[str, object] = {"__metadata__": metadata(plan)}
@@ -140,7 +142,7 @@ def file_size(model: nn.Module, units: Units, plan: Plan) -> int:
 
 
 def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> int:
-    """Write the file, whole or not at all; returns its bytes.
+    """Write the file, whole or not at all, and return how many bytes it has.
 
     Raises:
         ArgumentError: The path ends in something else than .safetensors.
@@ -150,7 +152,7 @@ def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> int:
 
 
 def save_bytes(content: bytes, path: str | os.PathLike[str]) -> int:
-    """Write a file's content, whole or not at all; returns its bytes.
+    """Write a file's content, whole or not at all, and return how many bytes it has.
 
     Raises:
         ArgumentError: The path ends in something else than .safetensors.
@@ -183,7 +185,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made if it is not there.
+    """Return the folder; make it if there is none.
 
     Raises:
         ArtifactError: It cannot be made.
@@ -198,7 +200,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place at the end, or leaves nothing behind.
+    """Yield a temporary file beside `path` that takes its place at the end, or leaves nothing behind.
 
     Raises:
         ArtifactError: It cannot be written.
@@ -228,10 +230,10 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         model: A network of the original architecture and sizes; its weights do not matter, it is not touched.
 
     Raises:
-        ArgumentError: The path or the model is no such thing.
+        ArgumentError: The path is no path, or the model no module.
         ArtifactError: The file cannot be read, was not written by Secateur, or does not fit the model.
         ModelError: The model cannot be captured or copied.
-        PlanError: The model has not the unit sets that the plan speaks of.
+        PlanError: The model lacks unit sets that the plan names.
     """
     path = require_path(path)
     require_model(model)
@@ -249,7 +251,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor]]:
-    """What the file says of itself, and its tensors.
+    """Return the metadata that Secateur wrote, and the tensors.
 
     Raises:
         ArtifactError: It cannot be read, or was not written by Secateur.
@@ -266,7 +268,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor]]:
 
 
 def _read_plan(content: str, tensors: dict[str, Tensor]) -> Plan | dict[str, Tensor | Masked]:
-    """The plan that a network was cut by; of one without single weights its tensors, those without as `Masked`.
+    """Return the plan that a network was cut by; of one without single weights its tensors, incomplete ones `Masked`.
 
     Raises:
         ArtifactError: The metadata cannot be understood.
@@ -285,22 +287,22 @@ def _read_plan(content: str, tensors: dict[str, Tensor]) -> Plan | dict[str, Ten
 
 
 def _check_fit(stored: Mapping[str, Tensor | Masked], network: nn.Module) -> None:
-    """Refuse what is not as the network's own tensors are.
+    """Refuse tensors that differ from the network's own in more than their values.
 
     Raises:
         ArtifactError: Names, shapes or dtypes differ.
     """
-    wanted = state(network)
+    wanted = tensors_of(network)
     for what in ("shape", "dtype"):
         for name in sorted(wanted.keys() | stored.keys()):
-            there, here = (getattr(given.get(name), what, "none") for given in (stored, wanted))
-            if there != here:
-                there, here = (tuple(x) if what == "shape" and x != "none" else x for x in (there, here))
-                raise ArtifactError(f"{name} has {what} {there}, the model's would be {here}")
+            got, expected = (getattr(tensors.get(name), what, "none") for tensors in (stored, wanted))
+            if got != expected:
+                got, expected = (tuple(x) if what == "shape" and x != "none" else x for x in (got, expected))
+                raise ArtifactError(f"{name} has {what} {got}, the model's would be {expected}")
 
 
 def _with_zeros(stored: dict[str, Tensor | Masked], model: nn.Module) -> nn.Module:
-    """A copy of the model with the weights stored; those removed are zero and frozen.
+    """Return a copy of the model with the stored weights; removed ones are zero and frozen.
 
     Raises:
         ArtifactError: They do not fit the model.
@@ -308,9 +310,9 @@ def _with_zeros(stored: dict[str, Tensor | Masked], model: nn.Module) -> nn.Modu
     """
     _check_fit(stored, model)
     tensors, masks = decode_all(stored)
-    others = sorted(masks.keys() - dict(model.named_parameters()).keys())
-    if others:
-        raise ArtifactError(f"{', '.join(others)}: weights are removed from what is no parameter of the model")
+    unknown = sorted(masks.keys() - dict(model.named_parameters()).keys())
+    if unknown:
+        raise ArtifactError(f"{', '.join(unknown)}: weights are removed from what is no parameter of the model")
     try:
         network = copy.deepcopy(model)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What is read: models and data named by text, as on the command line."""
+"""Sources: models, data and functions named by text, as on the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from secateur.errors import ArgumentError, DataError
 
 
 def find_model(name: str) -> nn.Module:
-    """What the factory ``package.module:factory`` returns; modules in the current folder are found.
+    """Return what the factory ``package.module:factory`` returns; modules in the current folder are found.
 
     Raises:
         ArgumentError: There is no such factory, it needs arguments, or it returns no module.
@@ -32,7 +32,7 @@ def find_model(name: str) -> nn.Module:
 
 
 def find_data(name: str) -> Any:
-    """Tensors x and y of a .npz or .safetensors file, or what ``package.module:loader`` returns.
+    """Return tensors x and y of a .npz or .safetensors file, or what ``package.module:loader`` returns.
 
     Raises:
         ArgumentError: There is no such loader, or it needs arguments.
@@ -61,7 +61,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def find_function(what: str, name: str) -> Callable[..., Any]:
-    """What ``package.module:function`` names; modules in the current folder are found.
+    """Return the function that ``package.module:function`` names; modules in the current folder are found.
 
     Raises:
         ArgumentError: There is no such function.
@@ -82,10 +82,10 @@ def find_function(what: str, name: str) -> Callable[..., Any]:
 
 
 def _call(what: str, name: str) -> Any:
-    """What the function of that name returns.
+    """Return what the function of that name returns.
 
     Raises:
-        ArgumentError: There is none, or it needs arguments.
+        ArgumentError: There is no such function, or it needs arguments.
     """
     function = find_function(what, name)
     try:

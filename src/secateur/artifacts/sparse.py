@@ -1,4 +1,4 @@
-"""Tensors without their removed weights: the values of those kept, and which these are.
+"""Tensors without their removed weights: the values of the kept ones, and which these are.
 
 Of a tensor's n weights of b bytes k are kept. Their values take k b bytes, in C order; which they are is told in one
 of three ways, whichever is smallest:
@@ -41,9 +41,9 @@ class Masked:
 
     Attributes:
         encoding: "bitmap", "kept", "removed" or "zeros".
-        shape: Of the whole tensor.
-        values: Of the kept weights [k]; with "zeros" the whole tensor.
-        positions: Which they are, in bytes; None with "zeros".
+        shape: The shape of the whole tensor.
+        values: The values of the kept weights [k]; with "zeros" the whole tensor.
+        positions: The places of the kept weights, in bytes; None with "zeros".
     """
 
     encoding: str
@@ -53,11 +53,11 @@ class Masked:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the tensor."""
+        """The dtype of the tensor."""
         return self.values.dtype
 
     def decode(self) -> tuple[Tensor, Tensor]:
-        """The tensor with zeros where weights were removed, and its mask, True where they are kept.
+        """Return the tensor with zeros where weights were removed, and its mask, True where they are kept.
 
         Raises:
             ArtifactError: Values and positions do not fit the shape.
@@ -74,7 +74,7 @@ class Masked:
         return tensor.view(self.shape), mask.view(self.shape)
 
     def _mask(self) -> Tensor:
-        """Flat, True where kept.
+        """Return the flat mask, True where weights are kept.
 
         Raises:
             ArtifactError: It cannot be read from the positions.
@@ -87,12 +87,12 @@ class Masked:
 
 
 def encode(tensor: Tensor, mask: Tensor) -> Masked:
-    """A tensor in the fewest bytes; what is removed comes back as 0, whatever it was.
+    """Return a tensor in the fewest bytes; removed values come back as 0, whatever they were.
 
     Cost: some passes over it, for a while about 32 bytes of memory per weight.
 
     Args:
-        tensor: Of any shape and dtype.
+        tensor: A tensor of any shape and dtype.
         mask: True where weights are kept [the same shape].
 
     >>> masked = encode(torch.arange(1000.0), torch.arange(1000) % 4 == 0)
@@ -110,18 +110,18 @@ def encode(tensor: Tensor, mask: Tensor) -> Masked:
 
 
 def pack(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The entries of a file, and for each masked tensor what its metadata say: [encoding, shape].
+    """Return the entries of a file, and for each masked tensor what the metadata say: [encoding, shape].
 
     A tensor that loses nothing is written as it is and not mentioned.
     """
     masked = {name: encode(tensors[name], mask) for name, mask in masks.items() if not mask.all()}
-    entries = {**tensors, **{name: one.values for name, one in masked.items()}}
-    entries |= {name + SUFFIX: one.positions for name, one in masked.items() if one.positions is not None}
-    return entries, {name: [one.encoding, one.shape] for name, one in sorted(masked.items())}
+    entries = {**tensors, **{name: tensor.values for name, tensor in masked.items()}}
+    entries |= {name + SUFFIX: tensor.positions for name, tensor in masked.items() if tensor.positions is not None}
+    return entries, {name: [tensor.encoding, tensor.shape] for name, tensor in sorted(masked.items())}
 
 
 def unpack(entries: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, Tensor | Masked]:
-    """The reverse of `pack`; masked tensors are still to be decoded, once their shapes are known to be right.
+    """Return the tensors that `pack` was given; masked ones are decoded later, when their shapes are known to be right.
 
     Raises:
         ArtifactError: The metadata speak of tensors that are not there, or cannot be read.
@@ -132,22 +132,22 @@ def unpack(entries: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[
             raise ArtifactError(f"{name} is said to be masked, but is not there")
         positions = None if encoding == "zeros" else entries.get(name + SUFFIX)
         masked[name] = Masked(str(encoding), tuple(map(operator.index, shape)), entries[name], positions)
-    used = masked.keys() | {name + SUFFIX for name, one in masked.items() if one.positions is not None}
+    used = masked.keys() | {name + SUFFIX for name, tensor in masked.items() if tensor.positions is not None}
     return {name: tensor for name, tensor in entries.items() if name not in used} | masked
 
 
 def decode_all(stored: Mapping[str, Tensor | Masked]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All tensors whole, and the masks of the masked ones.
+    """Return all tensors whole, and the masks of the masked ones.
 
     Raises:
-        ArtifactError: As `Masked.decode`, with the name.
+        ArtifactError: As for `Masked.decode`, with the tensor's name.
     """
-    tensors = {name: one for name, one in stored.items() if isinstance(one, Tensor)}
+    tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
     masks = {}
-    for name, one in stored.items():
-        if isinstance(one, Masked):
+    for name, value in stored.items():
+        if isinstance(value, Masked):
             try:
-                tensors[name], masks[name] = one.decode()
+                tensors[name], masks[name] = value.decode()
             except ArtifactError as error:
                 raise ArtifactError(f"{name} cannot be read: {error}") from error
     return tensors, masks
@@ -165,7 +165,7 @@ def _read_bitmap(code: Tensor, n: int) -> Tensor:
 
 
 def _write_gaps(mask: Tensor) -> Tensor:
-    """Before each True the number of False ones, in bytes."""
+    """Return the number of False ones before each True, in bytes."""
     places = mask.nonzero().flatten()
     gaps = places.diff(prepend=torch.tensor([-1])) - 1
     ends = (gaps // 255 + 1).cumsum(0)  # each gap takes one byte, and one more for every 255
@@ -175,12 +175,12 @@ def _write_gaps(mask: Tensor) -> Tensor:
 
 
 def _read_gaps(code: Tensor, n: int) -> Tensor:
-    found = code != 255
-    places = (code.long() + found).cumsum(0) - 1  # a byte passes its number, and the True that it finds
+    ends = code != 255
+    places = (code.long() + ends).cumsum(0) - 1  # a byte passes its number, and the True that ends a gap
     if len(places) and places[-1] >= n:
         raise ArtifactError(f"gaps that reach beyond the {n} weights there are")
     mask = torch.zeros(n, dtype=torch.bool)
-    mask[places[found]] = True
+    mask[places[ends]] = True
     return mask
 
 

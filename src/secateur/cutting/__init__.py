@@ -1,1 +1,1 @@
-"""Making it: the smaller network, and the proof."""
+"""Cutting: the smaller network, and the proof that it computes the same."""

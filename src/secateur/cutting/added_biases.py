@@ -1,4 +1,4 @@
-"""Biases for layers that have none: what they give on average can then be made up for exactly."""
+"""Biases for layers that have none, which can make up for the mean of removed inputs exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def without_bias(model: nn.Module, units: Units) -> tuple[str, ...]:
-    """The modules that sum up units and could have a bias but have none.
+    """Return the names of the modules that sum up units and could have a bias but have none.
 
     >>> from secateur.structure.units import find_units
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
@@ -28,7 +28,7 @@ def without_bias(model: nn.Module, units: Units) -> tuple[str, ...]:
 
 
 def with_biases(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy in which these modules have a bias of zero; the model itself where there are none.
+    """Return a copy in which these modules have a bias of zero; the model itself where no module is named.
 
     Raises:
         PlanError: There is no such module, or it has a bias or can have none.

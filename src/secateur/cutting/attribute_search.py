@@ -1,4 +1,4 @@
-"""Live modules that compute with the sizes that are left: whole numbers in their attributes, proven one by one.
+"""The search for modules' attributes with which their own code computes with the sizes that are left.
 
 A module's forward often uses numbers such as `num_heads` that are no size of a parameter. From the inside out,
 each submodule is run on what the sliced graph says its inputs are, and held against what its outputs should be;
@@ -42,11 +42,12 @@ class Slot(NamedTuple):
     value: int
 
     def set(self, value: int) -> None:
-        """Write another number."""
+        """Replace the number."""
         if self.position is None:
             return setattr(self.module, self.attribute, value)
-        kept = getattr(self.module, self.attribute)
-        setattr(self.module, self.attribute, type(kept)([*kept[: self.position], value, *kept[self.position + 1 :]]))
+        members = getattr(self.module, self.attribute)
+        changed = [*members[: self.position], value, *members[self.position + 1 :]]
+        setattr(self.module, self.attribute, type(members)(changed))
         return None
 
 
@@ -55,13 +56,13 @@ Choice = tuple[Slot, list[int]]
 
 @dataclass(frozen=True)
 class Expected:
-    """What the sliced graph gives at the inputs and outputs of submodules, and how far rounding may lead from it."""
+    """The sliced graph's values at the inputs and outputs of submodules, and how far rounding may lead from them."""
 
     values: dict[fx.Node, Tensor]
     allowed: float
 
     def agrees(self, module: nn.Module, call: ModuleCall) -> bool:
-        """Whether a submodule computes its outputs from its inputs."""
+        """Return whether a submodule computes the expected outputs from the expected inputs."""
         flat = [c if n is None else self.values[n].clone() for n, c in zip(call.inputs, call.constants, strict=True)]
         args, kwargs = tree_unflatten(flat, call.in_spec)
         try:
@@ -71,41 +72,41 @@ class Expected:
             return False
         if len(got) != len(call.outputs):
             return False
-        pairs = [(self.values[n], one) for n, one in zip(call.outputs, got, strict=True) if n is not None]
+        pairs = [(self.values[n], output) for n, output in zip(call.outputs, got, strict=True) if n is not None]
         return all(isinstance(b, Tensor) and difference(a, b)[1] <= self.allowed for a, b in pairs)
 
 
-def repair(model: nn.Module, small: nn.Module, captured: Captured, sliced: Sliced, trial: Truth) -> None:
+def search_attributes(model: nn.Module, small: nn.Module, captured: Captured, sliced: Sliced, probe: Truth) -> None:
     """Bring the submodules of `small` in line with the sliced graph.
 
     Args:
         model: The original, from which the calls of submodules are learnt.
         small: Its sliced copy; changed.
         captured: The original's graph.
-        sliced: The same for the sizes that are left.
-        trial: Inputs and weights to compare with.
+        sliced: The original's graph for the sizes that are left.
+        probe: Inputs and weights to compare with.
     """
-    calls = [*module_calls(model, captured, like_model(model, trial.call)), whole_call(captured)]
+    calls = [*module_calls(model, captured, like_model(model, probe.call)), whole_call(captured)]
     sizes = _sizes_within(captured, sliced)
-    proven = {one.name for one in calls}
-    with holding(small, trial.weights):
-        expected = Expected(_values(small, captured, sliced, trial.call, calls), trial.allowed)
-        for one in calls:
-            module = small.get_submodule(one.name)
-            choices = _choices(_slots(one.name, module, proven), sizes.get(one.name, {}))
+    proven = {call.name for call in calls}
+    with holding(small, probe.weights):
+        expected = Expected(_values(small, captured, sliced, probe.call, calls), probe.allowed)
+        for call in calls:
+            module = small.get_submodule(call.name)
+            choices = _choices(_slots(call.name, module, proven), sizes.get(call.name, {}))
             if _is_a_layer(module) and not choices:
                 continue  # right by its attributes already
-            if not _settle(module, one, choices, expected) and one.name:
-                replace_forward(small, captured, sliced, one)
+            if not _settle(module, call, choices, expected) and call.name:
+                replace_forward(small, captured, sliced, call)
 
 
 def _is_a_layer(module: nn.Module) -> bool:
-    """Whether it is one of PyTorch's own."""
+    """Return whether a module is one of PyTorch's own layers."""
     return type(module).__module__.startswith("torch.nn.") and not list(module.children())
 
 
 def _settle(module: nn.Module, call: ModuleCall, choices: list[Choice], expected: Expected) -> bool:
-    """Change as few numbers as make the module compute what it should; none where nothing does."""
+    """Change as few numbers as make the module compute what it should, and return whether any do."""
     if expected.agrees(module, call):
         return True
     for trial in itertools.islice(_trials(choices), MOST_TRIALS):
@@ -123,17 +124,17 @@ def _settle(module: nn.Module, call: ModuleCall, choices: list[Choice], expected
 
 
 def _trials(choices: list[Choice]) -> Iterator[tuple[int, ...]]:
-    """New values for all numbers: first the same for the same old one, then any."""
-    options = {slot.value: several for slot, several in choices}
+    """Yield new values for all numbers: first one new value for each old one, then any combination."""
+    options = {slot.value: values for slot, values in choices}
     for chosen in itertools.product(*options.values()):
         new = dict(zip(options, chosen, strict=True))
         yield tuple(new[slot.value] for slot, _ in choices)
     if len(options) < len(choices):
-        yield from itertools.product(*(several for _, several in choices))
+        yield from itertools.product(*(values for _, values in choices))
 
 
 def _choices(slots: Iterable[Slot], sizes: dict[int, list[int]]) -> list[Choice]:
-    """For each number that is an old size what it may be now, the changed first."""
+    """Return for each number that is an old size what it may be now, changed values first."""
     changed = [slot for slot in slots if sizes.get(slot.value, [slot.value]) != [slot.value]]
     return [(slot, list(dict.fromkeys([*sizes[slot.value], slot.value]))) for slot in changed]
 
@@ -141,22 +142,22 @@ def _choices(slots: Iterable[Slot], sizes: dict[int, list[int]]) -> list[Choice]
 def _values(
     small: nn.Module, captured: Captured, sliced: Sliced, call: Call, calls: list[ModuleCall]
 ) -> dict[fx.Node, Tensor]:
-    """What the sliced graph gives at inputs and outputs of the calls."""
-    wanted = {node for one in calls for node in (*one.inputs, *one.outputs)}
+    """Return the values of the sliced graph at inputs and outputs of the calls."""
+    wanted = {node for module_call in calls for node in (*module_call.inputs, *module_call.outputs)}
     nodes = [node for node in captured.graph.nodes if node in wanted and node in sliced.copies]
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(sliced.graph, copies)
     graph.output([copies[sliced.copies[node]] for node in nodes])
     values = bind(captured, small, call)
-    if any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in values):
+    if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in values):
         values = list(map(in_double, values))
     with torch.no_grad():
         return dict(zip(nodes, compile_graph(graph)(*values), strict=True))
 
 
 def _slots(name: str, module: nn.Module, proven: set[str]) -> Iterator[Slot]:
-    """The module's own numbers, and those of modules within it that are not proven themselves."""
+    """Yield the module's own numbers, and those of modules within it that are not proven themselves."""
     for path, inner in module.named_modules():
         full = ".".join(part for part in (name, path) if part)
         if inner is not module and full in proven:
@@ -167,14 +168,14 @@ def _slots(name: str, module: nn.Module, proven: set[str]) -> Iterator[Slot]:
             if isinstance(value, int) and not isinstance(value, bool):
                 yield Slot(inner, attribute, None, value)
             elif type(value) in (tuple, list):
-                for i, one in enumerate(value):
-                    if isinstance(one, int) and not isinstance(one, bool):
-                        yield Slot(inner, attribute, i, one)
+                for i, member in enumerate(value):
+                    if isinstance(member, int) and not isinstance(member, bool):
+                        yield Slot(inner, attribute, i, member)
 
 
 def _sizes_within(captured: Captured, sliced: Sliced) -> dict[str, dict[int, list[int]]]:
-    """For each module the sizes of all axes that its calls see: old → new ones, the changed first."""
-    found: dict[str, dict[int, dict[int, None]]] = {}
+    """Return for each module the sizes of all axes that its calls see: old → new ones, changed ones first."""
+    sizes_of: dict[str, dict[int, dict[int, None]]] = {}
     cache: dict[Axis, list[tuple[int, int]]] = {}
     known = sliced.net.known
     for node in (n for n in captured.graph.nodes if n.op == "call_function" and n in known):
@@ -184,15 +185,15 @@ def _sizes_within(captured: Captured, sliced: Sliced) -> dict[str, dict[int, lis
             if axis not in cache:
                 cache[axis] = _pairs(axis, sliced)
             for name, (old, new) in itertools.product(names, cache[axis]):
-                found.setdefault(name, {}).setdefault(old, {})[new] = None
+                sizes_of.setdefault(name, {}).setdefault(old, {})[new] = None
     return {
         name: {old: sorted(new, key=partial(operator.eq, old)) for old, new in sizes.items()}
-        for name, sizes in found.items()
+        for name, sizes in sizes_of.items()
     }
 
 
 def _pairs(axis: Axis, sliced: Sliced) -> list[tuple[int, int]]:
-    """Old and new size of the axis, of its parts, and of runs of neighbouring parts."""
+    """Return old and new size of the axis, of its parts, and of runs of neighbouring parts."""
     if axis.kind == "leaf":
         runs, nested = [axis], []
     else:

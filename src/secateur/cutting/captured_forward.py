@@ -1,4 +1,4 @@
-"""A forward made of captured calls, for modules whose own code cannot compute with the sizes that are left."""
+"""Forwards made of captured calls, for modules whose own code cannot compute with the sizes that are left."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from secateur.structure.sliced_graph import Sliced
 
 
 class CapturedForward:
-    """Computes what a module did in the captured graph, with the module's weights as they are at the call.
+    """A forward that computes what a module did in the captured graph, with the module's weights at the time of a call.
 
-    As in eval mode, in training mode too; gradients reach the weights.
+    It computes as in eval mode, in training mode too; gradients reach the weights.
 
     Args:
-        module: Whose weights are used, by name.
-        graph: Its placeholders are the weights, the constants and the inputs, in this order.
+        module: The module whose weights are used, by name.
+        graph: The captured calls; its placeholders are the weights, the constants and the inputs, in this order.
         weights: The names of those weights in the module.
         constants: Tensors that the module made itself.
-        call: How the module was called.
-        shapes: Of the tensors among its inputs; None for a dimension that holds the samples.
+        call: The call of the module that was captured.
+        shapes: The shapes of the tensors among its inputs; None for a dimension that holds the samples.
         keywords: The order of keyword inputs, where the module is the whole network.
     """
 
@@ -50,7 +50,7 @@ class CapturedForward:
         self.code = fx.GraphModule(nn.Module(), graph)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedForward:
-        """For the copy of the module; what describes inputs and results never changes and is shared."""
+        """Return the forward of the module's copy; what describes inputs and results never changes and is shared."""
         twin = memo[id(self)] = copy.copy(self)
         twin.module = copy.deepcopy(self.module, memo)
         twin.constants = copy.deepcopy(self.constants, memo)
@@ -58,7 +58,7 @@ class CapturedForward:
         return twin
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns.
+        """Return what the module returns.
 
         Raises:
             DataError: It is called in another way than when it was captured.
@@ -93,7 +93,7 @@ def _fits(shape: torch.Size, wanted: list[int | None]) -> bool:
 
 
 def captured_parts(network: nn.Module) -> tuple[str, ...]:
-    """The modules of a cut network that compute by captured calls, not by their own code; "" is the whole."""
+    """Return the modules of a cut network that compute by captured calls, not by their own code; "" is the whole."""
     return tuple(name for name, module in network.named_modules() if _is_captured(module))
 
 
@@ -104,76 +104,77 @@ def _is_captured(module: nn.Module) -> bool:
 def replace_forward(network: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall) -> None:
     """Let a module compute by its part of the sliced graph, unless that has more than its weights and inputs."""
     module = network.get_submodule(call.name)
-    made = _captured_forward(module, captured, sliced, call)
-    if made is not None:
+    captured_forward = _captured_forward(module, captured, sliced, call)
+    if captured_forward is not None:
         for inner in list(module.modules())[1:]:
             if _is_captured(inner):
                 del inner.forward  # never called any more
-        module.forward = made.forward
+        module.forward = captured_forward.forward
 
 
 def _find(module: nn.Module, name: str) -> Tensor:
     path, _, attribute = name.rpartition(".")
-    found: Tensor = getattr(module.get_submodule(path), attribute)
-    return found
+    tensor: Tensor = getattr(module.get_submodule(path), attribute)
+    return tensor
 
 
 def _captured_forward(
     module: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall
 ) -> CapturedForward | None:
-    """The part of a sliced graph between the inputs and the outputs of a call."""
-    given = {sliced.copies[node]: node for node in call.inputs if node is not None}
+    """Return the part of a sliced graph between the inputs and the outputs of a call; None if it takes more inputs."""
+    inputs = {sliced.copies[node]: node for node in call.inputs if node is not None}
     wanted = [sliced.copies[node] for node in call.outputs if isinstance(node, fx.Node)]
-    needed = _between(set(given), wanted)
+    needed = _between(set(inputs), wanted)
     prefix = f"{call.name}." if call.name else ""
     placeholders = {sliced.copies[n]: n.name for n in captured.graph.find_nodes(op="placeholder")}  # copies are renamed
-    placeholders = {n: name for n, name in placeholders.items() if n in needed and n not in given}
+    placeholders = {n: name for n, name in placeholders.items() if n in needed and n not in inputs}
     weights = [n for n, name in placeholders.items() if name in captured.weights]
     names = [captured.weights[placeholders[n]] for n in weights]
     constants = [n for n, name in placeholders.items() if name in captured.constants]
     outside = [n for n, name in placeholders.items() if name in captured.inputs]
-    used = {user.target for n in outside for user in n.users if user in needed and user not in given}
+    used = {user.target for n in outside for user in n.users if user in needed and user not in inputs}
     if used - {torch.ops.aten.sym_size.int} or not all(name.startswith(prefix) for name in names):
         return None  # of the whole network's inputs a part may use nothing but the number of samples
     graph = fx.Graph()
-    copies = {node: graph.placeholder(node.name) for node in (*weights, *constants, *given)}
+    copies = {node: graph.placeholder(node.name) for node in (*weights, *constants, *inputs)}
     for node in sliced.graph.nodes:
         if node in needed and node not in copies and node not in outside:
             of_outside = node.target is torch.ops.aten.sym_size.int and node.args[0] in outside
             copies[node] = (
-                _batch_size(graph, copies, given, sliced) if of_outside else graph.node_copy(node, copies.__getitem__)
+                _batch_size(graph, copies, inputs, sliced) if of_outside else graph.node_copy(node, copies.__getitem__)
             )
     graph.output([copies[sliced.copies[node]] if isinstance(node, fx.Node) else node for node in call.outputs])
-    shapes = {node: _shape(node, sliced) for node in given.values()}
-    found = [captured.constants[placeholders[n]] for n in constants]
+    shapes = {node: _shape(node, sliced) for node in inputs.values()}
+    tensors = [captured.constants[placeholders[n]] for n in constants]
     keywords = None if call.name else captured.keywords
-    return CapturedForward(module, graph, [name.removeprefix(prefix) for name in names], found, call, shapes, keywords)
+    own_names = [name.removeprefix(prefix) for name in names]
+    return CapturedForward(module, graph, own_names, tensors, call, shapes, keywords)
 
 
 def _shape(node: fx.Node, sliced: Sliced) -> list[int | None]:
     return [sliced.left.count(axis) if axis.size % BATCH else None for axis in sliced.net.axes(node)]
 
 
-def _between(given: set[fx.Node], wanted: list[fx.Node]) -> set[fx.Node]:
+def _between(inputs: set[fx.Node], wanted: list[fx.Node]) -> set[fx.Node]:
     needed: set[fx.Node] = set()
     rest = list(wanted)
     while rest:
         node = rest.pop()
         if node not in needed:
             needed.add(node)
-            rest += [] if node in given else node.all_input_nodes
+            rest += [] if node in inputs else node.all_input_nodes
     return needed
 
 
 def _batch_size(
-    graph: fx.Graph, copies: dict[fx.Node, fx.Node], given: dict[fx.Node, fx.Node], sliced: Sliced
+    graph: fx.Graph, copies: dict[fx.Node, fx.Node], inputs: dict[fx.Node, fx.Node], sliced: Sliced
 ) -> fx.Node:
-    """The number of samples, from the first input that has a dimension which is a multiple of it.
+    """Return the number of samples, from the first input that has a dimension which is a multiple of it.
 
     Raises:
-        AssertionError: None has, which no graph of a submodule lets happen.
+        AssertionError: No input has one, which no graph of a submodule lets happen.
     """
-    for node, original in given.items():
+    for node, original in inputs.items():
         for dim, axis in enumerate(sliced.net.axes(original)):
             if axis.size % BATCH == 0:
                 size = graph.call_function(torch.ops.aten.sym_size.int, (copies[node], dim))

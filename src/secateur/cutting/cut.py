@@ -1,4 +1,4 @@
-"""From a plan to the smaller network."""
+"""The cut: from a plan to the smaller network."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.arguments import checked_call, require_instance, require_model
 from secateur.compensation.compensator import compensated
 from secateur.cutting.added_biases import with_biases, without_bias
-from secateur.cutting.attribute_search import repair
+from secateur.cutting.attribute_search import search_attributes
 from secateur.cutting.captured_forward import replace_forward
 from secateur.cutting.module_attributes import update_attributes
 from secateur.cutting.probe_weights import holding
-from secateur.cutting.slices import gates, sliced_copy, survivors
-from secateur.cutting.verify import Truth, exact_truth, has_lower_literals, trial_truth, truth
+from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
+from secateur.cutting.verify import Truth, exact_truth, has_lower_literals, probe_truth, truth
 from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
 from secateur.objective.question import Question
 from secateur.options import Compensation
@@ -42,7 +42,7 @@ def cut(
     add_bias: bool | None = None,
     max_memory: int | str | None = None,
 ) -> nn.Module:
-    """A new network without the units that the plan removes, proven to compute what the gated one does.
+    """Return a new network without the units that the plan removes, proven to compute what the gated one does.
 
     Every parameter and buffer slice that goes with a removed unit is gone; where a removed unit was consumed
     its value was 0. The new network is run beside the gated original on random inputs before it is returned.
@@ -56,20 +56,20 @@ def cut(
     layers' inputs, and a factorisation for each layer. Layers before all removed units keep their weights bit by bit.
 
     Args:
-        model: Never touched.
-        plan: From `secateur.rank`, `Plan.from_kept` or `Plan.from_json`.
+        model: The network; never touched.
+        plan: The plan of `secateur.rank`, `Plan.from_kept` or `Plan.from_json`.
         compensate: The data to fit the weights left on, as for `secateur.score`, its targets None where there is no
             loss; None to leave all weights as they are.
         loss: As for `secateur.score`: samples then count by its curvature in a last layer of few outputs, as they do in
             `secateur.shrink`.
-        ridge: As in `secateur.Compensation`, like the next three; None for what the plan says, or the default.
-        weighting: How samples count.
-        recalibrate: Whether BatchNorm's statistics are estimated again.
-        add_bias: Whether layers without a bias get one.
+        ridge: As for `secateur.Compensation`, like the next three; None for the plan's setting, or the default.
+        weighting: As for `secateur.Compensation`.
+        recalibrate: As for `secateur.Compensation`.
+        add_bias: As for `secateur.Compensation`.
         max_memory: As for `secateur.score`.
 
     Raises:
-        ArgumentError: A setting of the compensation is none, or is given without data.
+        ArgumentError: A setting of the compensation is not possible, or is given without data.
         DataError: The data are unusable.
         ModelError: The model cannot be captured or copied.
         PlanError: The plan names unit sets or units that the model does not have.
@@ -92,27 +92,40 @@ def cut(
         plan = dataclasses.replace(plan, biases=without_bias(model, _units(model, spec)))
     model = with_biases(model, plan.biases)
     units = require_units(_units(model, spec))
+    _check_sizes(units, plan)
+    weights = {}
+    if settings is not None:
+        weights = _fitted_weights(Question(model, compensate, loss, units, max_memory=max_memory), plan, settings)
+    with holding(model, weights):
+        return cut_units(model, units, plan, units.captured.spec.sample(model))[0]
+
+
+def _check_sizes(units: Units, plan: Plan) -> None:
+    """Refuse a model whose unit sets have other sizes than when the plan was made.
+
+    Raises:
+        PlanError: They have.
+    """
     for unit_set in units:
         planned = plan.sizes.get(unit_set.name, unit_set.size)
         if plan.start is not None and planned != unit_set.size:
             raise PlanError(
                 f"the plan was made for {planned} units of {unit_set.name!r}, the model has {unit_set.size}"
             )
-    weights = {}
-    if settings is not None:
-        question = Question(model, compensate, loss, units, max_memory=max_memory)
-        if plan.basis is not None and plan.basis.where == "held back":
-            question = question.holding_back()  # as when the plan was made: no weight is fitted on what judged it
-        weights = compensated(question.gated, gates(model, units, plan.kept), settings)
-    with holding(model, weights):
-        return cut_units(model, units, plan, units.captured.spec.sample(model))[0]
+
+
+def _fitted_weights(question: Question, plan: Plan, settings: Compensation) -> dict[str, Tensor]:
+    """Return the weights that make up for what the plan removes."""
+    if plan.basis is not None and plan.basis.where == "held back":
+        question = question.holding_back()  # as when the plan was made: no weight is fitted on what judged it
+    return compensated(question.gated, gates(question.model, question.units, plan.kept), settings)
 
 
 def _settings(plan: Plan, data: Any, changed: dict[str, Any]) -> Compensation | None:
-    """Return how weights are fitted: as the plan says, or as is said here; None without data to fit on.
+    """Return how weights are fitted: as the plan says, but for the changed settings; None without data to fit on.
 
     Raises:
-        ArgumentError: Settings are given without data, or data are none.
+        ArgumentError: Settings are given without data, or instead of data.
     """
     if isinstance(data, bool | Compensation):
         raise ArgumentError(
@@ -127,7 +140,7 @@ def _settings(plan: Plan, data: Any, changed: dict[str, Any]) -> Compensation | 
 
 
 def _units(model: nn.Module, spec: InputSpec) -> Units:
-    """All of them; where the code fixes the number of samples, for as many as the example had."""
+    """Return all units; where the code fixes the number of samples, for as many samples as the example had."""
     if spec.samples is None:
         return units_of(model, spec.sample(model), "all")
     with contextlib.suppress(ModelError):
@@ -138,21 +151,21 @@ def _units(model: nn.Module, spec: InputSpec) -> Units:
 
 
 def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[nn.Module, float]:
-    """The same with the units known: the new network, and its largest difference on these inputs.
+    """Return the cut network of known units, and its largest difference from the gated original on these inputs.
 
-    Sliced weights and the sizes of `torch.nn` modules are enough for most; else the numbers of other modules are
-    repaired; else the pruned graph itself is the network.
+    Sliced weights and the sizes of `torch.nn` modules are enough for most networks; else the attributes of other
+    modules are searched for; else the pruned graph itself is the network.
     """
-    left = survivors(units, plan.kept)
-    small = sliced_copy(model, units, left)
-    sliced = slice_graph(units.captured, units.net, left)
+    keep_mask = keep_mask_of(units, plan.kept)
+    small = sliced_copy(model, units, keep_mask)
+    sliced = slice_graph(units.captured, units.net, keep_mask)
     few = call if units.captured.spec.fixed else map_tensors(call, lambda tensor: tensor[:2] if tensor.ndim else tensor)
     expected, exact = truth(model, units, plan.kept, call), exact_truth(model, units, plan.kept, few)
-    update_attributes(small, units.net, left)
+    update_attributes(small, units.net, keep_mask)
     if not _proven(small, expected, exact):
         lower = has_lower_literals(units.captured)  # then its parts want inputs of their own dtype
-        trial = trial_truth(model, units, plan.kept, few, double=False) if lower else exact
-        repair(model, small, units.captured, sliced, trial)
+        probe = probe_truth(model, units, plan.kept, few, double=False) if lower else exact
+        search_attributes(model, small, units.captured, sliced, probe)
         if not _proven(small, expected, exact):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))
     exact.check(small)
@@ -160,8 +173,8 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
 
 
 def _proven(small: nn.Module, *truths: Truth) -> bool:
-    """Whether a network computes what it should."""
+    """Return whether a network computes what it should."""
     try:
-        return all(one.check(small) >= 0 for one in truths)
+        return all(expected.check(small) >= 0 for expected in truths)
     except VerificationError:
         return False

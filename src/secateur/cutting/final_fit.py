@@ -1,4 +1,4 @@
-"""A plan's end, with the weights that make up for all that is gone."""
+"""The last fit: the weights at a plan's end, which make up for all units that are gone."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def fitted_plan(
     end does not keep a budget of quality, the plan ends a step earlier.
 
     Args:
-        question: Of which the judge measures loss and accuracy.
+        question: The model, its units and the data; its judge measures loss and accuracy.
         compensator: Fits the weights; changed.
-        plan: At the budget.
-        budget: What must hold.
+        plan: The prefix at the budget.
+        budget: The bounds that must hold.
 
     Raises:
         BudgetError: The size asked for is out of reach within the quality asked for.

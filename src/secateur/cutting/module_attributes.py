@@ -1,4 +1,4 @@
-"""The sizes that modules keep as attributes, brought in line with their sliced parameters."""
+"""The sizes that modules of PyTorch keep as attributes, brought in line with their sliced parameters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from secateur.structure.keep_mask import KeepMask
 from secateur.structure.rules.net import Net
 
 
-def update_attributes(model: nn.Module, net: Net, left: KeepMask) -> None:
-    """Set what the modules of `torch.nn` say of themselves from the shapes of their parameters and buffers.
+def update_attributes(model: nn.Module, net: Net, keep_mask: KeepMask) -> None:
+    """Set the attributes of the modules of `torch.nn` from the shapes of their parameters and buffers.
 
     The number of groups is not seen in a shape: it is taken from the captured graph.
     """
-    groups = {module_of(node): left.count(axis) for node, axis in net.groups.items()}
+    groups = {module_of(node): keep_mask.count(axis) for node, axis in net.groups.items()}
     for name, module in model.named_modules(remove_duplicate=False):
         for attribute, size in _sizes(module, groups.get(name)).items():
             setattr(module, attribute, size)
@@ -49,8 +49,8 @@ def _sizes(module: nn.Module, groups: int | None) -> dict[str, Any]:
 
 def _convolution(module: nn.modules.conv._ConvNd, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
     groups = groups or module.groups
-    one, all_of_them = ("out_channels", "in_channels") if module.transposed else ("in_channels", "out_channels")
-    return {one: shape[1] * groups, all_of_them: shape[0], "groups": groups}
+    per_group, whole = ("out_channels", "in_channels") if module.transposed else ("in_channels", "out_channels")
+    return {per_group: shape[1] * groups, whole: shape[0], "groups": groups}
 
 
 def _recurrent(module: nn.RNNBase) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weights to prove with: random ones hide no error, as zeros do and what is small beside the rest."""
+"""Weights to prove with: random ones hide no error, as zeros and small values beside large ones would."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from secateur.structure.inputs import named_tensors
 
 
-def trial_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, in float64: w u with u from 0.5 to 1.5, and where w is 0 a small number.
+def probe_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer in float64: w u with u from 0.5 to 1.5, and a small number where w is 0.
 
-    Signs and sizes stay, since code may rely on them; buffers that are 0 and integers stay as they are. The same
-    model gets the same ones.
+    Signs and sizes stay, since code may rely on them; buffers that are 0 and integers stay as they are. A
+    model always gets the same ones.
     """
     generator = torch.Generator().manual_seed(0)
     return {name: _varied(tensor, generator) for name, tensor in named_tensors(model).items()}
@@ -32,13 +32,13 @@ def _varied(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextlib.contextmanager
 def holding(model: nn.Module, values: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """The model with other values in its parameters and buffers; afterwards they are what they were."""
+    """Let the model hold other values in its parameters and buffers; afterwards they are what they were."""
     named = named_tensors(model)
-    kept = [(named[name], named[name].data, value) for name, value in (values or {}).items()]
+    replaced = [(named[name], named[name].data, value) for name, value in (values or {}).items()]
     try:
-        for tensor, _, value in kept:
+        for tensor, _, value in replaced:
             tensor.data = value
         yield
     finally:
-        for tensor, before, _ in kept:
+        for tensor, before, _ in replaced:
             tensor.data = before

@@ -1,4 +1,4 @@
-"""A copy of the model with sliced parameters and buffers."""
+"""Keep masks and gates of a plan, and the copy of the model with sliced parameters and buffers."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from secateur.structure.sliced_graph import slice_tensor
 from secateur.structure.units import Units
 
 
-def survivors(units: Units, kept: Mapping[str, tuple[int, ...]]) -> KeepMask:
-    """What is left of every axis.
+def keep_mask_of(units: Units, kept: Mapping[str, tuple[int, ...]]) -> KeepMask:
+    """Return which entries of every axis stay, for the units kept of each set.
 
     Raises:
-        PlanError: A name or an index is none of the model's, or a set would lose all its units.
+        PlanError: A name or an index is not one of the model's, or a set would lose all its units.
     """
     names = [unit_set.name for unit_set in units]
-    made: dict[Axis, Tensor] = {}
+    masks: dict[Axis, Tensor] = {}
     for name, indices in kept.items():
         if name not in names:
-            why = next((f", which cannot lose any: {one.reason}" for one in units.fixed if one.name == name), "")
+            why = next((f", which cannot lose any: {axis.reason}" for axis in units.fixed if axis.name == name), "")
             raise PlanError(f"the plan keeps units of {name!r}{why}; the model's unit sets are: {', '.join(names)}")
         unit_set = units[name]
         if not indices or min(indices) < 0 or max(indices) >= unit_set.size:
             raise PlanError(f"the plan keeps {list(indices)} of {name!r}, which has units 0 to {unit_set.size - 1}")
-        made[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
-        made[unit_set.axis][list(indices)] = True
-    return KeepMask(made)
+        masks[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
+        masks[unit_set.axis][list(indices)] = True
+    return KeepMask(masks)
 
 
 def gates(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """One gate per unit [units.total]: 1 kept, 0 removed.
+    """Return one gate per unit [units.total]: 1 for kept, 0 for removed.
 
     Raises:
-        PlanError: As `survivors`.
+        PlanError: As for `keep_mask_of`.
     """
-    left = survivors(units, kept).masks
+    masks = keep_mask_of(units, kept).masks
     g = ones(model, units)
     for unit_set, piece in zip(units, units.split(g).values(), strict=True):
-        if unit_set.axis in left:
-            piece *= left[unit_set.axis].to(piece)
+        if unit_set.axis in masks:
+            piece *= masks[unit_set.axis].to(piece)
     return g
 
 
-def sliced_copy(model: nn.Module, units: Units, left: KeepMask) -> nn.Module:
-    """The model again, with only the kept units' slices of every parameter and buffer.
+def sliced_copy(model: nn.Module, units: Units, keep_mask: KeepMask) -> nn.Module:
+    """Return a copy of the model with only the kept units' slices of every parameter and buffer.
 
     Values are copied, so that no view writes the old storage out; ties between parameters, hooks, devices,
     dtypes, training mode and requires_grad stay as they are.
@@ -61,7 +61,7 @@ def sliced_copy(model: nn.Module, units: Units, left: KeepMask) -> nn.Module:
     """
     memo: dict[int, object] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        piece = slice_tensor(tensor.detach(), units.axes.get(name, []), left).clone()
+        piece = slice_tensor(tensor.detach(), units.axes.get(name, []), keep_mask).clone()
         memo[id(tensor)] = nn.Parameter(piece, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else piece
     try:
         return copy.deepcopy(model, memo)  # takes the sliced tensors wherever it meets the old ones

@@ -1,4 +1,4 @@
-"""The proof: the cut network computes what the gated one does."""
+"""The proof that the cut network computes what the gated one does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.cutting.probe_weights import holding, trial_weights
-from secateur.cutting.slices import gates, survivors
+from secateur.cutting.probe_weights import holding, probe_weights
+from secateur.cutting.slices import gates, keep_mask_of
 from secateur.errors import VerificationError
 from secateur.objective.gated_graph import GatedGraph
 from secateur.structure.capture import Captured, call_model, evaluating
@@ -35,13 +35,13 @@ Kept = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Truth:
-    """What a cut network should return for some inputs, and how far rounding may take it from that.
+    """The outputs that a cut network should return for some inputs, and how far rounding may take it from them.
 
     Attributes:
         call: The inputs.
-        outputs: What it should return.
-        allowed: The largest difference, relative to the largest output.
-        params: The parameters it should have.
+        outputs: The outputs that it should return.
+        allowed: The largest difference allowed, relative to the largest output.
+        params: The number of parameters it should have.
         weights: The values that its parameters and buffers hold meanwhile; None for its own.
     """
 
@@ -52,7 +52,7 @@ class Truth:
     weights: Mapping[str, Tensor] | None = None
 
     def check(self, small: nn.Module) -> float:
-        """The largest absolute difference of the cut network's outputs from these, in eval mode.
+        """Return the largest absolute difference of the cut network's outputs from these, in eval mode.
 
         Raises:
             VerificationError: It is more than rounding explains, the cut network does not run, or it has another
@@ -82,12 +82,12 @@ class Truth:
 
 
 def truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
-    """The outputs of the original with gates of zero; units that a gate does not take away exactly are sliced out.
+    """Return the outputs of the original with gates of zero; units that no gate removes exactly are sliced out.
 
     Args:
         model: The original.
-        units: Its units.
-        kept: Those that stay.
+        units: The original's units.
+        kept: The units that stay.
         call: The inputs.
     """
     expected = _gated(model, units, kept, bind(units.captured, model, call))
@@ -95,23 +95,23 @@ def truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
 
 
 def exact_truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
-    """The same in float64, where an error cannot hide in rounding, with weights that are nowhere zero.
+    """Return the outputs in float64, where no error can hide in rounding, with weights that are nowhere zero.
 
-    In the model's own dtype where the network runs in no other.
+    They are in the model's own dtype where the network runs in no other.
     """
     try:
-        return trial_truth(model, units, kept, call, double=True)
+        return probe_truth(model, units, kept, call, double=True)
     except RuntimeError:
-        return trial_truth(model, units, kept, call, double=False)
+        return probe_truth(model, units, kept, call, double=False)
 
 
 def check_masked(
     original: nn.Module, network: nn.Module, captured: Captured, masks: Mapping[str, Tensor], call: Call
 ) -> float:
-    """The largest absolute difference of a network without single weights from the graph with the masked weights.
+    """Return how far a network without single weights is, at most, from the graph with the masked weights.
 
     Args:
-        original: With the weights that the masks are put on.
+        original: The network with the weights that the masks are put on.
         network: The copy with zeros.
         captured: The graph of both.
         masks: Parameter → which of its weights are kept.
@@ -120,33 +120,33 @@ def check_masked(
     Raises:
         VerificationError: It is more than rounding explains.
     """
-    named = {id(p): masks[name].to(p.device) for name, p in original.named_parameters() if name in masks}
+    mask_of = {id(p): masks[name].to(p.device) for name, p in original.named_parameters() if name in masks}
     with torch.no_grad():
-        weights = {k: w * named[id(w)] if id(w) in named else w for k, w in weights_of(captured, original).items()}
+        weights = {k: w * mask_of[id(w)] if id(w) in mask_of else w for k, w in weights_of(captured, original).items()}
         expected = outputs(captured, compile_graph(captured.graph)(*fill(captured, weights, call)))
     return Truth(call, expected, tolerance(network), sum(p.numel() for p in network.parameters())).check(network)
 
 
-def trial_truth(model: nn.Module, units: Units, kept: Kept, call: Call, double: bool) -> Truth:
-    """The same with weights that are nowhere zero, in float64 or in the model's own dtype."""
-    weights = trial_weights(model)
+def probe_truth(model: nn.Module, units: Units, kept: Kept, call: Call, double: bool) -> Truth:
+    """Return the outputs with weights that are nowhere zero, in float64 or in the model's own dtype."""
+    weights = probe_weights(model)
     allowed = exact_tolerance(units.captured) if double else tolerance(model)
     if double:
         call = map_tensors(call, in_double)
     else:
-        own = named_tensors(model)
-        weights = {name: value.to(own[name].dtype) for name, value in weights.items()}
+        tensors = named_tensors(model)
+        weights = {name: value.to(tensors[name].dtype) for name, value in weights.items()}
     by_placeholder = {placeholder: weights[name] for placeholder, name in units.captured.weights.items()}
     values = fill(units.captured, by_placeholder, call)
     expected = _gated(model, units, kept, list(map(in_double, values)) if double else values)
-    left = survivors(units, kept)
-    held = {name: slice_tensor(value, units.axes.get(name, []), left) for name, value in weights.items()}
+    keep_mask = keep_mask_of(units, kept)
+    held = {name: slice_tensor(value, units.axes.get(name, []), keep_mask) for name, value in weights.items()}
     return Truth(call, expected, allowed, _params(units, kept), held)
 
 
 def _gated(model: nn.Module, units: Units, kept: Kept, values: Sequence[Any]) -> Any:
-    """The outputs for these values of the graph's placeholders."""
-    masks = survivors(units, kept).masks
+    """Return the gated outputs for these values of the graph's placeholders."""
+    masks = keep_mask_of(units, kept).masks
     graph = GatedGraph(
         units, KeepMask({s.axis: masks[s.axis] for s in units if s.removal == "sliced" and s.axis in masks})
     )
@@ -159,11 +159,11 @@ def _params(units: Units, kept: Kept) -> int:
 
 
 def exact_tolerance(captured: Captured) -> float:
-    """What rounding may do to a run in float64; more where the graph itself computes in a lower one."""
+    """Return how far rounding may take a run in float64; farther where the graph itself computes in a lower dtype."""
     return 3e-6 if has_lower_literals(captured) else 1e-9
 
 
 def has_lower_literals(captured: Captured) -> bool:
-    """Whether the code names a dtype lower than float64 itself."""
+    """Return whether the code itself names a dtype lower than float64."""
     low = (torch.float32, torch.float16, torch.bfloat16)
-    return any(one in low for node in captured.graph.nodes for one in tree_leaves((node.args, node.kwargs)))
+    return any(leaf in low for node in captured.graph.nodes for leaf in tree_leaves((node.args, node.kwargs)))

@@ -1,4 +1,4 @@
-"""Single weights removed: set to zero, and zero they stay through any training that follows.
+"""Masks of single weights, which are set to zero and stay zero through any training that follows.
 
 Masks are given by parameter name, as in ``model.named_parameters()``, tied ones under the first: a bool tensor of the
 parameter's shape, True where the weight is kept.
@@ -52,8 +52,8 @@ def rezero(model: nn.Module, masks: Masks) -> None:
     """Set the removed weights to zero again, after training code that may have moved them.
 
     Raises:
-        ArgumentError: As `freeze`.
-        PlanError: As `freeze`.
+        ArgumentError: As for `freeze`.
+        PlanError: As for `freeze`.
 
     >>> layer = nn.Linear(2, 1)
     >>> masks = {"weight": torch.tensor([[True, False]])}
@@ -66,18 +66,18 @@ def rezero(model: nn.Module, masks: Masks) -> None:
 
 
 def count_moved(model: nn.Module, masks: Masks) -> int:
-    """How many removed weights are not zero.
+    """Return how many removed weights are not zero.
 
     Raises:
-        ArgumentError: As `freeze`.
-        PlanError: As `freeze`.
+        ArgumentError: As for `freeze`.
+        PlanError: As for `freeze`.
     """
     parameters = check_masks(model, masks)
     return sum(int(p.detach()[~masks[name].to(p.device)].count_nonzero()) for name, p in parameters.items())
 
 
 def check_masks(model: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
-    """The parameters that the masks are for.
+    """Return the parameters that the masks are for.
 
     Raises:
         ArgumentError: A mask is no tensor of bools.
@@ -88,8 +88,8 @@ def check_masks(model: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
         if name not in parameters:
             raise PlanError(f"masks: {name!r} is no parameter of the model; those are: {', '.join(parameters)}")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise ArgumentError(f"masks: that of {name!r} must be a tensor of torch.bool, got {given}")
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ArgumentError(f"masks: that of {name!r} must be a tensor of torch.bool, got {got}")
         if mask.shape != parameters[name].shape:
             wanted = tuple(parameters[name].shape)
             raise PlanError(f"masks: that of {name!r} has shape {tuple(mask.shape)}, the parameter has {wanted}")
@@ -110,8 +110,8 @@ class _KeepZero:
 
 
 def _hook(parameter: nn.Parameter, kept: Tensor) -> None:
-    """Put the parameter's gradients, those that it already has too, under this mask."""
-    hook = next((one for one in (parameter._backward_hooks or {}).values() if isinstance(one, _KeepZero)), None)
+    """Put the parameter's gradients under this mask, a gradient that it already has too."""
+    hook = next((h for h in (parameter._backward_hooks or {}).values() if isinstance(h, _KeepZero)), None)
     if hook is not None:
         hook.kept = kept
     elif parameter.is_floating_point() or parameter.is_complex():

@@ -1,1 +1,1 @@
-"""What goes: orders of removal and budgets."""
+"""Planning: orders of removal and the budgets at which they end."""

@@ -1,4 +1,4 @@
-"""What must hold at the end."""
+"""Budgets: what must hold of a network after units are removed."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from secateur.text import format_bytes, parse_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What must hold at the end; a plan's shortest prefix that satisfies it is taken.
+    """Bounds that must hold at the end; the shortest prefix of a plan that satisfies them is taken.
 
-    Sizes and losses are upper bounds, `remove_*` lower bounds. With a size or a minimum given, the least is
-    removed that satisfies all; with only `max_loss_increase` or `max_accuracy_drop`, as much as they allow.
+    Sizes and losses are upper bounds, `remove_*` lower bounds. With a size or a minimum, the fewest units go that
+    satisfy all bounds; with only `max_loss_increase` or `max_accuracy_drop`, as many as they allow.
 
     Attributes:
-        bytes: Of the written safetensors file: an int, or "200 kB", "64 KiB", "1.5 MB".
-        params: Parameters left.
-        remove_fraction: Share f of the K units found: ⌈f · K⌉ of them, whatever their kinds.
-        remove_units: That many units.
-        max_loss_increase: Rise of the loss, absolute.
-        max_accuracy_drop: Fall of the accuracy, as a fraction: 0.01 is one point.
-        scope: "global", or "set": `remove_fraction` of each unit set, ⌈f · size⌉.
-        min_units: Units that every set keeps.
-        protect: Names of unit sets that keep all; ``*`` and ``?`` match as in file names.
+        bytes: The size of the written safetensors file: an int, or "200 kB", "64 KiB", "1.5 MB".
+        params: The number of parameters left.
+        remove_fraction: The share f of all K units that goes: ⌈f · K⌉ of them, whatever their kinds.
+        remove_units: The number of units that go.
+        max_loss_increase: The absolute rise of the loss.
+        max_accuracy_drop: The fall of the accuracy, as a fraction: 0.01 is one point.
+        scope: "global", or "set": `remove_fraction` then counts for each unit set, ⌈f · size⌉.
+        min_units: The number of units that every set keeps.
+        protect: The names of unit sets that keep all units; ``*`` and ``?`` match as in file names.
 
     Raises:
         ArgumentError: A value is outside its range, or nothing is asked for.
@@ -84,8 +84,8 @@ class Budget:
     def _check_whole(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            given = value is not None or name == "min_units"
-            if given and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            required = value is not None or name == "min_units"
+            if required and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise ArgumentError(f"Budget: {name} must be a whole number from 0, got {value!r}")
 
     def _asked(self, *names: str) -> dict[str, float]:
@@ -96,10 +96,10 @@ class Budget:
         return f"Budget({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
     def removable(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """How many units each set may lose.
+        """Return how many units each set may lose.
 
         Args:
-            sizes: Units of each set.
+            sizes: The number of units of each set.
 
         Raises:
             ArgumentError: A protected name matches no unit set.
@@ -124,23 +124,23 @@ class Budget:
 
     @property
     def least(self) -> bool:
-        """Whether the least is to be removed that satisfies a size or a minimum, not as much as quality allows."""
+        """Whether as few units as possible go, for a size or a minimum; if not, as many as the quality allows."""
         return bool(self._asked(*self._SIZES))
 
-    def holds(self, start: State, here: State, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
-        """Whether all that is asked for is true at one point of an order.
+    def holds(self, start: State, state: State, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+        """Return whether all bounds hold at one point of an order.
 
         Args:
-            start: Before any removal.
-            here: At that point.
-            gone: Units that each set has lost there.
-            sizes: Units that each set had.
+            start: The network before any removal.
+            state: The network at that point.
+            gone: How many units each set has lost there.
+            sizes: How many units each set had.
         """
         return (
             self._removed_enough(gone, sizes)
-            and here.bytes <= _bound(self.bytes)
-            and here.params <= _bound(self.params)
-            and self.good_enough(start, here)
+            and state.bytes <= _bound(self.bytes)
+            and state.params <= _bound(self.params)
+            and self.good_enough(start, state)
         )
 
     def _removed_enough(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
@@ -150,11 +150,11 @@ class Budget:
             enough = sum(gone.values()) >= _share(self.remove_fraction or 0.0, sum(sizes.values()))
         return enough and sum(gone.values()) >= (self.remove_units or 0)
 
-    def good_enough(self, start: State, here: State) -> bool:
-        """Whether loss and accuracy are within what is allowed since the start."""
+    def good_enough(self, start: State, state: State) -> bool:
+        """Return whether loss and accuracy have changed no more since the start than is allowed."""
         bounds = (("loss", -1, self.max_loss_increase), ("accuracy", 1, self.max_accuracy_drop))
         return all(
-            sign * (getattr(start, name) - getattr(here, name)) <= bound + _ROUNDING
+            sign * (getattr(start, name) - getattr(state, name)) <= bound + _ROUNDING
             for name, sign, bound in bounds
             if bound is not None
         )
@@ -163,12 +163,12 @@ class Budget:
         """Return after how many removals of an order this budget is satisfied.
 
         Args:
-            states: What is left after 0, 1, 2 ... removals.
-            sizes: Units that each set had.
+            states: The network after 0, 1, 2 ... removals.
+            sizes: How many units each set had.
 
         Raises:
             ArgumentError: The order lacks what the budget is about, or removes what it protects.
-            BudgetError: It is satisfied nowhere; says how far one can get.
+            BudgetError: It is satisfied nowhere; the message says how far one can get.
         """
         self._check_fits(states, sizes)
         gone: Counter[str] = Counter()
@@ -216,13 +216,14 @@ class Budget:
                     "make the plan with rank(..., budget=budget)"
                 )
 
-    def unmet(self, removed: int, total: int, left: State) -> BudgetError:
-        """The error that says how far one can get: so many units removed, and what that leaves."""
+    def unmet(self, removed: int, total: int, state: State) -> BudgetError:
+        """Return the error that says how far one can get: how many units can go, and what that leaves."""
         quality = self._asked(*self._QUALITY)
         within = " within " + " and ".join(f"{name}={value:g}" for name, value in quality.items()) if quality else ""
         return BudgetError(
             f"{self} cannot be met: at most {removed} of {total} units can be removed{within}, "
-            f"which leaves {left.params:,} parameters and a file of {left.bytes:,} bytes ({format_bytes(left.bytes)})"
+            f"which leaves {state.params:,} parameters and a file of {state.bytes:,} bytes "
+            f"({format_bytes(state.bytes)})"
         )
 
 

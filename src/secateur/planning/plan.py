@@ -1,4 +1,4 @@
-"""The removal order with what each step costs and leaves: frozen, printable, JSON."""
+"""Plans: the order in which units go, with what each step costs and leaves; frozen, printable, JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.arguments import describe, require_instance
 from secateur.errors import ArgumentError, PlanError
 from secateur.options import Compensation, Ranking
 from secateur.planning.budget import Budget
-from secateur.planning.state import Basis, State, Step, Swaps, accuracy_of, number
+from secateur.planning.state import Basis, State, Step, Swaps, accuracy_of, three_digits
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.text import format_bytes, table
 
@@ -29,12 +29,12 @@ class Plan:
         start: The network before any removal; None in a plan written by hand.
         steps: The removals in order.
         kept: Unit set → the original indices of the units that stay after all steps.
-        inputs: What the model takes; None where unknown.
-        made_by: How the order was made; None in a plan written by hand.
-        compensation: How the weights that stay are fitted, which `secateur.cut` does if it is given data: losses and
-            accuracies are those after it; None where weights stay as they are.
-        swaps: What exchanges made of the order; None without them.
-        biases: Layers that get a bias, for what it makes up for.
+        inputs: The inputs that the model takes; None where unknown.
+        made_by: The settings of the ranking; None in a plan written by hand.
+        compensation: The settings by which `secateur.cut` fits the weights that stay, if it is given data; losses and
+            accuracies are those after that fit. None where weights stay as they are.
+        swaps: The exchanges of removed units for others; None without them.
+        biases: The names of layers that get a bias, which makes up for removed units.
         basis: The samples that losses and accuracies were measured on; None where they were not.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
@@ -82,16 +82,16 @@ class Plan:
 
     @property
     def states(self) -> tuple[State, ...]:
-        """What is left after 0, 1, 2 ... steps."""
+        """The network after 0, 1, 2 ... steps."""
         return (*([self.start] if self.start else []), *self.steps)
 
     @classmethod
     def from_kept(cls, kept: Mapping[str, Iterable[int]], example_inputs: Any = None) -> Plan:
-        """A plan written by hand.
+        """Return a plan written by hand.
 
         Args:
             kept: Unit set → the indices to keep; sets left out keep all.
-            example_inputs: What the model takes, as for `find_units`; may be left out for a model with one
+            example_inputs: Inputs that the model takes, as for `find_units`; may be left out for a model with one
                 input that starts with a dense layer.
 
         Raises:
@@ -104,11 +104,11 @@ class Plan:
         return cls(pairs, inputs=None if example_inputs is None else InputSpec.of(as_call(example_inputs)))
 
     def at(self, budget: Budget) -> Plan:
-        """The prefix that satisfies a budget.
+        """Return the prefix of the plan that satisfies a budget.
 
         Raises:
-            BudgetError: No prefix does; says how far one can get.
-            ArgumentError: The budget is none, or asks for what the plan does not know.
+            BudgetError: No prefix does; the message says how far one can get.
+            ArgumentError: The budget is no `Budget`, or bounds what was not measured.
         """
         require_instance("budget", budget, Budget, "secateur.Budget(...)")
         if self.start is None:
@@ -123,16 +123,16 @@ class Plan:
         return self.prefix(budget.position(self.states, self.sizes))
 
     def prefix(self, n: int) -> Plan:
-        """The first n steps."""
-        back: dict[str, list[int]] = {name: list(kept) for name, kept in self.kept_indices}
+        """Return the plan that ends after the first n steps."""
+        staying: dict[str, list[int]] = {name: list(kept) for name, kept in self.kept_indices}
         for step in self.steps[n:]:
-            back[step.set].append(step.index)
-        kept = tuple((name, tuple(sorted(indices))) for name, indices in back.items())
+            staying[step.set].append(step.index)
+        kept = tuple((name, tuple(sorted(indices))) for name, indices in staying.items())
         swaps = self.swaps if n == len(self.steps) else None
         return replace(self, kept_indices=kept, steps=self.steps[:n], swaps=swaps)
 
     def to_json(self) -> str:
-        """All of it as JSON; `from_json` reads it."""
+        """Return the whole plan as JSON; `from_json` reads it."""
         return json.dumps(
             {
                 "format": FORMAT,
@@ -147,7 +147,7 @@ class Plan:
         )
 
     def options_to_json(self) -> dict[str, Any]:
-        """Return how it was made and what `cut` does to the weights, as plain data; the written file has it too."""
+        """Return as plain data how the plan was made and how `cut` fits weights; the written file has this too."""
         options: dict[str, Any] = {
             "made_by": self.made_by and self.made_by.to_json(),
             "compensation": self.compensation and self.compensation.to_json(),
@@ -157,7 +157,7 @@ class Plan:
 
     @staticmethod
     def options_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
-        """Read what `options_to_json` gives, as keyword arguments of a plan."""
+        """Return keyword arguments of a plan from what `options_to_json` returns."""
         ranking, compensation = data.get("made_by"), data.get("compensation")
         return {
             "made_by": None if ranking is None else Ranking.from_json(ranking),
@@ -167,7 +167,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The reverse of `to_json`.
+        """Read a plan from what `to_json` returns.
 
         Raises:
             PlanError: The text is no plan, or one of another format.
@@ -207,10 +207,18 @@ class Plan:
         return f"{title}, compensated" if self.compensation.fit else f"{title}, BatchNorm recalibrated"
 
     def _row(self, n: int) -> tuple[object, ...]:
-        here = self.states[n]
-        last, predicted = (f"{here.set}[{here.index}]", here.predicted) if isinstance(here, Step) else ("", None)
-        accuracy = accuracy_of(here.accuracy, self.basis)
-        return (n, last, number(predicted), number(here.loss), accuracy, here.params, format_bytes(here.bytes))
+        state = self.states[n]
+        last, predicted = (f"{state.set}[{state.index}]", state.predicted) if isinstance(state, Step) else ("", None)
+        accuracy = accuracy_of(state.accuracy, self.basis)
+        return (
+            n,
+            last,
+            three_digits(predicted),
+            three_digits(state.loss),
+            accuracy,
+            state.params,
+            format_bytes(state.bytes),
+        )
 
 
 def _indices(name: str, indices: Iterable[int]) -> tuple[int, ...]:
@@ -223,11 +231,11 @@ def _indices(name: str, indices: Iterable[int]) -> tuple[int, ...]:
     require_instance("kept", name, str, "names of unit sets, each a str")
     expected = f"kept[{name!r}]: expected one or more different indices from 0, got "
     try:
-        several = list(indices)
-        chosen = tuple(sorted(map(operator.index, several)))
+        listed = list(indices)
+        chosen = tuple(sorted(map(operator.index, listed)))
     except TypeError:
         raise PlanError(f"{expected}{indices!r}") from None
-    if any(isinstance(one, bool) or getattr(one, "dtype", None) == torch.bool for one in several):
+    if any(isinstance(index, bool) or getattr(index, "dtype", None) == torch.bool for index in listed):
         raise PlanError(f"{expected}a mask of True and False")
     if not chosen or chosen[0] < 0 or len(set(chosen)) < len(chosen):
         raise PlanError(f"{expected}{list(chosen)}")

@@ -29,23 +29,23 @@ def criteria_for(ranking: str) -> list[str]:
     return list(CURVATURES if ranking == "quadratic" else criteria())
 
 
-def rank(
+def rank_units(
     question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
     file_size: FileSize, on_step: OnStep = lambda *_: None,
 ) -> Plan:  # fmt: skip
     """Return the order of removals; `secateur.rank` is this with the size of the written file filled in.
 
     Args:
-        question: The model, its units, the data.
-        ranking: How saliencies make an order; names the criterion.
+        question: The model, its units and the data.
+        ranking: The settings by which saliencies make an order.
         criterion: Computes the saliencies.
-        compensator: Makes the weights that stay make up for each removal; None to leave them as they are.
-        budget: Where to stop; None to go on until one unit is left in each set.
-        file_size: Bytes of the written file, by the units kept.
+        compensator: Fits the weights that stay after each removal; None to leave them as they are.
+        budget: The bounds at which to stop; None to go on until one unit is left in each set.
+        file_size: Returns the bytes of the written file for the units kept.
         on_step: Called after each step.
 
     Returns:
-        The plan, as long as the budget needs it, or with a budget of quality alone as long as it can be.
+        The plan: just as long as the budget needs it, and with a budget of quality alone as long as it can be.
 
     Raises:
         BudgetError: The budget is out of reach.
@@ -68,7 +68,7 @@ def rank(
 
 @dataclass(frozen=True)
 class _BySaliency:
-    """Removes the least salient unit as long as needed; the others are scored again each time, or never."""
+    """The removal of the least salient unit, as long as needed; the others are scored again each time, or never."""
 
     criterion: Criterion
     gated: GatedLoss
@@ -87,7 +87,7 @@ class _BySaliency:
             on_step(len(order.steps), order.longest)
 
     def _scores(self, candidates: list[int]) -> Tensor:
-        """Return the saliencies of the candidates; infinite for those that are not on the shortlist."""
+        """Return the saliencies of the candidates [K]; those that are not on the shortlist are infinite."""
         g, shortlist = self.order.g, self.ranking.shortlist
         surgeon = self.order.surgeon if self.criterion.name == "obs" else None
         short = shortlist is not None and shortlist < len(candidates)

@@ -1,4 +1,4 @@
-"""The removals so far, what they leave, and what may follow."""
+"""Orders of removal: the units that went so far, what is left of the network, and which may go next."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ OnStep = Callable[[int, int], None]  # steps made, steps there can be
 
 
 class RemovalOrder:
-    """The removals so far, and what may follow.
+    """The removals so far, what each left of the network, and the units that may go next.
 
     Args:
-        question: Of which the judge measures loss and accuracy.
-        file_size: Of the units kept.
-        budget: Where to stop.
+        question: The model, its units and the data; its judge measures loss and accuracy.
+        file_size: Returns the bytes of the written file for the units kept.
+        budget: The bounds at which to stop.
         surgeon: Lets the weights make up for each unit that goes; None to leave them as they are.
-        refresh: Removals after which the surgeon fits all weights anew; None for a hundredth of what can go.
+        refresh: After how many removals the surgeon fits all weights again; None for a hundredth of what can go.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class RemovalOrder:
             budget.check_resolution(self.basis.predictions if self.basis else 0)
             self._check_possible(budget)
 
-    def again(self) -> RemovalOrder:
-        """The same from the start."""
+    def restarted(self) -> RemovalOrder:
+        """Return an order for the same question and budget, with no removals."""
         return RemovalOrder(self.question, self.file_size, self.budget, self.surgeon, self.refresh)
 
     def _basis(self) -> Basis | None:
-        """The samples that losses are measured on; None where they are not."""
+        """Return the samples that losses are measured on; None where there are no losses."""
         if self.start.loss is None:
             return None
         fitted = self.surgeon is not None and self.question.judged_on == "data"
@@ -64,42 +64,42 @@ class RemovalOrder:
 
     @property
     def longest(self) -> int:
-        """How many steps there can be."""
+        """The largest number of steps that is possible."""
         return sum(self.limits.values())
 
     def _check_possible(self, budget: Budget) -> None:
-        """Refuse a size that is out of reach before any time is spent on the order."""
+        """Refuse a size that is out of reach, before any time is spent on the order."""
         least = {name: tuple(range(size - self.limits[name])) for name, size in self.sizes.items()}
         state = State(self.start.loss, self.start.accuracy, **self._sizes(least))
         if budget.least and not budget.holds(self.start, state, self.limits, self.sizes):
             raise budget.unmet(self.longest, self.units.total, state)
 
     def candidates(self) -> list[int]:
-        """The units that may go next."""
-        left = {name for name, limit in self.limits.items() if self.gone[name] < limit}
-        there = (self.g != 0).tolist()
-        return [k for k, (name, _) in enumerate(self.units.places) if there[k] and name in left]
+        """Return the units that may go next."""
+        open_sets = {name for name, limit in self.limits.items() if self.gone[name] < limit}
+        present = (self.g != 0).tolist()
+        return [k for k, (name, _) in enumerate(self.units.places) if present[k] and name in open_sets]
 
     def enough(self) -> bool:
-        """Whether the budget is satisfied, so that the least has been removed."""
-        here = self.steps[-1] if self.steps else self.start
-        return (
-            self.budget is not None and self.budget.least and self.budget.holds(self.start, here, self.gone, self.sizes)
-        )
+        """Return whether a budget that asks for as few removals as possible is satisfied."""
+        if self.budget is None or not self.budget.least:
+            return False
+        state = self.steps[-1] if self.steps else self.start
+        return self.budget.holds(self.start, state, self.gone, self.sizes)
 
     def least(self, saliency: Tensor, candidates: list[int]) -> int:
-        """The candidate of least saliency; of tied ones that which frees most bytes, then the first."""
+        """Return the candidate of least saliency; of tied ones the one that frees most bytes, then the first."""
         values = saliency[candidates].tolist()
         lowest = min(values)
         tied = [k for k, value in zip(candidates, values, strict=True) if value == lowest]
         return tied[0] if len(tied) == 1 else min(tied, key=lambda k: (-self._freed(self.units.places[k][0]), k))
 
     def _freed(self, name: str) -> int:
-        left = {n: size - self.gone[n] for n, size in self.sizes.items()}
-        return self.units.bytes(left) - self.units.bytes(left | {name: left[name] - 1})
+        counts = {n: size - self.gone[n] for n, size in self.sizes.items()}
+        return self.units.bytes(counts) - self.units.bytes(counts | {name: counts[name] - 1})
 
     def remove(self, k: int, predicted: float | None) -> None:
-        """Take one unit away and measure what is left."""
+        """Remove one unit and measure what is left."""
         name, index = self.units.places[k]
         self.g[k] = 0
         self.gone[name] += 1
@@ -110,18 +110,18 @@ class RemovalOrder:
         self.steps.append(Step(**self._measure(), set=name, index=index, predicted=predicted))
 
     def allows(self, back: int, out: int) -> bool:
-        """Whether the budget's sizes still hold with one removed unit back and another one gone instead."""
+        """Return whether the budget's sizes still hold with one removed unit back and another one gone instead."""
         g, gone = self.g.clone(), self.gone.copy()
         g[back], g[out] = 1, 0
         gone[self.units.places[back][0]] -= 1
         gone[self.units.places[out][0]] += 1
         if self.budget is None or any(count > self.limits[name] for name, count in gone.items()):
             return False
-        here = State(self.start.loss, self.start.accuracy, **self._sizes(self._kept(g)))
-        return self.budget.holds(self.start, here, gone, self.sizes)
+        state = State(self.start.loss, self.start.accuracy, **self._sizes(self._kept(g)))
+        return self.budget.holds(self.start, state, gone, self.sizes)
 
     def kept(self) -> dict[str, tuple[int, ...]]:
-        """The units that are left."""
+        """Return unit set → the indices of the units that are left."""
         return self._kept(self.g)
 
     def _kept(self, g: Tensor) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What a network costs at one point of an order of removals, and on which samples that was measured."""
+"""States: what is left of a network at one point of an order of removals, and on which samples it was measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class State:
-    """What is left at one point of the order; loss and accuracy None where not measured."""
+    """The network at one point of the order; loss and accuracy are None where they were not measured."""
 
     loss: float | None
     accuracy: float | None
@@ -19,7 +19,7 @@ class State:
 
 @dataclass(frozen=True)
 class Step(State):
-    """One removal: the unit, in the numbering of the original model, the predicted rise of the loss, what is left."""
+    """One removal: the unit in the original model's numbering, the predicted rise of the loss, what is left."""
 
     set: str
     index: int
@@ -28,12 +28,12 @@ class Step(State):
 
 @dataclass(frozen=True)
 class Swaps:
-    """What exchanging removed units did to the rise of the loss that a quadratic ranking predicts.
+    """The exchanges of removed units, and the rise of the loss that a quadratic ranking predicts without and with them.
 
     Attributes:
-        number: Of exchanges.
+        number: The number of exchanges.
         before: The predicted rise without them.
-        after: With them; never more.
+        after: The predicted rise with them; never more.
     """
 
     number: int
@@ -54,9 +54,9 @@ class Basis:
     Attributes:
         where: "data", the samples that saliency and weights come from; "validation"; or "held back", every fifth sample
             of the data, which no weight was fitted on.
-        samples: Their number.
+        samples: The number of samples.
         fitted: Whether weights were fitted on these very samples.
-        predictions: How many predictions an accuracy is taken over; 0 where there are no classes.
+        predictions: The number of predictions an accuracy is taken over; 0 where there are no classes.
 
     >>> print(Basis("held back", 200, False))
     200 samples held back from the fit
@@ -91,6 +91,6 @@ def accuracy_of(accuracy: float | None, basis: Basis | None) -> str | None:
     return f"{accuracy:.4f}" + (f" ± {basis.standard_error(accuracy):.4f}" if basis else "")
 
 
-def number(value: float | None) -> str | None:
-    """Three digits of it, as in the tables."""
+def three_digits(value: float | None) -> str | None:
+    """Return a number with three digits, as in the tables; None where there is none."""
     return None if value is None else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""One round of weight removals: their order from the least salient up, and the weights that each one leaves."""
+"""Orders of removal of single weights within one round, and the weights that each removal leaves."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from secateur.saliency.weights.obs import WeightSurgeon
 
 
 class WeightOrder(Protocol):
-    """An order of removals among all P removable weights; `kept` are those there before the first [P]."""
+    """An order of removals among all P removable weights; `kept` says which are there before the first one [P]."""
 
     kept: Tensor
 
     def __len__(self) -> int:
-        """How many removals there can be."""
+        """Return how many removals are possible."""
 
     def after(self, n: int) -> Tensor:
-        """The weights [P] after the first n removals."""
+        """Return the weights [P] after the first n removals."""
 
     def gone(self, n: int) -> Tensor:
-        """Which weights these are [n]."""
+        """Return which weights the first n removals are [n]."""
 
     def predicted(self, n: int) -> float:
-        """The sum of their saliencies."""
+        """Return the sum of the saliencies of the first n removals."""
 
 
 class FixedWeightOrder:
     """Removals that leave all other weights as they are.
 
     Args:
-        saliency: Of each weight [P].
+        saliency: The saliency of each weight [P].
         u: The weights [P].
         kept: Which of them are there [P].
-        sets: The number of each one's parameter [P].
+        sets: The number of each weight's parameter [P].
         limits: How many weights each parameter may lose.
     """
 
@@ -44,8 +44,8 @@ class FixedWeightOrder:
         order = order[kept[order]]
         place = torch.empty_like(order)
         for k in range(len(limits)):
-            mine = sets[order] == k
-            place[mine] = torch.arange(int(mine.sum()), device=order.device)
+            in_set = sets[order] == k
+            place[in_set] = torch.arange(int(in_set.sum()), device=order.device)
         self.order = order[place < limits[sets[order]]]
         self.kept, self.saliency, self.u = kept, saliency, u
 
@@ -53,15 +53,15 @@ class FixedWeightOrder:
         return len(self.order)
 
     def after(self, n: int) -> Tensor:
-        """The weights [P] after the first n removals."""
+        """Return the weights [P] after the first n removals."""
         return self.u.index_fill(0, self.order[:n], 0)
 
     def gone(self, n: int) -> Tensor:
-        """Which weights these are [n]."""
+        """Return which weights the first n removals are [n]."""
         return self.order[:n]
 
     def predicted(self, n: int) -> float:
-        """The sum of their saliencies."""
+        """Return the sum of the saliencies of the first n removals."""
         return self.saliency[self.order[:n]].sum().item()
 
 
@@ -69,21 +69,21 @@ class SurgeonWeightOrder:
     """Removals by the Optimal Brain Surgeon, which changes the weights that are left; made when they are asked for.
 
     Args:
-        surgeon: That has removed none yet; changed.
+        surgeon: A surgeon that has removed nothing yet; changed.
         sets: The number of each weight's parameter [P].
         limits: How many weights each parameter may lose.
     """
 
     def __init__(self, surgeon: WeightSurgeon, sets: Tensor, limits: Tensor) -> None:
         self.surgeon, self.kept, self.sets, self.limits = surgeon, surgeon.left.clone(), sets, limits.clone()
-        there = torch.bincount(sets[self.kept], minlength=len(limits))
-        self.most = int(torch.minimum(there, limits).sum())
+        present = torch.bincount(sets[self.kept], minlength=len(limits))
+        self.most = int(torch.minimum(present, limits).sum())
         self.saliencies: list[float] = []
 
     def __len__(self) -> int:
         return self.most
 
-    def _go(self, n: int) -> None:
+    def _remove_until(self, n: int) -> None:
         while len(self.saliencies) < n:
             saliency = torch.where(self.limits[self.sets] > 0, self.surgeon.saliency(), torch.inf)
             q = int(saliency.argmin())
@@ -92,16 +92,16 @@ class SurgeonWeightOrder:
             self.saliencies.append(saliency[q].item())
 
     def after(self, n: int) -> Tensor:
-        """The weights [P] after the first n removals."""
-        self._go(n)
+        """Return the weights [P] after the first n removals."""
+        self._remove_until(n)
         return self.surgeon.after(n)
 
     def gone(self, n: int) -> Tensor:
-        """Which weights these are [n]."""
-        self._go(n)
+        """Return which weights the first n removals are [n]."""
+        self._remove_until(n)
         return torch.tensor(self.surgeon.order[:n], dtype=torch.long, device=self.sets.device)
 
     def predicted(self, n: int) -> float:
-        """The sum of their saliencies."""
-        self._go(n)
+        """Return the sum of the saliencies of the first n removals."""
+        self._remove_until(n)
         return sum(self.saliencies[:n])

@@ -1,4 +1,4 @@
-"""Which single weights are removed, and what each round of removals cost and left."""
+"""Plans of single weights: which are removed, and what each round of removals cost and left."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateur.planning.state import Basis, State, accuracy_of, number
+from secateur.planning.state import Basis, State, accuracy_of, three_digits
 from secateur.structure.inputs import InputSpec
 from secateur.text import format_bytes, table
 
 
 @dataclass(frozen=True)
 class WeightStep(State):
-    """Some removals at once, and what is left after them.
+    """Removals made at once, and what is left after them.
 
     Attributes:
-        round: In which round, from 1.
-        removed: Weights removed so far.
-        predicted: The rise of the loss that the criterion predicts of this step's; None if it predicts none.
+        round: The number of the round, from 1.
+        removed: The number of weights removed so far.
+        predicted: The rise of the loss that the criterion predicts for this step; None if it predicts none.
         trained: Whether the network was trained after these removals, before loss and accuracy were measured.
     """
 
@@ -31,15 +31,15 @@ class WeightStep(State):
 
 @dataclass(frozen=True, eq=False)  # tensors are not equal or unequal as a whole
 class WeightPlan:
-    """Single weights removed, zero and frozen in a network of the same sizes.
+    """The single weights that are removed: zero and frozen in a network of the same sizes.
 
     Attributes:
         masks: Parameter → which of its weights are kept, a bool tensor of its shape.
         start: The network before any removal.
-        steps: What was measured on the way.
-        inputs: What the model takes.
-        criterion: How saliency was computed.
-        rounds: How often.
+        steps: The measurements on the way.
+        inputs: The inputs that the model takes.
+        criterion: The name of the criterion.
+        rounds: The number of rounds.
         basis: The samples that losses and accuracies were measured on; None where they were not.
     """
 
@@ -53,7 +53,7 @@ class WeightPlan:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Parameter → its weights."""
+        """Parameter → the number of its weights."""
         return {name: mask.numel() for name, mask in self.masks.items()}
 
     @property
@@ -63,7 +63,7 @@ class WeightPlan:
 
     @property
     def removed(self) -> int:
-        """Weights removed."""
+        """The number of weights removed."""
         return sum(int((~mask).sum()) for mask in self.masks.values())
 
     def __str__(self) -> str:
@@ -73,10 +73,10 @@ class WeightPlan:
         for step in self.steps:
             trained = f"{step.round}, trained" if step.trained else f"{step.round}"
             share = f"{100 * step.removed / total:.1f} %"
-            rows.append((step.removed, share, trained, number(step.predicted) or "", *self._measured(step)))
+            rows.append((step.removed, share, trained, three_digits(step.predicted) or "", *self._measured(step)))
         title = f"{self.removed:,} of {total:,} weights removed, {self.criterion}"
         return table(columns, rows, title) + (f"\nloss and accuracy on {self.basis}" if self.basis else "")
 
     def _measured(self, state: State) -> tuple[str | None, str | None, int, str]:
         accuracy = accuracy_of(state.accuracy, self.basis)
-        return number(state.loss), accuracy, state.params, format_bytes(state.bytes)
+        return three_digits(state.loss), accuracy, state.params, format_bytes(state.bytes)

@@ -1,1 +1,1 @@
-"""What is shown: tables, pictures, progress."""
+"""Reporting: tables, pictures, pages and progress bars."""

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no script, no font, no request."""
+"""Reports as one HTML file that needs nothing else: no script, no font, no request."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Picture:
     """A picture with what it says in words.
 
     Attributes:
-        svg: From `svg`.
-        alt: What is to be seen, for those who do not see it.
-        caption: Below it.
+        svg: The picture, as `svg` returns it.
+        alt: The text for readers who do not see it.
+        caption: The text below it.
 
     Raises:
         ArgumentError: It is no inline SVG, or has no words.
@@ -66,10 +66,10 @@ class Table:
     """Rows under headings; the first cell of a row is its heading, numbers are aligned to the right.
 
     Attributes:
-        columns: Their headings.
-        rows: Whole numbers are shown with all digits, others with four, None as a dash.
-        caption: Above it.
-        note: Below it.
+        columns: The headings.
+        rows: The cells; whole numbers are shown with all digits, others with four, None as a dash.
+        caption: The text above it.
+        note: The text below it.
 
     Raises:
         ArgumentError: A row has not a cell for each column.
@@ -87,7 +87,7 @@ class Table:
 
     @property
     def kinds(self) -> list[str]:
-        """Of each column "" for numbers, "t" for text, "t long" for text that has to be broken into lines."""
+        """The kind of each column: "" for numbers, "t" for text, "t long" for text that is broken into lines."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
         words = [[len(cell) for cell in column if isinstance(cell, str)] for column in columns]
         return [("t long" if max(lengths) > BROKEN else "t") if lengths else "" for lengths in words]
@@ -95,14 +95,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One heading and what is below it.
+    """A heading and the content below it.
 
     Attributes:
-        name: For links to it: small letters, digits and hyphens.
+        name: The name for links to it: small letters, digits and hyphens.
         title: The heading.
-        text: Paragraphs.
-        pictures: After them.
-        tables: At the end; those of more than 40 rows are folded up.
+        text: The paragraphs.
+        pictures: The pictures, below the paragraphs.
+        tables: The tables, at the end; tables of more than 40 rows are folded up.
     """
 
     name: str
@@ -117,11 +117,11 @@ class Page:
     """A whole report.
 
     Attributes:
-        title: Of the page.
-        summary: Labels and values, at the top.
-        settings: How it came about.
-        environment: Where, from `environment`.
-        sections: Between summary and settings.
+        title: The title of the page.
+        summary: The labels and values at the top.
+        settings: The settings that led to the results.
+        environment: The machine and libraries, as `environment` returns them.
+        sections: The sections between summary and settings.
 
     Raises:
         ArgumentError: A section's name cannot be linked to, or is there twice.
@@ -142,7 +142,7 @@ class Page:
 
 
 def text_of(value: Cell) -> str:
-    """A cell as it is shown.
+    """Return a cell as it is shown.
 
     >>> text_of(12345), text_of(0.123456), text_of(None), text_of("fc1")
     ('12,345', '0.1235', '–', 'fc1')
@@ -155,7 +155,7 @@ def text_of(value: Cell) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What may change figures, without a date, so that the same run gives the same page.
+    """Return what may change figures, without a date, so that the same run gives the same page.
 
     >>> list(environment())
     ['Secateur', 'Python', 'PyTorch', 'Platform', 'Processors', 'Threads']
@@ -171,10 +171,10 @@ def environment() -> dict[str, str]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as inline SVG: the same figure gives the same text, and letters are outlines that need no font.
+    """Return the figure as inline SVG: the same figure gives the same text, and letters are outlines without a font.
 
     Args:
-        figure: Where it takes more than 150 kB, its lines become pixels.
+        figure: The figure; where it takes more than 150 kB, its lines become pixels.
 
     >>> svg(Figure()).startswith("<svg ")
     True
@@ -196,7 +196,7 @@ def _drawn(figure: Figure) -> str:
 
 
 def html(page: Page) -> str:
-    """The page's text; the same page gives the same text.
+    """Return the page's text; the same page gives the same text.
 
     >>> page = Page("Half of it", [("Parameters", "100 → 50")], {}, {})
     >>> "<h1>Half of it</h1>" in html(page)
@@ -213,8 +213,8 @@ def html(page: Page) -> str:
     return templates.get_template("report.html.j2").render(page=page, version=version("secateur"))
 
 
-def write(page: Page, path: str | os.PathLike[str]) -> None:
-    """As one file, whole or not at all.
+def write_page(page: Page, path: str | os.PathLike[str]) -> None:
+    """Write the page as one file, whole or not at all.
 
     Raises:
         ArgumentError: The path ends in something else than .html or .htm.
@@ -226,7 +226,7 @@ def write(page: Page, path: str | os.PathLike[str]) -> None:
 
 
 def _inline(picture: Picture, name: str) -> Markup:
-    """The picture with its text alternative, and ids that no other picture of the page has."""
+    """Return the picture with its text alternative, and ids that no other picture of the page has."""
     drawn = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", picture.svg)
     head, rest = drawn.split(">", 1)
     title = f'<title id="{name}">{escape(picture.alt)}</title>'

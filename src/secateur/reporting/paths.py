@@ -33,9 +33,9 @@ def _check_file(path: str | os.PathLike[str], what: str, *suffixes: str) -> None
     """Refuse a path that no such file can be written to.
 
     Args:
-        path: Where to write.
-        what: Such files, in the plural.
-        suffixes: How their names may end, in small letters.
+        path: The file to write.
+        what: The name of such files, in the plural.
+        suffixes: The possible ends of their names, in small letters.
 
     Raises:
         ArgumentError: It is no path, or ends in something else.

@@ -29,13 +29,13 @@ STYLES = (
 
 
 def heat_map(correlations: Tensor, sets: Mapping[str, int], title: str, path: str | os.PathLike[str]) -> None:
-    """How units depend on each other, −1 … 1: blue and red, white for not at all; lines between unit sets.
+    """Draw how units depend on each other, −1 … 1: blue and red, white for not at all; lines between unit sets.
 
     Args:
-        correlations: From `secateur.saliency.interactions.correlation` [K, K].
-        sets: Unit set → its units, in the matrix's order.
-        title: Above the picture.
-        path: Where to write it, as PNG.
+        correlations: The correlations of `secateur.saliency.interactions.correlation` [K, K].
+        sets: Unit set → the number of its units, in the matrix's order.
+        title: The text above the picture.
+        path: The file to write, a PNG.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -49,11 +49,11 @@ def heat_map(correlations: Tensor, sets: Mapping[str, int], title: str, path: st
     panel.set_yticks(middles, list(sets))
     panel.set(title=title, xlabel="units by set", ylabel="units by set")
     figure.colorbar(image, label="correlation in the loss, $H_{jk} / \\sqrt{|H_{jj} H_{kk}|}$")
-    write(figure, path)
+    write_picture(figure, path)
 
 
 def matrix(panel: Axes, values: Sequence[Sequence[float]], sizes: Sequence[int]) -> AxesImage:
-    """Numbers from −1 to 1 in blue and red, white for 0; lines between unit sets of these sizes."""
+    """Draw numbers from −1 to 1 in blue and red, white for 0; lines between unit sets of these sizes."""
     for end in list(itertools.accumulate(sizes))[:-1]:
         panel.axhline(end - 0.5, color="black", linewidth=0.8)
         panel.axvline(end - 0.5, color="black", linewidth=0.8)
@@ -61,13 +61,13 @@ def matrix(panel: Axes, values: Sequence[Sequence[float]], sizes: Sequence[int])
 
 
 def plain(panel: Axes) -> None:
-    """A light grid, and no frame at the top and on the right."""
+    """Give a panel a light grid, and no frame at the top and on the right."""
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def write(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """As PNG, whole or not at all.
+def write_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure as PNG, whole or not at all.
 
     Raises:
         ArtifactError: The file cannot be written.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress_bar(what: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar while the block runs; call what it yields with (done, total)."""
+    """Show a bar while the block runs; the function that is yielded takes (done, total)."""
     from rich.console import Console  # not needed by those who import Secateur and show nothing
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""The page of one shrunk network: what went, what is left, what each removal cost."""
+"""The page on one shrunk network: what went, what is left, what each removal cost."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ Points = Sequence[tuple[int, State]]
 
 @one_at_a_time  # Matplotlib's settings are the process's
 def result_page(plan: Plan | WeightPlan, before: Sizes, after: Sizes, difference: float, form: str) -> Page:
-    """The report on a result of `secateur.shrink`.
+    """Return the report on a result of `secateur.shrink`.
 
     Args:
-        plan: What was removed.
-        before: What the original costs.
-        after: What is left of that.
-        difference: The largest between the outputs of the network and those it was proven against.
-        form: What kind of module the network is, in words.
+        plan: The removals.
+        before: The sizes of the original.
+        after: The sizes of the network that is left.
+        difference: The largest difference between the outputs of the network and those it was proven against.
+        form: The kind of module that the network is, in words.
     """
     widths = _widths(plan)
-    total, left = (sum(pair[i] for pair in widths.values()) for i in (0, 1))
+    total, kept = (sum(pair[i] for pair in widths.values()) for i in (0, 1))
+    removed = total - kept
     what = _what(plan)
     summary = [
-        (f"{what.capitalize()} removed", f"{total - left:,} of {total:,} ({100 * (total - left) / total:.1f} %)"),
+        (f"{what.capitalize()} removed", f"{removed:,} of {total:,} ({100 * removed / total:.1f} %)"),
         ("Parameters", _change(before.params, after.params)),
         ("Bytes on disk", _change(before.bytes, after.bytes)),
         ("MACs for one sample", _change(before.macs, after.macs)),
@@ -47,11 +48,11 @@ def result_page(plan: Plan | WeightPlan, before: Sizes, after: Sizes, difference
         ("Loss", _move(before.loss, after.loss)),
         ("Accuracy", _accuracies(plan, before.accuracy, after.accuracy)),
         ("Loss and accuracy on", str(plan.basis) if plan.basis else "not measured"),
-        ("Proven difference", f"at most {difference:.1e} between {_two(plan)}"),
+        ("Proven difference", f"at most {difference:.1e} between {_compared(plan)}"),
         ("Form", form),
     ]
     sections = (_trade_off(plan), _layers(plan, widths), _steps(plan))
-    title = f"{total - left:,} of {total:,} {what} removed"
+    title = f"{removed:,} of {total:,} {what} removed"
     return Page(title, summary, _settings(plan), environment(), sections)
 
 
@@ -59,7 +60,7 @@ def _what(plan: Plan | WeightPlan) -> str:
     return "units" if isinstance(plan, Plan) else "weights"
 
 
-def _two(plan: Plan | WeightPlan) -> str:
+def _compared(plan: Plan | WeightPlan) -> str:
     return (
         "its outputs and the gated original's"
         if isinstance(plan, Plan)
@@ -68,7 +69,7 @@ def _two(plan: Plan | WeightPlan) -> str:
 
 
 def _change(before: int, after: int) -> str:
-    """Two counts.
+    """Return two counts and the share that is left.
 
     >>> _change(2000, 500), _change(3, 3)
     ('2,000 → 500 (25.0 % left)', '3, as before')
@@ -79,7 +80,7 @@ def _change(before: int, after: int) -> str:
 
 
 def _move(before: float | None, after: float | None) -> str:
-    """Two measurements.
+    """Return two measurements and their difference.
 
     >>> _move(0.5, 0.25), _move(None, None)
     ('0.5 → 0.25 (−0.25)', 'not measured')
@@ -121,7 +122,7 @@ def _changed(options: Ranking | Compensation | None, *shown: str) -> dict[str, s
 
 
 def _widths(plan: Plan | WeightPlan) -> Widths:
-    """Unit set → its units before and after; parameter → its weights."""
+    """Return unit set → its units before and after, or parameter → its weights."""
     if isinstance(plan, WeightPlan):
         return {name: (mask.numel(), int(mask.sum())) for name, mask in plan.masks.items()}
     kept = plan.kept
@@ -129,7 +130,7 @@ def _widths(plan: Plan | WeightPlan) -> Widths:
 
 
 def _points(plan: Plan | WeightPlan) -> Points:
-    """How many are removed, and what is left then."""
+    """Return the number of removals and the state after them, for each point that was measured."""
     start = [] if plan.start is None else [(0, plan.start)]
     if isinstance(plan, WeightPlan):
         return [*start, *((step.removed, step) for step in plan.steps)]
@@ -139,17 +140,17 @@ def _points(plan: Plan | WeightPlan) -> Points:
 def _trade_off(plan: Plan | WeightPlan) -> Section:
     text = ["What is left after each removal. The dot is the network of this report."]
     points = _points(plan) if plan.steps else []
-    made = [_curve(points, name, _what(plan)) for name in ("loss", "accuracy", "bytes")]
-    pictures = [picture for picture in made if picture is not None]
+    curves = [_curve(points, name, _what(plan)) for name in ("loss", "accuracy", "bytes")]
+    pictures = [picture for picture in curves if picture is not None]
     if not plan.steps:
         text = ["Nothing was removed."]
-    elif len(pictures) < len(made):
+    elif len(pictures) < len(curves):
         text.append("What is not shown was not measured.")
     return Section("trade-off", "Trade-off", text, pictures)
 
 
 def _curve(points: Points, name: str, what: str) -> Picture | None:
-    """One quantity against what is removed; None where it was not measured."""
+    """Draw one quantity against what is removed; None where it was not measured."""
     known = [(n, value) for n, state in points if (value := getattr(state, name)) is not None]
     if not known:
         return None
@@ -169,14 +170,14 @@ def _curve(points: Points, name: str, what: str) -> Picture | None:
 
 
 def _layers(plan: Plan | WeightPlan, widths: Widths) -> Section:
-    name, each = ("layers", "unit set") if isinstance(plan, Plan) else ("parameters", "parameter")
-    rows = [(label, size, left, round(100 * left / size, 1)) for label, (size, left) in widths.items()]
-    table = Table([each, "before", "after", "% left"], rows, f"{_what(plan).capitalize()} of each {each}")
-    return Section(name, name.capitalize(), pictures=[_bars(widths, _what(plan), each)], tables=[table])
+    name, kind = ("layers", "unit set") if isinstance(plan, Plan) else ("parameters", "parameter")
+    rows = [(label, size, kept, round(100 * kept / size, 1)) for label, (size, kept) in widths.items()]
+    table = Table([kind, "before", "after", "% left"], rows, f"{_what(plan).capitalize()} of each {kind}")
+    return Section(name, name.capitalize(), pictures=[_bars(widths, _what(plan), kind)], tables=[table])
 
 
-def _bars(widths: Widths, what: str, each: str) -> Picture:
-    """Before and after of the largest, in the order of the network."""
+def _bars(widths: Widths, what: str, kind: str) -> Picture:
+    """Draw the largest unit sets or parameters before and after, in the order of the network."""
     largest = sorted(widths, key=lambda name: -widths[name][0])[:BARS]
     shown = [name for name in widths if name in largest]
     before, after = zip(*(widths[name] for name in shown), strict=True)
@@ -189,19 +190,19 @@ def _bars(widths: Widths, what: str, each: str) -> Picture:
     _count(panel.xaxis)
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
-    of = f"each {each}" if len(shown) == len(widths) else f"the {BARS} largest of {len(widths):,} {each}s"
-    alt = f"Bar chart of the {what} of {of}, before and after; the table below has the numbers."
-    return Picture(svg(figure), alt, f"{what.capitalize()} of {of}, before and after")
+    which = f"each {kind}" if len(shown) == len(widths) else f"the {BARS} largest of {len(widths):,} {kind}s"
+    alt = f"Bar chart of the {what} of {which}, before and after; the table below has the numbers."
+    return Picture(svg(figure), alt, f"{what.capitalize()} of {which}, before and after")
 
 
 def _count(axis: Axis) -> None:
-    """Whole numbers on it."""
+    """Label an axis with whole numbers."""
     axis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.set_major_formatter(EngFormatter())
 
 
 def _short(name: str) -> str:
-    """The end of a long name.
+    """Return a name, of a long one its end.
 
     >>> _short("model.decoder.layers.11.self_attention.out_projection")
     '…11.self_attention.out_projection'
@@ -210,11 +211,12 @@ def _short(name: str) -> str:
 
 
 def _steps(plan: Plan | WeightPlan) -> Section:
-    """Every removal, or every round of them."""
-    own = ["unit"] if isinstance(plan, Plan) else ["round", "trained"]
-    columns = ["removed", *own, "predicted", "loss", "accuracy", "parameters", "bytes"]
+    """Return the table of all steps: every removal, or every round of them."""
+    only_steps = ["unit"] if isinstance(plan, Plan) else ["round", "trained"]
+    columns = ["removed", *only_steps, "predicted", "loss", "accuracy", "parameters", "bytes"]
     rows = [
-        (n, *_own(state, len(own)), state.loss, state.accuracy, state.params, state.bytes) for n, state in _points(plan)
+        (n, *_step_cells(state, len(only_steps)), state.loss, state.accuracy, state.params, state.bytes)
+        for n, state in _points(plan)
     ]
     note = (
         "Predicted: how much the criterion expects the loss to rise by that step; magnitude, activation and random "
@@ -223,8 +225,8 @@ def _steps(plan: Plan | WeightPlan) -> Section:
     return Section("steps", "Steps", tables=[Table(columns, rows, "What is left after each step", note)])
 
 
-def _own(state: State, empty: int) -> tuple[Cell, ...]:
-    """What only steps have: the unit or the round, and the prediction."""
+def _step_cells(state: State, empty: int) -> tuple[Cell, ...]:
+    """Return the cells that only steps have: the unit or the round, and the prediction."""
     if isinstance(state, Step):
         return (f"{state.set}[{state.index}]", state.predicted)
     if isinstance(state, WeightStep):

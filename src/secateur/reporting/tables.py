@@ -12,7 +12,7 @@ from secateur.text import table
 
 
 def saliencies(criterion: str, scores: Mapping[str, Tensor], errors: Mapping[str, Tensor] | None) -> str:
-    """One row per unit, the lowest first, with standard errors where they are known.
+    """Lay out one row per unit, the lowest first, with standard errors where they are known.
 
     >>> print(saliencies("fisher", {"0": torch.tensor([2.0, 1.0])}, {"0": torch.tensor([0.5, 0.25])}))
     fisher  ± standard error  unit set  unit
@@ -29,7 +29,7 @@ def saliencies(criterion: str, scores: Mapping[str, Tensor], errors: Mapping[str
 
 
 def spread(values: Tensor) -> list[object]:
-    """Their number, the least, the quartiles, the largest; dashes of none.
+    """Return the number of values, the least, the quartiles and the largest; dashes where there are none.
 
     >>> spread(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     [5, '1', '2', '3', '4', '5']
@@ -42,13 +42,13 @@ def spread(values: Tensor) -> list[object]:
 
 
 def pairs(matrix: Tensor, related: Tensor, places: Sequence[tuple[str, int]], most: int) -> str:
-    """The pairs of units whose removals know most of each other.
+    """List the pairs of units whose removals depend most on each other.
 
     Args:
-        matrix: Interactions [K, K].
+        matrix: The interactions [K, K].
         related: Their correlations [K, K].
-        places: Set and index of each unit.
-        most: Pairs to list.
+        places: The set and index of each unit.
+        most: The number of pairs to list.
 
     >>> matrix = torch.tensor([[4.0, 1.0], [1.0, 1.0]])
     >>> print(pairs(matrix, matrix / 2, [("0", 0), ("0", 1)], 1))

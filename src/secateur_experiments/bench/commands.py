@@ -16,7 +16,7 @@ import torch
 import typer
 
 from secateur.artifacts.safetensors import make_folder, whole_file
-from secateur.cli_options import Json, Picture, print_json
+from secateur.cli_options import Json, PicturePath, print_json
 from secateur.errors import ArgumentError, choose
 from secateur.reporting.paths import check_picture
 from secateur.text import table
@@ -62,7 +62,7 @@ def oracle(
     runs: Runs = 5,
     dtype: Kind = "float64",
     mnist: Mnist = None,
-    out: Picture = None,
+    out: PicturePath = None,
     as_json: Json = False,
 ) -> None:
     """Set exact saliencies beside passes of the whole model; time against K; time a gain sweep."""
@@ -182,7 +182,7 @@ def compensation(
 
 
 @bench.command()
-def optimisers(out: Picture = None, as_json: Json = False) -> None:
+def optimisers(out: PicturePath = None, as_json: Json = False) -> None:
     """Set TaylorRoot beside SGD and Adam on the digits."""
     from secateur_experiments.bench import optimisers as trainings
     from secateur_experiments.bench import pictures

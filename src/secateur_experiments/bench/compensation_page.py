@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from secateur.reporting.plots import STYLES, plain, write
+from secateur.reporting.plots import STYLES, plain, write_picture
 from secateur.text import table
 
 METHOD = (
@@ -149,7 +149,7 @@ def picture(sections: Sequence[Section], path: str | os.PathLike[str]) -> None:
     handles = {name: h for p in panels for h, name in zip(*p.get_legend_handles_labels(), strict=True)}
     order = [*labels, *(name for name in handles if name not in labels)]
     figure.legend([handles[name] for name in order], order, loc="outside lower center", ncols=3, frameon=False)
-    write(figure, path)
+    write_picture(figure, path)
 
 
 def _draw(panel: Axes, section: Section, labels: Sequence[str]) -> None:

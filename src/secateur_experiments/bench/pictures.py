@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from secateur.reporting.plots import STYLES, plain, write
+from secateur.reporting.plots import STYLES, plain, write_picture
 
 
 def training(
@@ -45,7 +45,7 @@ def training(
     figure.suptitle(title, fontweight="bold")
     lines, names = panels[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
-    write(figure, path)
+    write_picture(figure, path)
 
 
 def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str]) -> None:
@@ -70,4 +70,4 @@ def growth(times: Mapping[int, float], slope: float, path: str | os.PathLike[str
     panel.minorticks_off()
     plain(panel)
     panel.legend(frameon=False)
-    write(figure, path)
+    write_picture(figure, path)

@@ -11,7 +11,7 @@ from secateur.artifacts.safetensors import make_folder, whole_file
 from secateur.reporting import page as pages
 from secateur.reporting.page import Page, Section, Table
 from secateur.reporting.paths import check_page
-from secateur.reporting.plots import write as write_picture
+from secateur.reporting.plots import write_picture
 from secateur_experiments.papers.claims import Claim
 from secateur_experiments.papers.finding import Finding
 from secateur_experiments.papers.rules import Verdict
@@ -53,7 +53,7 @@ def write(
         ArtifactError: A file cannot be written.
     """
     written = [out / "report.html", out / "paper.md", out / "results.json"]
-    pages.write(report(study, findings, claims, command), written[0])
+    pages.write_page(report(study, findings, claims, command), written[0])
     for path, text in zip(written[1:], (markdown(study, claims, command), numbers(findings, claims)), strict=True):
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

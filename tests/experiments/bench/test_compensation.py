@@ -1,4 +1,7 @@
-"""The benchmark of compensation, on few digits and small networks."""
+"""The benchmark of compensation, on few digits and small networks.
+
+Also covers secateur_experiments.bench.compensation_page and secateur_experiments.bench.timing.
+"""
 
 from __future__ import annotations
 

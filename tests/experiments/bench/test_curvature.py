@@ -1,3 +1,5 @@
+"""The benchmark of curvature."""
+
 from pathlib import Path
 
 import pytest

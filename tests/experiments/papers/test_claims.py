@@ -1,4 +1,7 @@
-"""The papers' claims, judged by numbers; the page that says so."""
+"""The papers' claims, judged by numbers; the page that says so.
+
+Also covers secateur_experiments.papers.report and secateur_experiments.papers.rules.
+"""
 
 from __future__ import annotations
 

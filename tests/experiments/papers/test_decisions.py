@@ -1,4 +1,7 @@
-"""How good decisions are, and pairs that fail together, on few digits."""
+"""How good decisions are, and pairs that fail together, on few digits.
+
+Also covers secateur_experiments.papers.correlation.
+"""
 
 from __future__ import annotations
 

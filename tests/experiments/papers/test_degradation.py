@@ -1,4 +1,7 @@
-"""Figures 2, 3, 7, 8 and 12, thresholds, deeper networks, on few digits."""
+"""Figures 2, 3, 7, 8 and 12, thresholds, deeper networks, on few digits.
+
+Also covers secateur_experiments.papers.variants.
+"""
 
 from __future__ import annotations
 

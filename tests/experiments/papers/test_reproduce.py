@@ -1,4 +1,7 @@
-"""`secateur reproduce`: what it makes, writes and refuses."""
+"""`secateur reproduce`: what it makes, writes and refuses.
+
+Also covers secateur_experiments.papers.finding.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ import secateur as sc
 from cases import randomise, targets
 from secateur.errors import ArgumentError, DataError, ModelError
 from secateur.objective.losses import find_loss
-from secateur.reference import IDENTITY, Curve, second_derivatives_of_weights, weight_ggn, weight_hessian
+from secateur.reference import IDENTITY, Activation, second_derivatives_of_weights, weight_ggn, weight_hessian
 
 
 class Residual(nn.Module):
@@ -140,7 +140,7 @@ def test_obd_fisher_comes_to_obd_ggn_in_the_mean_over_seeds() -> None:
         assert ((several.mean(0) - values).abs() < 4.5 * error + 1e-12).all()
 
 
-SIGMOID = Curve(
+SIGMOID = Activation(
     torch.sigmoid,
     lambda x: torch.sigmoid(x) * (1 - torch.sigmoid(x)),
     lambda x: torch.sigmoid(x) * (1 - torch.sigmoid(x)) * (1 - 2 * torch.sigmoid(x)),

@@ -15,7 +15,7 @@ from secateur.reference import (
     IDENTITY,
     SIGMOID,
     TANH,
-    Curve,
+    Activation,
     RandomNetwork,
     dense_hessian,
     gated_loss,
@@ -91,7 +91,7 @@ def test_the_dense_hessian_agrees_with_finite_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("curve", [SIGMOID, TANH, IDENTITY], ids=["sigmoid", "tanh", "identity"])
-def test_slopes_and_curvatures_are_derivatives(curve: Curve) -> None:
+def test_slopes_and_curvatures_are_derivatives(curve: Activation) -> None:
     x = torch.linspace(-3, 3, 13, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(curve.value(x).sum(), x, create_graph=True)
     torch.testing.assert_close(curve.slope(x), slope, rtol=1e-12, atol=1e-14)
@@ -109,7 +109,7 @@ def chain(widths: list[int], activations: list[nn.Module], seed: int) -> nn.Sequ
     return nn.Sequential(*layers).double()
 
 
-def back_propagated(model: nn.Sequential, curves: list[Curve], x: Tensor, y: Tensor) -> list[Tensor]:
+def back_propagated(model: nn.Sequential, curves: list[Activation], x: Tensor, y: Tensor) -> list[Tensor]:
     """The recursion with ½ Σ (o − t)²; a sample's target is found by its output."""
     outputs = model(x).detach()
 
@@ -132,7 +132,7 @@ def back_propagated(model: nn.Sequential, curves: list[Curve], x: Tensor, y: Ten
     ids=["sigmoid sigmoid", "tanh identity", "sigmoid tanh"],
 )
 def test_second_derivative_back_propagation_is_exact_with_one_hidden_layer(
-    modules: list[nn.Module], curves: list[Curve], seed: int
+    modules: list[nn.Module], curves: list[Activation], seed: int
 ) -> None:
     model = chain([4, 6, 3], modules, seed)
     x = torch.randn(5, 4, dtype=torch.float64)

@@ -1,3 +1,8 @@
+"""Shrinking by units, through the public interface alone.
+
+Also covers secateur.result.
+"""
+
 from __future__ import annotations
 
 import random
@@ -15,7 +20,7 @@ import secateur as sc
 from cases import CASES, Case
 from secateur.errors import ArgumentError, ArtifactError, BudgetError, DataError, ModelError, SecateurError
 from secateur.planning.plan import Plan
-from secateur.shrinking import Result
+from secateur.result import Result
 
 REMOVABLE = [name for name in CASES if name != "one_unit"]
 

@@ -20,7 +20,7 @@ from secateur.cutting.weight_masks import count_moved
 from secateur.errors import ArgumentError, BudgetError, DataError, ModelError, VerificationError
 from secateur.planning.state import Basis
 from secateur.planning.weight_plan import WeightPlan, WeightStep
-from secateur.shrinking import Result
+from secateur.result import Result
 
 Retrain = Callable[[nn.Module], object]
 

@@ -1,0 +1,170 @@
+"""The order in which units go, from options, criterion, the weights fitted on the way and the file's size."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from secateur.arguments import checked_call, require_instance
+from secateur.artifacts import safetensors
+from secateur.compensation.compensator import Compensator
+from secateur.cutting.added_biases import with_biases, without_bias
+from secateur.objective.question import Question
+from secateur.options import Compensation, Ranking, compensation_of
+from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan
+from secateur.planning.ranking import rank_units
+from secateur.reporting.progress import progress_bar
+from secateur.saliency.criterion import Criterion, Saliency, as_criterion
+from secateur.structure.process_state import one_at_a_time
+from secateur.structure.units import Units, units_of
+
+
+@checked_call
+@one_at_a_time
+def rank(
+    model: nn.Module,
+    data: Any,
+    loss: Any,
+    *,
+    units: Units | None = None,
+    criterion: str | Saliency | None = None,
+    ranking: str = "iterative",
+    budget: Budget | None = None,
+    threshold: str | None = None,
+    validation: Any = None,
+    seed: int = 0,
+    progress: bool = True,
+    shortlist: int | None = None,
+    refresh: int | None = None,
+    swaps: bool = False,
+    max_memory: int | str | None = None,
+    compensate: bool | Compensation = False,
+    ridge: float | None = None,
+    weighting: str = "ggn",
+    recalibrate: bool = False,
+) -> Plan:
+    """Return the order in which units go, with the loss, the accuracy and the sizes after each.
+
+    ``single`` (003 Algorithm I) scores all units once and removes them from the lowest saliency up;
+    ``iterative`` (Algorithm II) scores those that are left again after each removal. ``quadratic`` takes the loss as a
+    parabola in all gates, E(1 − 1_S) − E(1) ≈ −1_Sᵀ∇ + ½ 1_SᵀH1_S with H from `interactions`, and removes the unit
+    of least −∇_k + ½ H_kk; ∇ −= H[:, k] then tells the others. Of tied units the one that frees more bytes goes first,
+    then the first in order. Cost: one scoring pass, or one per removal, or one matrix H.
+
+    With `compensate` the weights left make up for each removal before the next is chosen: all are fitted to what the
+    layers gave in the original, as `cut` does, and between two fits updated in closed form (Optimal Brain Surgeon).
+    Losses and accuracies of the plan are those after compensation.
+
+    Args:
+        model: The network; evaluated as in eval mode, left as it was.
+        data: A pair (inputs, targets) of tensors, or an iterable of such batches that can be read again; None
+            for criteria that look at weights only.
+        loss: ``loss(outputs, targets)``, the mean over the batch, or a name; None with ``data=None``.
+        units: The units that `find_units` returns; None to find them with the first batch.
+        criterion: As for `score`; None for ``oracle``, with `compensate` for ``obs``. A quadratic ranking takes
+            ``ggn``, ``fisher`` or ``hessian``; None for ``ggn``, which extrapolates best, and with `refresh` for
+            ``hessian``, which is exact nearby.
+        ranking: "single", "iterative" or "quadratic".
+        budget: The bounds at which to stop, and what to protect; None to leave one unit in each set.
+        threshold: "mean" or "median": estimates above it are replaced by it, and so tied.
+        validation: The data on which loss and accuracy are measured; None for `data`.
+        seed: The seed of criteria that draw random numbers.
+        progress: Show a bar on stderr.
+        shortlist: The number of units that the iterative oracle evaluates exactly at each step, the least ones by
+            ``taylor1``, None for all; or, by ``obs`` with `compensate`, the number evaluated after compensation, None
+            for none.
+        refresh: The number of removals after which a quadratic ranking makes ∇ and H again, None for never; or, with
+            `compensate`, after which all weights are fitted again, None for a hundredth of the units that can go.
+        swaps: Whether a quadratic ranking with a budget of size exchanges one removed unit for another as long as that
+            lowers the predicted loss and the budget still holds; ``plan.swaps`` says by how much.
+        max_memory: As for `score`.
+        compensate: Whether the weights left make up for what goes; fitted on `data`.
+        ridge: As for `cut`.
+        weighting: As for `cut`.
+        recalibrate: As for `cut`; also without `compensate`.
+
+    Raises:
+        ArgumentError: A name is unknown, a memory is no size, or an argument is for another ranking or criterion.
+        BudgetError: The budget is out of reach; the message says how far one can get.
+        DataError: The data or the loss cannot be used.
+        ModelError: The model cannot be captured, holds NaN, or has no removable units.
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2))
+    >>> plan = rank(model, (torch.randn(8, 3), torch.tensor([0, 1] * 4)), "cross_entropy")
+    >>> len(plan.steps), plan.steps[-1].params, plan.at(Budget(remove_units=2)).steps == plan.steps[:2]
+    (3, 8, True)
+    """
+    compensation = compensation_of(compensate, ridge=ridge, weighting=weighting, recalibrate=recalibrate)
+    if budget is not None:
+        require_budget(budget)
+    options = resolve(Ranking(criterion, ranking, threshold, shortlist, refresh, swaps), compensation, budget)
+    question = Question(model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory)
+    return make_order(question, *options, compensation, budget, progress).plan
+
+
+class Ranked(NamedTuple):
+    """A plan, the question that it answers, and what fitted the weights on the way."""
+
+    plan: Plan
+    question: Question
+    compensator: Compensator | None
+
+
+def require_budget(budget: Any) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        ArgumentError: It is no `secateur.Budget`.
+    """
+    require_instance("budget", budget, Budget, "secateur.Budget(...)")
+
+
+def resolve(ranking: Ranking, compensation: Compensation | None, budget: Budget | None) -> tuple[Ranking, Criterion]:
+    """Return the ranking with its criterion's name, and the criterion; nothing is captured for that."""
+    criterion = None if ranking.criterion is None else as_criterion(ranking.criterion)
+    named = dataclasses.replace(ranking, criterion=criterion and criterion.name)
+    resolved = named.resolved(compensation is not None and compensation.fit, budget is not None and budget.least)
+    return resolved, criterion or as_criterion(resolved.criterion)
+
+
+def make_order(
+    question: Question, ranking: Ranking, criterion: Criterion, compensation: Compensation | None,
+    budget: Budget | None, progress: bool,
+) -> Ranked:  # fmt: skip
+    """Make the order of removals.
+
+    Where weights are fitted and a budget bounds the quality, it is measured on samples that no weight is fitted on.
+
+    Raises:
+        BudgetError: The budget is out of reach.
+    """
+    question, biases = _with_biases(question, compensation)
+    quality = budget is not None and budget.bounds_quality
+    if compensation is not None and quality and question.validation is None and question.gated.has_loss:
+        question = question.holding_back()
+    compensator = None if compensation is None else Compensator(question.gated, compensation)
+    header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
+
+    def size(kept: dict[str, tuple[int, ...]]) -> int:
+        plan = dataclasses.replace(header, kept_indices=tuple(kept.items()))
+        return safetensors.file_size(question.model, question.units, plan)
+
+    with progress_bar(f"ranking by {ranking.criterion}", progress) as bar:
+        plan = rank_units(question, ranking, criterion, compensator, budget, size, bar)
+    return Ranked(dataclasses.replace(plan, biases=biases), question, compensator)
+
+
+def _with_biases(question: Question, compensation: Compensation | None) -> tuple[Question, tuple[str, ...]]:
+    """Return the question of a copy with the biases that compensation asks for, and the layers that got one."""
+    if compensation is None or not compensation.add_bias:
+        return question, ()
+    biases = without_bias(question.model, question.units)
+    if not biases:
+        return question, ()
+    model = with_biases(question.model, biases)
+    return question.for_model(model, units_of(model, question.call, question.units.include)), biases
