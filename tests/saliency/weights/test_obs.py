@@ -23,6 +23,7 @@ def made(loss: str = "squared_error") -> tuple[nn.Module, tuple[Tensor, Tensor],
     torch.manual_seed(0)
     model = randomise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2, bias=False)).double().eval())
     x, t = torch.randn(30, 3, dtype=torch.float64), torch.rand(30, 2, dtype=torch.float64)
+    t /= t.sum(1, keepdim=True)  # probabilities
     whole = weight_ggn(model, (x,), t, find_loss(loss))
     matrices = torch.cat([torch.full((p.numel(),), p.ndim > 1) for p in model.parameters()])
     matrix = whole[matrices][:, matrices]
