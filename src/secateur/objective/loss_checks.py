@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from secateur.structure.capture import Captured
 from secateur.structure.graph_run import run, tolerance
 from secateur.structure.inputs import map_tensors
 
-BATCHES = 8  # that samples are drawn from, spread over all: data may be sorted
+BATCHES = 8  # that samples are drawn from
 SAMPLES = 32  # of each, and of all no more than the largest batch has, or 8: outputs may be large
 PIECE = 7  # samples: a number by which classes that take turns are shared out unevenly
 
@@ -53,7 +54,7 @@ def batches_for_loss(
 
 
 def _check_mean(loss: LossFunction, captured: Captured, model: nn.Module, batches: list[Batch]) -> None:
-    """Refuse a loss of some samples that is not the mean of the losses of their pieces.
+    """Refuse a loss of some samples that is not the mean of the losses of their two parts.
 
     That cannot be told, and is not refused, where outputs or targets do not hold the samples along the first dimension,
     and where the loss does not take any number of samples.
@@ -62,37 +63,58 @@ def _check_mean(loss: LossFunction, captured: Captured, model: nn.Module, batche
         DataError: It is not: results would depend on how the samples come in batches.
     """
     try:
-        n, whole, mean, rounding = _together_and_in_pieces(loss, captured, model, batches)
+        with torch.no_grad():
+            measured = _measure(loss, _drawn(captured, model, batches))
     except (NotSplitError, DataError):  # what is wrong with the loss besides is told where it is used
         return
-    if math.isfinite(whole) and not abs(mean - whole) <= rounding:
-        raise DataError(
-            f"loss: it is not a mean over samples: {whole:.6g} for {n} samples together, {mean:.6g} on average over "
-            "them in pieces, so that results would depend on the batches. Divide by the number of samples "
-            "(reduction='mean'); weigh classes by (weight[targets] * F.cross_entropy(outputs, targets, "
-            "reduction='none')).mean(); or give all data as one batch, [(inputs, targets)]"
-        )
+    rounding = tolerance(model) * max((abs(one.parts) for one in measured if math.isfinite(one.parts)), default=0)
+    for n, together, parts in measured:
+        if math.isfinite(together) and not abs(parts - together) <= rounding:
+            raise DataError(
+                f"loss: it is not a mean over samples: {together:.6g} for {n} samples together, {parts:.6g} on average "
+                "over them in two parts, so that results would depend on the batches. Divide by the number of samples "
+                "(reduction='mean'); weigh classes by (weight[targets] * F.cross_entropy(outputs, targets, "
+                "reduction='none')).mean(); or give all data as one batch, [(inputs, targets)]"
+            )
 
 
-def _together_and_in_pieces(
-    loss: LossFunction, captured: Captured, model: nn.Module, batches: list[Batch]
-) -> tuple[int, float, float, float]:
-    """Return how many samples are drawn, their loss, the mean over their pieces, and how far rounding may part both.
+class Measured(NamedTuple):
+    """The loss of so many samples together, and the mean of their two parts' losses, by their numbers of samples."""
+
+    samples: int
+    together: float
+    parts: float
+
+
+def _measure(loss: LossFunction, samples: tuple[Any, Any]) -> list[Measured]:
+    """Return what every two neighbouring pieces give.
 
     Raises:
         DataError: The loss does not take them.
+        NotSplitError: There is no tensor.
+    """
+    n = _count(samples)
+    pieces = torch.arange(n).tensor_split(max(2, n // PIECE))
+
+    def of(rows: Tensor) -> float:
+        return value_of(loss, *_take(samples, rows, n)).double().item()
+
+    losses = [(len(rows), of(rows)) for rows in pieces]
+    return [
+        Measured(a + b, of(torch.cat(both)), (a * one + b * other) / (a + b))
+        for both, ((a, one), (b, other)) in zip(pairwise(pieces), pairwise(losses), strict=True)
+    ]
+
+
+def _drawn(captured: Captured, model: nn.Module, batches: list[Batch]) -> tuple[Any, Any]:
+    """Return outputs and targets of some samples of batches that are spread over all: data may be sorted.
+
+    Raises:
         NotSplitError: Samples cannot be told apart.
     """
     chosen = sorted({i * (len(batches) - 1) // (BATCHES - 1) for i in range(BATCHES)})
-    with torch.no_grad():
-        each = min(SAMPLES, max(8, *(batch.size for batch in batches)) // len(chosen))
-        samples = _joined([_some(batches[i], each, captured, model, seed=i) for i in chosen])
-        n = _count(samples)
-        pieces = torch.arange(n).tensor_split(max(2, n // PIECE))
-        whole = value_of(loss, *samples).double().item()
-        losses = [value_of(loss, *_take(samples, rows, n)).double().item() for rows in pieces]
-    mean = sum(len(rows) / n * value for rows, value in zip(pieces, losses, strict=True))
-    return n, whole, mean, tolerance(model) * max(abs(value) for value in (whole, *losses))
+    each = min(SAMPLES, max(8, *(batch.size for batch in batches)) // len(chosen))
+    return _joined([_some(batches[i], each, captured, model, seed=i) for i in chosen])
 
 
 def _some(batch: Batch, count: int, captured: Captured, model: nn.Module, seed: int) -> tuple[Any, Any]:
