@@ -95,7 +95,7 @@ def measured(model: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[float, floa
     twin = copy.deepcopy(model).eval()
     with torch.no_grad():
         out = twin(data[0].to(next(twin.parameters()).dtype))
-    return F.cross_entropy(out, data[1]).item(), (out.argmax(1) == data[1]).double().mean().item()
+    return F.cross_entropy(out, data[1]).item(), (out.argmax(1) == data[1]).sum().item() / len(data[1])
 
 
 def snapshot(model: nn.Module) -> list[Any]:

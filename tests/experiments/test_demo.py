@@ -71,7 +71,7 @@ def test_the_curves_are_measured_on_the_test_digits(reports):
     assert curve["removed"] == [0, 1, 2, 3, 4, 5]
     assert curve["loss"] == [state.loss for state in plan.states]
     assert curve["accuracy"] == [state.accuracy for state in plan.states]
-    assert curve["accuracy"][0] == pytest.approx((model(x).argmax(1) == y).double().mean().item())
+    assert curve["accuracy"][0] == (model(x).argmax(1) == y).sum().item() / len(y)
 
 
 def test_the_best_way_is_chosen_on_the_training_digits_alone(reports):
