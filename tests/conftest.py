@@ -14,6 +14,7 @@ import torch
 torch.set_num_threads(1)  # the tests run in as many processes as there are cores
 hypothesis.settings.register_profile("no time is measured", deadline=None)
 hypothesis.settings.load_profile("no time is measured")
+collect_ignore = ["outside.py"]  # test_extending.py runs it where the examples are installed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

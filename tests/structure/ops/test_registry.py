@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from installed import install, run_with
-from secateur import Units, find_units
-from secateur.errors import ArgumentError, ModelError
+from secateur import Plan, Units, cut, find_units
+from secateur.errors import ArgumentError, ModelError, VerificationError
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.net import NotCoveredError
 from secateur.structure.ops.registry import resize, rule
@@ -133,6 +133,16 @@ def test_an_error_in_what_adapts_sizes_is_shown_as_its_own() -> None:
     left = KeepMask({units["0"].axis: torch.tensor([True, False, True, True])})
     with pytest.raises(ModelError, match=r"^the rule for rulestests::adapted failed at adapted \(KeyError: 'size'\); "):
         slice_graph(units.captured, units.net, left)
+
+
+def test_a_wrong_rule_makes_no_wrong_network() -> None:
+    LIBRARY.define("sharpened(Tensor x) -> Tensor")
+    LIBRARY.impl("sharpened", lambda x: x.softmax(-1), "CompositeImplicitAutograd")
+    rule("rulestests::sharpened")(lambda net, node, given: net.axes(given["x"]))
+    model = nn.Sequential(nn.Linear(3, 4), Applied(torch.ops.rulestests.sharpened), nn.Linear(4, 2))
+    assert [s.size for s in find_units(model, torch.ones(2, 3))] == [4]
+    with pytest.raises(VerificationError, match="the cut network differs from the gated one"):
+        cut(model, Plan.from_kept({"0": [0, 2]}, torch.ones(2, 3)))
 
 
 COVERED: dict[str, Callable[..., Tensor]] = {

@@ -1,4 +1,4 @@
-"""One small rule per family of ATen operations; every module in this folder is loaded."""
+"""All that is known of operations, one file for each family; every module in this folder is loaded."""
 
 from importlib import import_module
 from pkgutil import iter_modules
