@@ -1,6 +1,8 @@
 """Modules whose forward computes with whole numbers that are no size of a parameter.
 
 Also covers secateur.cutting.captured_forward.
+
+Covers also secateur.structure.module_calls, whose calls it searches through.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The graph for the sizes that are left, with sliced weights, beside the whole one with gates of zero."""
+"""The graph for the sizes that are left, with sliced weights, beside the whole one with gates of zero.
+
+Covers also secateur.structure.keep_mask.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Unit sets of small networks.
+
+Covers also secateur.structure.unit_set, secateur.structure.producers and secateur.structure.infer.
+"""
+
 import sys
 from collections import Counter
 from functools import cache

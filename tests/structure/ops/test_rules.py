@@ -1,4 +1,10 @@
-"""Each family of operations between two dense layers: what can still be removed, and why the rest cannot."""
+"""Each family of operations between two dense layers: what can still be removed, and why the rest cannot.
+
+Covers the rules of axes and sizes in secateur.structure.ops.attention, secateur.structure.ops.contraction,
+secateur.structure.ops.creation, secateur.structure.ops.dense, secateur.structure.ops.indexing,
+secateur.structure.ops.movement, secateur.structure.ops.net, secateur.structure.ops.normalisation,
+secateur.structure.ops.pointwise, secateur.structure.ops.recurrent and secateur.structure.ops.spatial.
+"""
 
 # ruff: noqa: ARG005 - all functions of the table have one signature
 
