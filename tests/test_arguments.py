@@ -77,6 +77,9 @@ def question(**more: Any) -> dict[str, Any]:
 
 
 ASKED = {"data": {"None"}, "loss": {"None", "a class"}, "units": {"None"}, "max_memory": {"None", "a large number"}}
+ORDERED = ASKED | {
+    name: {"None"} for name in ("criterion", "budget", "threshold", "validation", "shortlist", "refresh", "ridge")
+}
 FUNCTIONS = {
     "find_units": Checked(sc.find_units, lambda: {"model": model(), "example_inputs": X}),
     "measure": Checked(sc.measure, lambda: {"model": model(), "example_inputs": X}),
@@ -85,9 +88,24 @@ FUNCTIONS = {
     ),
     "score of weights": Checked(
         functools.partial(sc.score, granularity="weight"), question,
-        {**ASKED, "criterion": {"None"}, "threshold": {"None"}}, {"criterion": "unknown weight criterion"},
+        {**ASKED, "criterion": {"None"}, "threshold": {"None"}}, {"criterion": "(unknown weight )?criterion"},
     ),
     "interactions": Checked(sc.interactions, question, ASKED),
+    "rank": Checked(sc.rank, lambda: question(criterion="taylor1", progress=False), ORDERED),
+    "shrink": Checked(
+        sc.shrink, lambda: question(budget=sc.Budget(remove_units=1), criterion="taylor1", progress=False),
+        {**ORDERED, "budget": set(), "example_inputs": {"None"}, "retrain": {"None"},
+         "refresh": {"None", "a large number"}, "ridge": {"None", "a float"}},
+        {"example_inputs": "(example_)?inputs"},
+    ),
+    "cut": Checked(
+        sc.cut, lambda: {"model": model(), "plan": result().plan, "compensate": (X, Y), "loss": "cross_entropy"},
+        {
+            "compensate": {"None"}, "loss": {"None", "a class"}, "max_memory": {"None", "a large number"},
+            "ridge": {"None", "a float"}, "weighting": {"None"}, "recalibrate": {"None"}, "add_bias": {"None"},
+        },
+        {"compensate": "(compensate|data)"},
+    ),
     "load": Checked(sc.load, lambda: {"path": "no.safetensors", "model": model()}, {"path": {"a text"}}),
     "Result.save": Checked(lambda path: result().save(path), lambda: {"path": "a"}, {"path": {"a text"}}),
     "Result.report": Checked(lambda path: result().report(path), lambda: {"path": "a"}, {"path": {"a text"}}),
@@ -245,7 +263,7 @@ def test_a_flag_is_true_or_false_and_nothing_that_counts_as_such(value: Any) -> 
         require_flag("swaps", value)
 
 
-class BatchPlace(os.PathLike):
+class Place(os.PathLike):
     def __init__(self, path: Any) -> None:
         self.path = path
 
@@ -254,9 +272,9 @@ class BatchPlace(os.PathLike):
 
 
 def test_a_path_is_a_text_or_knows_its_own() -> None:
-    assert require_path("a/b") == require_path(Path("a", "b")) == require_path(BatchPlace("a/b")) == Path("a", "b")
+    assert require_path("a/b") == require_path(Path("a", "b")) == require_path(Place("a/b")) == Path("a", "b")
     with pytest.raises(ArgumentError) as refused:
-        require_path(BatchPlace(b"a"), "out")
+        require_path(Place(b"a"), "out")
     assert str(refused.value) == "out: expected a path, a str or an os.PathLike, got Place"
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from secateur.arguments import checked_call, require_instance
+from secateur.arguments import checked_call, require_flag, require_instance
 from secateur.artifacts import safetensors
 from secateur.compensation.compensator import Compensator
 from secateur.cutting.added_biases import with_biases, without_bias
@@ -99,6 +99,7 @@ def rank(
     >>> len(plan.steps), plan.steps[-1].params, plan.at(Budget(remove_units=2)).steps == plan.steps[:2]
     (3, 8, True)
     """
+    require_flag("progress", progress)
     compensation = compensation_of(compensate, ridge=ridge, weighting=weighting, recalibrate=recalibrate)
     if budget is not None:
         require_budget(budget)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.arguments import checked_call
+from secateur.arguments import checked_call, require_flag
 from secateur.artifacts import safetensors
 from secateur.artifacts.measure import Sizes, measure_units
 from secateur.cutting.captured_forward import captured_parts
@@ -115,6 +115,7 @@ def shrink(
     (50, 26, True)
     """
     require_budget(budget)
+    require_flag("progress", progress)
     fitting = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
     order: dict[str, Any] = {
         "ranking": ranking, "threshold": threshold, "shortlist": shortlist, "refresh": refresh, "swaps": swaps

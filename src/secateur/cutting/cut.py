@@ -87,6 +87,9 @@ def cut(
     require_instance("plan", plan, Plan, "a secateur.Plan")
     changed = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
     settings = _settings(plan, compensate, {name: value for name, value in changed.items() if value is not None})
+    if compensate is None and loss is not None:
+        raise ArgumentError("loss: is for compensate=data")
+    question = Question(model, compensate, loss, max_memory=max_memory)  # which refuses what is none of these
     spec = plan.inputs or InputSpec.guess(model)
     if settings is not None and settings.add_bias and not plan.biases:
         plan = dataclasses.replace(plan, biases=without_bias(model, _units(model, spec)))
@@ -95,7 +98,7 @@ def cut(
     _check_sizes(units, plan)
     weights = {}
     if settings is not None:
-        weights = _fitted_weights(Question(model, compensate, loss, units, max_memory=max_memory), plan, settings)
+        weights = _fitted_weights(question.for_model(model, units), plan, settings)
     with holding(model, weights):
         return cut_units(model, units, plan, units.captured.spec.sample(model))[0]
 
