@@ -49,7 +49,7 @@ def test_the_size_of_the_file_is_known_before_it_is_made(seed: int, choice: int)
     units = sc.find_units(network, network.sample(3))
     kept = random_kept(units, choice)
     plan = sc.Plan.from_kept(kept, network.sample(3))
-    assert file_size(network, units, kept) == len(to_bytes(sc.cut(network, plan), plan))
+    assert file_size(network, units, plan) == len(to_bytes(sc.cut(network, plan), plan))
 
 
 class Mixed(nn.Module):
@@ -94,8 +94,8 @@ def test_the_size_of_the_file_is_known_with_tensors_of_any_type(
     x = torch.zeros(3, 3, dtype=dtype)
     units = sc.find_units(model, x)
     kept = {"a": tuple(range(12 - left, 12))}
-    small = sc.cut(model, sc.Plan.from_kept(kept, x))
-    assert file_size(model, units, kept) == len(to_bytes(small, sc.Plan.from_kept(kept, x)))
+    plan = sc.Plan.from_kept(kept, x)
+    assert file_size(model, units, plan) == len(to_bytes(sc.cut(model, plan), plan))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_tensor_of_a_rarer_type_is_counted_or_refused_clearly(dtype: torch.dty
     case = CASES["one_hidden"]()
     case.model.register_buffer("rare", torch.ones(3).to(dtype))
     try:
-        size = file_size(case.model, sc.find_units(case.model, case.x), {"0": tuple(range(7))})
+        size = file_size(case.model, sc.find_units(case.model, case.x), sc.Plan.from_kept({"0": range(7)}, case.x))
     except SecateurError as error:
         assert "rare" in str(error)  # noqa: PT017 - either is right
     else:
