@@ -70,7 +70,8 @@ def rank(
         ranking: "single", "iterative" or "quadratic".
         budget: The bounds at which to stop, and what to protect; None to leave one unit in each set.
         threshold: "mean" or "median": estimates above it are replaced by it, and so tied.
-        validation: The data on which loss and accuracy are measured; None for `data`.
+        validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
+            Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
         seed: The seed of criteria that draw random numbers.
         progress: Show a bar on stderr.
         shortlist: The number of units that the iterative oracle evaluates exactly at each step, the least ones by

@@ -80,8 +80,8 @@ def shrink(
         criterion: As for `rank`.
         ranking: "single", "iterative" or "quadratic".
         threshold: "mean" or "median".
-        validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for
-            `data`.
+        validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
+            Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
         seed: The seed of criteria that draw random numbers.
         progress: Show a bar on stderr.
         shortlist: As for `rank`.
@@ -157,6 +157,7 @@ def _refuse_for_weights(options: dict[str, Any], compensate: Any) -> None:
     """
     defaults = {**vars(Ranking()), **vars(Compensation())}
     changed = [name for name, value in options.items() if value != defaults[name]]
+    compensation_of(compensate)  # refuses what is neither a bool nor settings
     if isinstance(compensate, Compensation):
         changed.append("compensate")
     if changed:
