@@ -26,21 +26,21 @@ class BatchNorm:
     channels: Axis
 
     def operand(self, call: fx.Node) -> fx.Node:
-        """The input of the call, or of a copy of it."""
+        """Return the input of the call, or of a copy of it."""
         found: fx.Node = arguments(call)[self.names.operand]
         return found
 
     def places(self, call: fx.Node) -> dict[str, fx.Node]:
-        """Where the call, or a copy of it, has its statistics."""
+        """Return where the call, or a copy of it, has its statistics."""
         given = arguments(call)
         return {self.mean: given[self.names.mean], self.variance: given[self.names.variance]}
 
     def follows(self, layer: Layer) -> bool:
-        """Whether it alone takes what a layer gives, and with it the mean."""
+        """Return whether it alone takes what a layer gives, and with it the mean."""
         return self.operand(self.call) is layer.call and {*layer.call.users} == {self.call}
 
     def tensors(self, statistics: ChannelStatistics, old: Mapping[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
-        """The buffers, with what was found of some channels."""
+        """Return the buffers, with what was found of some channels."""
         pairs = ((self.mean, statistics.mean), (self.variance, statistics.variance))
         return {name: old[name].index_put((channels,), new.to(old[name])) for name, new in pairs}
 
@@ -59,17 +59,17 @@ class ChannelStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """Of each channel."""
+        """The mean of each channel."""
         return self.sums / self.count
 
     @property
     def variance(self) -> Tensor:
-        """Of each channel, of the samples at hand."""
+        """The variance of each channel, of the samples at hand."""
         return (self.squares / self.count - self.mean.square()).clamp(min=0)
 
 
 def find_norms(units: Units) -> list[BatchNorm]:
-    """Those behind units whose statistics are buffers that nothing else uses."""
+    """Return the norms behind units whose statistics are buffers that nothing else uses."""
     weights = units.captured.weights
     names = Counter(weights.values())
     found = []

@@ -45,17 +45,17 @@ class Layer:
         return self.inputs.size * self.kernel + self.outputs.size
 
     def operand(self, call: fx.Node) -> fx.Node:
-        """The input of the call, or of a copy of it."""
+        """Return the input of the call, or of a copy of it."""
         found: fx.Node = arguments(call)[self.linear.operand]
         return found
 
     def places(self, call: fx.Node) -> dict[str, fx.Node]:
-        """Where the call, or a copy of it, has weight and bias."""
+        """Return where the call, or a copy of it, has weight and bias."""
         found, bias = {self.weight: arguments(call)[self.linear.weight]}, _bias(call, self.linear)
         return found if self.bias is None or bias is None else found | {self.bias: bias}
 
     def rows(self, value: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """What the matrix is multiplied with [M, D], a row for each sample and position, from the call's input.
+        """Return what the matrix is multiplied with [M, D], a row for each sample and position, from the call's input.
 
         Args:
             value: The input.
@@ -67,7 +67,7 @@ class Layer:
         return view[torch.unravel_index(chosen, view.shape[:leading])].flatten(1)
 
     def count(self, value: Tensor) -> int:
-        """How many rows there are."""
+        """Return how many rows there are."""
         view, leading = self._view(value)
         return view.shape[:leading].numel()
 
@@ -76,15 +76,15 @@ class Layer:
         return self.linear.rows(value, given[self.linear.weight].meta["val"].shape[2:], given)
 
     def targets(self, value: Tensor) -> Tensor:
-        """The call's output [M, O], in the same order."""
+        """Return the call's output [M, O], in the same order."""
         return (value.movedim(1, -1) if self.linear.channels_first else value).flatten(0, -2)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """W [D, O] as it multiplies rows."""
+        """Return W [D, O] as it multiplies rows."""
         return weight if self.linear.inputs_first else weight.flatten(1).t()
 
     def tensor(self, old: Tensor, inputs: Tensor, outputs: Tensor, matrix: Tensor) -> Tensor:
-        """The parameter with other numbers [n, o] in some rows and columns of W."""
+        """Return the parameter with other numbers [n, o] in some rows and columns of W."""
         new = old.clone(memory_format=torch.contiguous_format)
         flat, given = new.flatten(1), matrix.to(new)  # a view
         rows, columns, given = (inputs, outputs, given) if self.linear.inputs_first else (outputs, inputs, given.t())
@@ -95,21 +95,21 @@ class Layer:
         return new
 
     def rows_of(self, indices: Tensor) -> Tensor:
-        """The rows of W that belong to some inputs [..., n], [..., n · kernel]."""
+        """Return the rows of W that belong to some inputs [..., n], [..., n · kernel]."""
         each = torch.arange(self.kernel, device=indices.device)
         return (indices[..., None] * self.kernel + each).flatten(-2)
 
     def rows_of_units(self, unit_set: UnitSet) -> Tensor:
-        """The rows of W that belong to each unit [size, p]."""
+        """Return the rows of W that belong to each unit [size, p]."""
         return self.rows_of(unit_set.positions(self.inputs))
 
     def rows_kept(self, left: KeepMask) -> Tensor:
-        """Which rows of W belong to inputs that are left [D]."""
+        """Return which rows of W belong to inputs that are left [D]."""
         return left.mask(self.inputs).repeat_interleave(self.kernel)
 
 
 def find_layers(units: Units) -> list[Layer]:
-    """The layers that sum units up, with parameters of their own as weight and bias, in order of execution."""
+    """Return the layers that sum units up, with parameters of their own as weight and bias, in order of execution."""
     consumed = {consumer.node for unit_set in units for consumer in unit_set.consumers}
     names = Counter(units.captured.weights.values())
     found = []
@@ -121,13 +121,13 @@ def find_layers(units: Units) -> list[Layer]:
 
 
 def _own(units: Units, node: Any, call: fx.Node, names: Counter[str]) -> str | None:
-    """The name of a parameter that this call alone uses."""
+    """Return the name of a parameter that this call alone uses."""
     name = units.captured.weights.get(node.name) if isinstance(node, fx.Node) else None
     return name if name is not None and {*node.users} == {call} and names[name] == 1 else None
 
 
 def _fits(units: Units, node: fx.Node, linear: Linear, names: Counter[str]) -> bool:
-    """Whether the weight is one matrix of the call's own that multiplies every position of the input."""
+    """Return whether the weight is one matrix of the call's own that multiplies every position of the input."""
     given = arguments(node)
     operand, weight = given[linear.operand], given[linear.weight]
     own = _own(units, weight, node, names) is not None and operand is not weight
@@ -151,12 +151,12 @@ def _bias(call: fx.Node, linear: Linear) -> fx.Node | None:
 
 
 def layers_of(unit_set: UnitSet, layers: list[Layer]) -> list[Layer]:
-    """Those that sum a set's units up."""
+    """Return the layers that sum a set's units up."""
     nodes = {consumer.node for consumer in unit_set.consumers}
     return [one for one in layers if one.call in nodes and unit_set.axis in leaves(one.inputs)]
 
 
 def compensable(unit_set: UnitSet, layers: list[Layer]) -> bool:
-    """Whether all that sums its units up is among the layers."""
+    """Return whether all that sums its units up is among the layers."""
     calls = {one.call for one in layers_of(unit_set, layers)}
     return unit_set.removal == "gated" and all(consumer.node in calls for consumer in unit_set.consumers)

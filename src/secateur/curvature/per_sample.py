@@ -29,14 +29,14 @@ Known = Mapping[fx.Node, Any]
 
 
 class Layout(NamedTuple):
-    """Where a value holds its samples: its dimension `dim` is [outer, samples, inner]."""
+    """The place of the samples in a value: its dimension `dim` is [outer, samples, inner]."""
 
     dim: int
     outer: int
 
 
 def layouts(captured: Captured) -> dict[fx.Node, Layout]:
-    """Of the values that hold the samples along one dimension."""
+    """Return the layouts of the values that hold the samples along one dimension."""
     net = infer(captured)
     found = {node: _layout(net.axes(node)) for node in net.known if net.is_tensor(node)}
     return {node: layout for node, layout in found.items() if layout is not None}
@@ -60,7 +60,7 @@ class Use(NamedTuple):
 
 
 class Uses:
-    """Where the parameters meet the samples.
+    """The calls in which the parameters meet the samples.
 
     Attributes:
         layouts: Of the values that hold samples.
@@ -82,11 +82,11 @@ class Uses:
         self.counts = [n for n in self.kept & data if not isinstance(n.meta["val"], Tensor | list | tuple)]
 
     def apart(self, name: str) -> bool:
-        """Whether every call that takes the parameter may hold its samples apart."""
+        """Return whether every call that takes the parameter may hold its samples apart."""
         return all(use.node in self.layouts and use.node.meta["val"].is_floating_point() for use in self.of[name])
 
     def dense(self, name: str) -> Use | None:
-        """Where this is the weight or bias of one dense layer with inputs [N, I]; None if it is used otherwise."""
+        """Return the use as the weight or bias of one dense layer with inputs [N, I]; None if it is used otherwise."""
         uses = self.of[name]
         if len(uses) != 1 or uses[0].source.op != "placeholder" or rule_of(uses[0]) is None:
             return None
@@ -103,20 +103,20 @@ def _meetings(placeholders: list[fx.Node], data: set[fx.Node]) -> list[Use]:
 
 
 def call(node: fx.Node, known: Known) -> Any:
-    """What a call returns for these values of its arguments."""
+    """Return what a call returns for these values of its arguments."""
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def of_samples(tensor: Tensor, layout: Layout, n: int, rows: slice) -> Tensor:
-    """These of a value's n samples, one after the other [rows, *of one sample]."""
+    """Return these of a value's n samples, one after the other [rows, *of one sample]."""
     dim = layout.dim
     apart = torch.unflatten(tensor, dim, (layout.outer, n, tensor.shape[dim] // (layout.outer * n)))
     return apart.movedim(dim + 1, 0)[rows].flatten(dim + 1, dim + 2)
 
 
 def rule_of(use: Use) -> PerSample | None:
-    """The rule for a parameter in this place of this call; None if there is none."""
+    """Return the rule for a parameter in this place of this call; None if there is none."""
     given, linear = arguments(use.node), linear_of(use.node)
     roles = [name for name, value in given.items() if value is use.source]
     rule = linear.per_sample.get(roles[0]) if linear is not None and len(roles) == 1 else None
@@ -127,7 +127,7 @@ def rule_of(use: Use) -> PerSample | None:
 def derivative_of(
     use: Use, layouts: Mapping[fx.Node, Layout], known: Known, delta: Tensor, single: Known, n: int, rows: slice
 ) -> Tensor:
-    """∂/∂w [n, v, *w.shape] of what a call takes, for some samples.
+    """Return ∂/∂w [n, v, *w.shape] of what a call takes, for some samples.
 
     Args:
         use: The call and what it takes.
@@ -151,7 +151,7 @@ def derivative_of(
 
 
 def summed_squares(use: Use, known: Known, squares: Tensor) -> Tensor:
-    """Σ_n (∂z_n/∂w)² s_n for a dense layer's weight or bias and s [N, O], by one product: each a_n meets one s_n."""
+    """Return Σ_n (∂z_n/∂w)² s_n for a dense layer's weight or bias and s [N, O], in one product of each a_n and s_n."""
     rule, linear = rule_of(use), linear_of(use.node)
     assert rule is not None
     assert linear is not None
@@ -162,7 +162,7 @@ def summed_squares(use: Use, known: Known, squares: Tensor) -> Tensor:
 
 
 def _pulled_back(use: Use, known: Known, mapped: dict[fx.Node, Tensor], delta: Tensor) -> Tensor:
-    """By the call's own pullback for one sample, over samples and vectors."""
+    """Return derivatives by the call's own pullback for one sample, over samples and vectors."""
     nodes = list(mapped)
 
     def one(deltas: Tensor, *values: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def _pulled_back(use: Use, known: Known, mapped: dict[fx.Node, Tensor], delta: T
 
 
 def through(source: fx.Node, placeholders: Sequence[fx.Node], known: Known, found: Tensor) -> Tensor:
-    """∂/∂w [n, v, *w.shape] from derivatives in what the graph makes of w alone.
+    """Return ∂/∂w [n, v, *w.shape] from derivatives in what the graph makes of w alone.
 
     Args:
         source: What it makes.

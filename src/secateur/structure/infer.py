@@ -13,7 +13,7 @@ from secateur.structure.ops.registry import arguments, blamed, find_op, load_rul
 
 
 def infer(captured: Captured) -> Net:
-    """The axes of every value of the graph, with the reason where one is fixed.
+    """Return the axes of every value of the graph, with the reason where one is fixed.
 
     Axes that reach the model's inputs or outputs, an operation without a rule, or a form of one that its rule does not
     cover, are fixed.
@@ -84,7 +84,7 @@ def _shapes(several: Sequence[Axes]) -> list[list[int]]:
 
 
 def _fix(net: Net, node: fx.Node, reason: str) -> None:
-    """None of the axes that reach a call can lose units, nor those of its results."""
+    """State that none of the axes that reach a call can lose units, nor those of its results."""
     net.fix_all([axes for n in node.all_input_nodes if n in net.known for axes in net.outputs_of(n)], reason)
     several = net.fresh_outputs(node, reason)
     net.known[node] = several[0] if isinstance(node.meta["val"], Tensor) else several

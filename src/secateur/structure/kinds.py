@@ -11,7 +11,7 @@ from secateur.structure.producers import Producer
 
 
 class Kinds:
-    """Tells the kind of each leaf of a network."""
+    """The kinds of the leaves of a network."""
 
     def __init__(self, net: Net) -> None:
         ranked = sorted(net.kinds, key=lambda pair: ("recurrent width", "head", "head width").index(pair[1]))
@@ -22,7 +22,7 @@ class Kinds:
         self._residual = _residual(net)
 
     def of(self, axis: Axis, maker: Producer | None, consumers: tuple[Consumer, ...]) -> str:
-        """The kind of an axis: "channel", "head", "head width", "recurrent width", "residual width", "neuron" ...
+        """Return an axis's kind: "channel", "head", "head width", "recurrent width", "residual width", "neuron" ...
 
         A neuron becomes a width where a layer is applied at every position of a sequence.
         """
@@ -39,7 +39,7 @@ class Kinds:
 
 
 def _residual(net: Net) -> set[Axis]:
-    """The leaves of the last dimension along which activations at positions of a sequence are added to each other."""
+    """Return the leaves of the last dimension along which activations at positions of a sequence are added up."""
     found: set[Axis] = set()
     for node in net.known:
         op = find_op(node)
@@ -50,7 +50,7 @@ def _residual(net: Net) -> set[Axis]:
 
 
 def _apart(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two values are not made of the same ones by pointwise operations alone, as within an activation."""
+    """Return whether two values are not made of the same ones by pointwise operations alone, as in an activation."""
     return _origins(a) != _origins(b)
 
 

@@ -28,7 +28,7 @@ class ModuleCall:
 
 
 def whole_call(captured: Captured) -> ModuleCall:
-    """The call of the model itself."""
+    """Return the call of the model itself."""
     placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
     given = captured.spec.in_order(captured.keywords)
     inputs = tuple(
@@ -41,7 +41,7 @@ def whole_call(captured: Captured) -> ModuleCall:
 
 
 def module_calls(model: nn.Module, captured: Captured, call: Call) -> list[ModuleCall]:
-    """The call of each submodule that is called once, with tensors and plain values, innermost first.
+    """Return the call of each submodule that is called once, with tensors and plain values, innermost first.
 
     Cost: a forward pass or two and one more export; where torch.export cannot tell the calls of some modules apart,
     a few more.
@@ -53,7 +53,7 @@ def module_calls(model: nn.Module, captured: Captured, call: Call) -> list[Modul
 def _calls_of(
     names: Sequence[str], model: nn.Module, captured: Captured, call: Call, attempts: int
 ) -> list[ModuleCall]:
-    """The calls of these modules; where that fails, of each half of them."""
+    """Return the calls of these modules; where that fails, of each half of them."""
     if not names or not attempts:
         return []
     try:
@@ -91,7 +91,7 @@ def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
 
 
 def _with_plain_arguments(model: nn.Module, captured: Captured, call: Call) -> list[str]:
-    """The submodules whose arguments are tensors and plain values, the same for any number of samples."""
+    """Return the submodules whose arguments are tensors and plain values, the same for any number of samples."""
     found = _arguments(model, call)
     if captured.spec.fixed is None:
         more = _arguments(model, twice(call))
@@ -104,7 +104,7 @@ def _plain(values: list[Any]) -> bool:
 
 
 def _arguments(model: nn.Module, call: Call) -> dict[str, list[Any]]:
-    """What each submodule is called with besides tensors."""
+    """Return what each submodule is called with besides tensors."""
     seen: dict[str, list[Any]] = {}
 
     def watch(name: str) -> Any:

@@ -15,14 +15,14 @@ from secateur.structure.ops.registry import find_op
 
 
 class Producer(NamedTuple):
-    """What brings a leaf into the activations: a call, and the layer whose weight it uses."""
+    """The origin of a leaf in the activations: a call, and the layer whose weight it uses."""
 
     layer: str
     node: fx.Node
 
 
 def name_leaves(captured: Captured, net: Net, makers: dict[Axis, Producer]) -> dict[Axis, str]:
-    """Each leaf that a weight has, in order of computation, named after the layer that makes it.
+    """Return each leaf that a weight has, in order of computation, named after the layer that makes it.
 
     Fixed ones are named after the weight and its dimension; those of unused weights are fixed here.
     """
@@ -36,7 +36,7 @@ def name_leaves(captured: Captured, net: Net, makers: dict[Axis, Producer]) -> d
 
 
 def _weight_leaves(captured: Captured, net: Net, used: bool) -> Iterator[tuple[Axis, str]]:
-    """The leaves of weights that forward uses or does not, with where they are first; in reverse."""
+    """Return the leaves of weights that forward uses or does not, with where they are first; in reverse."""
     for node in reversed(captured.graph.nodes):
         if node.name in captured.weights and bool(node.users) == used:
             for dim, axis in enumerate(net.axes(node)):
@@ -44,7 +44,7 @@ def _weight_leaves(captured: Captured, net: Net, used: bool) -> Iterator[tuple[A
 
 
 def find_producers(captured: Captured, net: Net) -> dict[Axis, Producer]:
-    """The leaves that activations have and that are not fixed, with the layer whose weight brings them in."""
+    """Return the leaves that activations have and that are not fixed, with the layer whose weight brings them in."""
     makers: dict[Axis, Producer] = {}
     of_weights = {
         node: {one for axis in net.axes(node) for one in leaves(axis)}
@@ -64,7 +64,7 @@ def find_producers(captured: Captured, net: Net) -> dict[Axis, Producer]:
 
 
 def _distinct(names: dict[Axis, str]) -> dict[Axis, str]:
-    """Names used twice get numbers."""
+    """Give numbers to names used twice."""
     twice, seen = Counter(names.values()), Counter[str]()
     for axis, name in names.items():
         if twice[name] > 1:
@@ -74,7 +74,7 @@ def _distinct(names: dict[Axis, str]) -> dict[Axis, str]:
 
 
 def _source(node: fx.Node) -> fx.Node:
-    """The placeholder that a value is a view of, or else the value itself."""
+    """Return the placeholder that a value is a view of, or else the value itself."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         op = find_op(node)
         if op is None or op.derivative not in ("move", "output"):
@@ -86,7 +86,7 @@ def _source(node: fx.Node) -> fx.Node:
 def outgoing_weights(
     captured: Captured, net: Net, consumers: tuple[Consumer, ...]
 ) -> tuple[tuple[str, int], ...] | None:
-    """The weights of these consumers, where each is used for nothing but consuming along that dimension."""
+    """Return the weights of these consumers, where each is used for nothing but consuming along that dimension."""
     found: dict[tuple[str, int], None] = {}
     for consumer in consumers:
         source, dim = _weight_of(net, consumer)
@@ -100,7 +100,7 @@ def outgoing_weights(
 
 
 def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:
-    """The value whose view the consumer multiplies with, and which of its dimensions is summed over."""
+    """Return the value whose view the consumer multiplies with, and which of its dimensions is summed over."""
     if consumer.partner is None:
         return None, 0
     source = _source(consumer.partner)
@@ -111,5 +111,5 @@ def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:
 
 
 def _uses(node: fx.Node) -> int:
-    """How many calls use a value, counting through its views."""
+    """Return how many calls use a value, counting through its views."""
     return sum(_uses(user) if _source(user) is not user else 1 for user in node.users)

@@ -29,7 +29,7 @@ class Sliced:
 
 
 def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
-    """A copy of the graph with every size among its arguments brought in line with what is left.
+    """Return a copy of the graph with every size among its arguments brought in line with what is left.
 
     Args:
         captured: The original.
@@ -87,7 +87,7 @@ def _number(graph: fx.Graph, batch: fx.Node, times: int) -> fx.Node:
 
 
 def _of_samples(node: fx.Node) -> fx.Node:
-    """Marked as a number that grows with that of the samples, for those who run several batches as one."""
+    """Mark a size as a number that grows with that of the samples, for those who run several batches as one."""
     node.meta["samples"] = True
     return node
 
@@ -98,7 +98,7 @@ def _batch_size(graph: fx.Graph, captured: Captured, copies: dict[fx.Node, fx.No
 
 
 def slice_tensor(tensor: Tensor, axes: Axes, left: KeepMask) -> Tensor:
-    """The positions left along each dimension."""
+    """Return the positions left along each dimension."""
     for dim, axis in enumerate(axes):
         if left.count(axis) != axis.size:
             tensor = tensor.index_select(dim, left.indices(axis).to(tensor.device))

@@ -68,7 +68,7 @@ class UnitSet:
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
-        """One for each dimension of each tensor that the axis reaches."""
+        """The slices, one for each dimension of each tensor that the axis reaches."""
         return tuple(
             self._slice(name, dim, axis)
             for name, axes in self._units.axes.items()
@@ -78,7 +78,7 @@ class UnitSet:
 
     @cached_property
     def outgoing(self) -> tuple[Slice, ...] | None:
-        """Weights that multiply these units and do nothing else."""
+        """The weights that multiply these units and do nothing else."""
         found = outgoing_weights(self._units.captured, self._units.net, self.consumers)
         if found is None:
             return None
@@ -90,7 +90,7 @@ class UnitSet:
         return list(dict.fromkeys(module_of(c.node) or c.node.name for c in self.consumers))
 
     def positions(self, axis: Axis) -> Tensor:
-        """Where each unit lies along an axis [size, positions]."""
+        """Return where each unit lies along an axis [size, positions]."""
         without = expand(axis, {self.axis: ~torch.eye(self.size, dtype=torch.bool)}, torch.ones(1, dtype=torch.bool))
         return (~without).nonzero()[:, 1].reshape(self.size, -1)
 

@@ -29,7 +29,7 @@ Include = Literal["gated", "all"]
 
 
 class Units:
-    """The unit sets of a model, in the order in which it computes them; prints as a table.
+    """The unit sets of a model, in the order in which it computes them, printed as a table.
 
     Iterates over `UnitSet`s; ``units["fc1"]`` finds one; `fixed` lists what cannot be removed, with reasons.
     Made by `find_units`.
@@ -120,31 +120,31 @@ class Units:
         return torch.repeat_interleave(torch.tensor([unit_set.size for unit_set in self.sets]))
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector [..., total] over all units as one piece per set."""
+        """Return a vector [..., total] over all units as one piece per set."""
         pieces = torch.split(vector, [unit_set.size for unit_set in self.sets], -1)
         return {unit_set.name: piece for unit_set, piece in zip(self.sets, pieces, strict=True)}
 
     def expand(self, axis: Axis, vector: Tensor) -> Tensor:
-        """The values [..., total] of all units at each position of an axis [..., n]."""
+        """Return the values [..., total] of all units at each position of an axis [..., n]."""
         pieces = self.split(vector)
         return expand(axis, {unit_set.axis: pieces[unit_set.name] for unit_set in self.sets}, vector)
 
     def collect(self, axis: Axis, values: Tensor) -> Tensor:
-        """The reverse of `expand`: values [n] at the positions of an axis summed for each unit, [total]."""
+        """Return values [n] at the positions of an axis summed for each unit, [total], the reverse of `expand`."""
         ones = torch.ones(self.total, dtype=values.dtype, device=values.device, requires_grad=True)
         total = (self.expand(axis, ones) * values).sum() + 0 * ones.sum()
         return torch.autograd.grad(total, ones)[0]
 
     def params(self, kept: Mapping[str, int]) -> int:
-        """Parameters of the model with so many units left in each set."""
+        """Return the number of parameters of the model with so many units left in each set."""
         return self._totals(self._counts(kept))[0]
 
     def bytes(self, kept: Mapping[str, int]) -> int:
-        """Bytes of its parameters and buffers."""
+        """Return the bytes of its parameters and buffers."""
         return self._totals(self._counts(kept))[1]
 
     def macs(self, kept: Mapping[str, int]) -> int:
-        """Multiplications with addition for one sample."""
+        """Return the multiplications with addition for one sample."""
         return _macs(self.net.macs, self._counts(kept))
 
     def bytes_of_value(self, node: fx.Node, kept: Mapping[str, int]) -> int:
@@ -163,7 +163,7 @@ class Units:
         return total
 
     def shapes(self, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of each captured parameter and buffer."""
+        """Return the shape of each captured parameter and buffer."""
         counts = self._counts(kept)
         return {name: tuple(count(axis, counts) for axis in axes) for name, axes in self.axes.items()}
 
@@ -183,7 +183,7 @@ class Units:
         return params, size
 
     def to_json(self) -> dict[str, Any]:
-        """The table as plain data."""
+        """Return the table as plain data."""
         shown = ("name", "kind", "size", "removal", "params_per_unit", "bytes_per_unit", "macs_per_unit")
         return {
             "sets": [{name: getattr(s, name) for name in shown} | {"consumers": s.consumed_by} for s in self],
@@ -205,13 +205,13 @@ class Units:
 
     @property
     def notes(self) -> list[str]:
-        """What else there is to know."""
+        """Further facts about the units, one sentence each."""
         n = self.captured.spec.fixed
         fixed = f"The model's code fixes the batch at {n} samples: all sizes are for these, all data comes so."
         return [fixed] if n else []
 
     def _fixed_table(self) -> str:
-        """Every fixed axis, or where there are many one row for each reason."""
+        """Return every fixed axis, or where there are many one row for each reason."""
         title = f"{len(self.fixed)} axes are fixed"
         if len(self.fixed) <= 20:
             return table(["fixed", "size", "why"], self.fixed, title)
@@ -241,7 +241,7 @@ Entry = TypeVar("Entry")
 
 
 def _by_leaf(entries: Iterable[tuple[Entry, Axes]]) -> dict[Axis, list[Entry]]:
-    """Each leaf's entries, in order, found by the axes that come with them."""
+    """Return each leaf's entries, in order, found by the axes that come with them."""
     found: dict[Axis, list[Entry]] = {}
     for entry, axes in entries:
         for one in dict.fromkeys(one for axis in axes for one in leaves(axis)):
@@ -250,7 +250,7 @@ def _by_leaf(entries: Iterable[tuple[Entry, Axes]]) -> dict[Axis, list[Entry]]:
 
 
 def _macs(products: list[Axes], counts: Mapping[Axis, int]) -> int:
-    """Sizes multiplied within each product, for one sample, and summed."""
+    """Return sizes multiplied within each product, for one sample, and summed."""
     return sum(math.prod(_of_one_sample(count(axis, counts)) for axis in axes) for axes in products)
 
 
@@ -259,7 +259,7 @@ def _of_one_sample(size: int) -> int:
 
 
 def _mark_statistics(net: Net, makers: Mapping[Axis, Producer]) -> None:
-    """Where weights are computed from sums over units (a spectral norm), those left decide about all."""
+    """State that those left decide about all where weights are computed from sums over units (a spectral norm)."""
     for consumer in net.consumers:
         if not net.depends_on_inputs(consumer.node):
             for one in leaves(consumer.axis):
@@ -277,7 +277,7 @@ def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:
 @checked_call
 @one_at_a_time
 def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated") -> Units:
-    """All units that can be removed from a model, and why the others cannot.
+    """Return all units that can be removed from a model, and why the others cannot.
 
     The model is captured by `torch.export`; each dimension of each value becomes an axis, and axes that an
     operation ties together are one (see `secateur.structure.axis`). An axis that reaches no input, output
@@ -311,7 +311,7 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
 
 
 def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
-    """The same for inputs given as (args, kwargs)."""
+    """Return all units that can be removed, for inputs given as (args, kwargs)."""
     choose("include", include, {"gated": True, "all": True})
     call = like_model(model, call)
     captured = capture(model, call)
@@ -320,7 +320,7 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
 
 
 def require_units(units: Units) -> Units:
-    """The same units.
+    """Return the same units.
 
     Raises:
         ModelError: There are none.

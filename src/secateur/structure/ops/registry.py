@@ -14,7 +14,7 @@ from torch import fx, nn
 from secateur.errors import ArgumentError, ModelError
 from secateur.plugins import load_plugins, place_of_function
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.ops.linear import Given, Linear
+from secateur.structure.ops.linear import Linear, Operands
 from secateur.structure.ops.net import Axes, Net, NotCoveredError, rank_of
 
 Infer = Callable[[Net, fx.Node, dict[str, Any]], Axes | list[Axes]]
@@ -73,7 +73,7 @@ class Op:
     makes: Literal["channel", "width"] | None = None
     select: Select | None = None
     box: int | None = None
-    has_single_terms: Callable[[Given], bool] | None = None
+    has_single_terms: Callable[[Operands], bool] | None = None
     statistics: StoredStatistics | None = None
     memory: Literal["fresh", "reusable"] | None = None
     adds: bool = False
@@ -256,5 +256,5 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {str(i): argument for i, argument in enumerate(node.args)}
-    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments}
+    stated = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    return {a.name: stated.get(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments}
