@@ -27,13 +27,13 @@ class BatchNorm:
 
     def operand(self, call: fx.Node) -> fx.Node:
         """Return the input of the call, or of a copy of it."""
-        found: fx.Node = arguments(call)[self.names.operand]
-        return found
+        operand: fx.Node = arguments(call)[self.names.operand]
+        return operand
 
     def places(self, call: fx.Node) -> dict[str, fx.Node]:
         """Return where the call, or a copy of it, has its statistics."""
-        given = arguments(call)
-        return {self.mean: given[self.names.mean], self.variance: given[self.names.variance]}
+        operands = arguments(call)
+        return {self.mean: operands[self.names.mean], self.variance: operands[self.names.variance]}
 
     def follows(self, layer: Layer) -> bool:
         """Return whether it alone takes what a layer gives, and with it the mean."""
@@ -72,14 +72,14 @@ def find_norms(units: Units) -> list[BatchNorm]:
     """Return the norms behind units whose statistics are buffers that nothing else uses."""
     weights = units.captured.weights
     names = Counter(weights.values())
-    found = []
+    norms = []
     for node in units.captured.graph.nodes:
         op = find_op(node)
         if op is None or op.statistics is None:
             continue
-        given = arguments(node)
-        buffers = [one for name in op.statistics[1:] if isinstance(one := given[name], fx.Node)]
-        own = [weights[one.name] for one in buffers if {*one.users} == {node} and one.name in weights]
+        operands = arguments(node)
+        buffers = [buffer for name in op.statistics[1:] if isinstance(buffer := operands[name], fx.Node)]
+        own = [weights[buffer.name] for buffer in buffers if {*buffer.users} == {node} and buffer.name in weights]
         if len(own) == 2 and all(names[name] == 1 for name in own):
-            found.append(BatchNorm(node, op.statistics, own[0], own[1], units.net.axes(node)[1]))
-    return found
+            norms.append(BatchNorm(node, op.statistics, own[0], own[1], units.net.axes(node)[1]))
+    return norms

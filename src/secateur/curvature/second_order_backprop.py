@@ -102,16 +102,16 @@ def _active(graph: fx.Graph, values: Values, wanted: Collection[fx.Node]) -> Act
     Raises:
         ModelError: One is complex.
     """
-    found: Active = {}
+    active: Active = {}
     for node in graph.nodes:
-        operands = [operand for operand in _call(node).all_input_nodes if operand in found]
+        operands = [operand for operand in _call(node).all_input_nodes if operand in active]
         if node.op == "output" or not (operands or node in wanted) or not isinstance(values[node], Tensor):
             continue
         if values[node].is_complex():
             raise ModelError(_refusal(node))
         if values[node].is_floating_point():
-            found[node] = operands
-    return found
+            active[node] = operands
+    return active
 
 
 def _ends(active: Active) -> set[fx.Node]:
@@ -135,21 +135,21 @@ def _ends(active: Active) -> set[fx.Node]:
 
 
 def _through_pointwise(
-    made: fx.Node, active: Active, ends: set[fx.Node], values: Values, pair: Pair
+    value: fx.Node, active: Active, ends: set[fx.Node], values: Values, pair: Pair
 ) -> Iterator[tuple[fx.Node, Pair]]:
     """Return both derivatives at each value that pointwise operations alone make this one of."""
     at: dict[fx.Node, Tensor] = {}
-    for call in _pointwise_calls(made, active, ends):
+    for call in _pointwise_calls(value, active, ends):
         at |= {operand: _leaf(values[operand]) for operand in active[call] if operand in ends and operand not in at}
         at[call] = _run(call, at, values)
     for node in at:
-        if node in ends and node is not made:
-            yield node, _of_function(at[made], at[node], pair)
+        if node in ends and node is not value:
+            yield node, _of_function(at[value], at[node], pair)
 
 
-def _pointwise_calls(made: fx.Node, active: Active, ends: set[fx.Node]) -> list[fx.Node]:
+def _pointwise_calls(value: fx.Node, active: Active, ends: set[fx.Node]) -> list[fx.Node]:
     """Return the calls that make a value of those where functions end, in order."""
-    calls, rest = {made}, [made]
+    calls, rest = {value}, [value]
     while rest:
         new = {operand for operand in active[rest.pop()] if operand not in ends} - calls
         calls |= new
@@ -225,18 +225,18 @@ def _coefficients(node: fx.Node, operand: fx.Node, values: Values) -> Tensor | f
     c = _run(node, {operand: ones}, values)
     for dim in range(-rank, 0):
         n = x.shape[dim]
-        one = torch.eye(n).to(x).reshape(n, *(n if d == dim else 1 for d in range(1 - x.ndim, 0)))
-        c = c / (_run(node, {operand: one * ones}, values) != 0).sum(0, keepdim=True)
+        basis = torch.eye(n).to(x).reshape(n, *(n if d == dim else 1 for d in range(1 - x.ndim, 0)))
+        c = c / (_run(node, {operand: basis * ones}, values) != 0).sum(0, keepdim=True)
     return c
 
 
 def _has_single_terms(node: fx.Node) -> bool:
     """Return whether each result holds each value of an operand in one term, so that the terms' squares are A∘A."""
-    given: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), given.append)
+    nodes: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), nodes.append)
     op = find_op(node)
     told = op is None or op.has_single_terms is None or op.has_single_terms(arguments(node))
-    return told and len(given) == len(set(given))
+    return told and len(nodes) == len(set(nodes))
 
 
 def _kind(node: fx.Node) -> str | None:
@@ -254,13 +254,13 @@ def _call(node: fx.Node) -> fx.Node:
 def _run(node: fx.Node, at: Mapping[fx.Node, Tensor], values: Values, square: bool = False) -> Tensor:
     """Compute a value with other operands; also with the squares of alpha and beta, which scale products and biases."""
     call = _call(node)
-    given: Any = fx.map_arg((call.args, dict(call.kwargs)), lambda n: at[n] if n in at else values[n])
-    args, kwargs = given
+    mapped: Any = fx.map_arg((call.args, dict(call.kwargs)), lambda n: at[n] if n in at else values[n])
+    args, kwargs = mapped
     if square:
-        kwargs = {name: one**2 if name in ("alpha", "beta") else one for name, one in kwargs.items()}
+        kwargs = {name: number**2 if name in ("alpha", "beta") else number for name, number in kwargs.items()}
     result = call.target(*args, **kwargs)  # type: ignore[operator]
-    found: Tensor = result if call is node else result[node.args[1]]
-    return found
+    value: Tensor = result if call is node else result[node.args[1]]
+    return value
 
 
 def _leaf(value: Tensor) -> Tensor:

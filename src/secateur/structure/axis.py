@@ -96,24 +96,24 @@ def parts(axis: Axis) -> list[Axis]:
 def leaves(axis: Axis) -> list[Axis]:
     """Return the leaves below, in order, repeated where they are."""
     axis = find(axis)
-    return [axis] if axis.kind == "leaf" else [one for part in parts(axis) for one in leaves(part)]
+    return [axis] if axis.kind == "leaf" else [node for part in parts(axis) for node in leaves(part)]
 
 
 def fix(axis: Axis, reason: str) -> None:
     """State that nothing of this axis can be removed; the first reason stays."""
-    for one in leaves(axis):
-        one.reason = one.reason or reason
+    for node in leaves(axis):
+        node.reason = node.reason or reason
 
 
 def mark_sliced(axis: Axis, reason: str) -> None:
     """State that what is left of this axis decides about the values of all of it; the first reason stays."""
-    for one in leaves(axis):
-        one.sliced = one.sliced or reason
+    for node in leaves(axis):
+        node.sliced = node.sliced or reason
 
 
 def is_fixed(axis: Axis) -> bool:
     """Return whether nothing of this axis can be removed."""
-    return all(one.reason for one in leaves(axis))
+    return all(node.reason for node in leaves(axis))
 
 
 def unify(a: Axis, b: Axis) -> None:
@@ -265,8 +265,8 @@ def expand(axis: Axis, values: Mapping[Axis, Tensor], like: Tensor) -> Tensor:
     """
     axis = find(axis)
     if axis.kind == "leaf":
-        given = values.get(axis)
-        return like.new_ones(axis.size) if given is None else given
+        factor = values.get(axis)
+        return like.new_ones(axis.size) if factor is None else factor
     pieces = [expand(part, values, like) for part in parts(axis)]
     if axis.kind == "cat":
         lead = max((piece.shape[:-1] for piece in pieces), key=len)

@@ -51,7 +51,7 @@ def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:
 
 def _number(expression: Any, batch: int) -> int:
     """Return a size for so many samples; one that depends on values (u0, u1 ...) is a number like no other."""
-    known = {one: UNKNOWN if one.name.startswith("u") else batch for one in expression.free_symbols}
+    known = {symbol: UNKNOWN if symbol.name.startswith("u") else batch for symbol in expression.free_symbols}
     return int(expression.subs(known))
 
 
@@ -67,7 +67,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Modes are changed and changed back by the modules themselves, which may merge weights or drop caches then.
     """
-    buffers = [(module._buffers, name, one) for module in model.modules() for name, one in module._buffers.items()]
+    buffers = [
+        (module._buffers, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()
+    ]
     before = [None if buffer is None else buffer.clone() for _, _, buffer in buffers]
     own = any((type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval) for m in model.modules())
     weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters() if own]
@@ -298,15 +300,15 @@ def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captur
     first = {tensor: name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     every = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     weights, constants, inputs = {}, {}, []
-    for given in program.graph_signature.input_specs:
-        if given.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            weights[given.arg.name] = first[every[str(given.target)]]  # of tied ones, the first name
-        elif given.kind == InputKind.CONSTANT_TENSOR:
-            constants[given.arg.name] = program.constants[str(given.target)]
-        elif given.kind == InputKind.USER_INPUT:
-            inputs.append(given.arg.name)
+    for entry in program.graph_signature.input_specs:
+        if entry.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            weights[entry.arg.name] = first[every[str(entry.target)]]  # of tied ones, the first name
+        elif entry.kind == InputKind.CONSTANT_TENSOR:
+            constants[entry.arg.name] = program.constants[str(entry.target)]
+        elif entry.kind == InputKind.USER_INPUT:
+            inputs.append(entry.arg.name)
         else:
-            raise ModelError(f"{given.arg.name}: an input of kind {given.kind.name} cannot be captured")
+            raise ModelError(f"{entry.arg.name}: an input of kind {entry.kind.name} cannot be captured")
     for node in program.graph.nodes:
         if node.op == "get_attr":
             raise ModelError(f"{node.name}: a graph within the graph (torch.cond and the like) cannot be cut")

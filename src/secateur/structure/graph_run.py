@@ -71,15 +71,15 @@ def difference(expected: Any, got: Any) -> tuple[float, float]:
     What is NaN, infinite or of another shape differs infinitely, and so do other numbers of outputs.
     """
     absolute = relative = 0.0
-    several = tree_leaves(expected), tree_leaves(got)
-    if [isinstance(a, Tensor) for a in several[0]] != [isinstance(b, Tensor) for b in several[1]]:
+    leaves = tree_leaves(expected), tree_leaves(got)
+    if [isinstance(a, Tensor) for a in leaves[0]] != [isinstance(b, Tensor) for b in leaves[1]]:
         return float("inf"), float("inf")
-    for a, b in zip(*several, strict=True):
+    for a, b in zip(*leaves, strict=True):
         if not isinstance(a, Tensor) or not (a.numel() or b.numel()):
             continue
         if a.shape != b.shape or a.is_complex() != b.is_complex():
             return float("inf"), float("inf")
-        a, b = (torch.view_as_real(one) if one.is_complex() else one for one in (a, b))
+        a, b = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (a, b))
         a, b = a.double(), b.double()
         same = a == b  # equal infinities, too
         if not bool((same | (a.isfinite() & b.isfinite())).all()):

@@ -122,11 +122,11 @@ class TensorSpec:
         return tensor.to(dtype)
 
 
-def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+def _holds(dtype: torch.dtype, inner: torch.dtype) -> bool:
     """Return whether both are types of whole numbers, and one has all those of the other."""
-    if any(one.is_floating_point or one.is_complex or one == torch.bool for one in (dtype, other)):
+    if any(either.is_floating_point or either.is_complex or either == torch.bool for either in (dtype, inner)):
         return False
-    wide, narrow = torch.iinfo(dtype), torch.iinfo(other)
+    wide, narrow = torch.iinfo(dtype), torch.iinfo(inner)
     return wide.min <= narrow.min and narrow.max <= wide.max
 
 
@@ -178,13 +178,11 @@ class InputSpec:
         """
         (args, kwargs), form = call, dict(self.kwargs)
         if len(args) != len(self.args) or kwargs.keys() != form.keys():
-            given = f"{len(args)} positional, keywords {sorted(kwargs)}"
+            got = f"{len(args)} positional, keywords {sorted(kwargs)}"
             wanted = f"{len(self.args)} positional, keywords {sorted(form)}"
-            raise DataError(f"{where}inputs: expected {wanted} as in the example, got {given}")
-        several = len(args) + len(kwargs) > 1
-        names = {
-            key: f"{where}inputs[{key!r}]" if several else f"{where}inputs" for key in (*range(len(args)), *kwargs)
-        }
+            raise DataError(f"{where}inputs: expected {wanted} as in the example, got {got}")
+        many = len(args) + len(kwargs) > 1
+        names = {key: f"{where}inputs[{key!r}]" if many else f"{where}inputs" for key in (*range(len(args)), *kwargs)}
         matched = (
             tuple(_match(then, now, names[i]) for i, (then, now) in enumerate(zip(self.args, args, strict=True))),
             {key: _match(form[key], now, names[key]) for key, now in kwargs.items()},
@@ -238,8 +236,8 @@ def check_as_captured(where: str, tensor: bool, then: Any, now: Any) -> None:
     """
     same = isinstance(now, Tensor) if tensor else not isinstance(now, Tensor) and now == then
     if not same:
-        given = "a tensor" if isinstance(now, Tensor) else repr(now)
-        raise DataError(f"{where}: captured with {'a tensor' if tensor else repr(then)}, got {given}")
+        got = "a tensor" if isinstance(now, Tensor) else repr(now)
+        raise DataError(f"{where}: captured with {'a tensor' if tensor else repr(then)}, got {got}")
 
 
 def _match(then: Any, now: Any, name: str) -> Any:

@@ -43,7 +43,7 @@ class KeepMask:
         >>> KeepMask({axis: torch.tensor([True, False, True, True])}).before(axis, 3)
         2
         """
-        if not any(one in self.masks for one in leaves(axis)):
+        if not any(leaf in self.masks for leaf in leaves(axis)):
             return position
         return int(self.mask(axis)[:position].sum())
 

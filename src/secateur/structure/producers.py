@@ -40,26 +40,26 @@ def _weight_leaves(captured: Captured, net: Net, used: bool) -> Iterator[tuple[A
     for node in reversed(captured.graph.nodes):
         if node.name in captured.weights and bool(node.users) == used:
             for dim, axis in enumerate(net.axes(node)):
-                yield from ((one, f"{captured.weights[node.name]}[{dim}]") for one in leaves(axis))
+                yield from ((leaf, f"{captured.weights[node.name]}[{dim}]") for leaf in leaves(axis))
 
 
 def find_producers(captured: Captured, net: Net) -> dict[Axis, Producer]:
     """Return the leaves that activations have and that are not fixed, with the layer whose weight brings them in."""
     makers: dict[Axis, Producer] = {}
     of_weights = {
-        node: {one for axis in net.axes(node) for one in leaves(axis)}
+        node: {leaf for axis in net.axes(node) for leaf in leaves(axis)}
         for node in captured.graph.nodes
         if node.name in captured.weights
     }
     for node in net.known:
         if node.op == "call_function" and net.depends_on_inputs(node):
-            carried = [one for axes in net.outputs_of(node) for axis in axes for one in leaves(axis)]
-            free = {one for one in carried if not one.reason and one not in makers}
+            carried = [leaf for axes in net.outputs_of(node) for axis in axes for leaf in leaves(axis)]
+            free = {leaf for leaf in carried if not leaf.reason and leaf not in makers}
             for source in map(_source, node.all_input_nodes) if free else ():
                 if source in of_weights:
                     name = captured.weights[source.name]
-                    found = [one for one in carried if one in free & of_weights[source] and one not in makers]
-                    makers |= {one: Producer(name.rpartition(".")[0] or name, node) for one in found}
+                    brought = [leaf for leaf in carried if leaf in free & of_weights[source] and leaf not in makers]
+                    makers |= {leaf: Producer(name.rpartition(".")[0] or name, node) for leaf in brought}
     return makers
 
 
@@ -87,7 +87,7 @@ def outgoing_weights(
     captured: Captured, net: Net, consumers: tuple[Consumer, ...]
 ) -> tuple[tuple[str, int], ...] | None:
     """Return the weights of these consumers, where each is used for nothing but consuming along that dimension."""
-    found: dict[tuple[str, int], None] = {}
+    weights: dict[tuple[str, int], None] = {}
     for consumer in consumers:
         source, dim = _weight_of(net, consumer)
         if source is None or source.name not in captured.weights:
@@ -95,8 +95,8 @@ def outgoing_weights(
         roles = [c for c in net.consumers if _weight_of(net, c) == (source, dim)]
         if len(roles) != _uses(source):
             return None
-        found[captured.weights[source.name], dim] = None
-    return tuple(found)
+        weights[captured.weights[source.name], dim] = None
+    return tuple(weights)
 
 
 def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:

@@ -54,11 +54,11 @@ def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
 
 
 def _resized(node: fx.Node, net: Net, left: KeepMask) -> dict[str, Any]:
-    found = find_resize(node) if node.op == "call_function" and left.masks else None
-    if found is None:
+    adapt = find_resize(node) if node.op == "call_function" and left.masks else None
+    if adapt is None:
         return {}
-    with blamed(found, node):
-        return found(net, node, arguments(node), left)
+    with blamed(adapt, node):
+        return adapt(net, node, arguments(node), left)
 
 
 def _apply(copy: fx.Node, changed: dict[str, Any], copies: dict[fx.Node, fx.Node]) -> None:
@@ -73,13 +73,13 @@ def _apply(copy: fx.Node, changed: dict[str, Any], copies: dict[fx.Node, fx.Node
 
 
 def _has_samples(changed: dict[str, Any]) -> bool:
-    return any(isinstance(one, Samples) for value in changed.values() if isinstance(value, list) for one in value)
+    return any(isinstance(item, Samples) for value in changed.values() if isinstance(value, list) for item in value)
 
 
 def _with_batch(graph: fx.Graph, batch: fx.Node, value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    return [_number(graph, batch, one.times) if isinstance(one, Samples) else one for one in value]
+    return [_number(graph, batch, item.times) if isinstance(item, Samples) else item for item in value]
 
 
 def _number(graph: fx.Graph, batch: fx.Node, times: int) -> fx.Node:

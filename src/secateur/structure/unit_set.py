@@ -79,10 +79,10 @@ class UnitSet:
     @cached_property
     def outgoing(self) -> tuple[Slice, ...] | None:
         """The weights that multiply these units and do nothing else."""
-        found = outgoing_weights(self._units.captured, self._units.net, self.consumers)
-        if found is None:
+        weights = outgoing_weights(self._units.captured, self._units.net, self.consumers)
+        if weights is None:
             return None
-        return tuple(self._slice(name, dim, self._units.axes[name][dim]) for name, dim in found)
+        return tuple(self._slice(name, dim, self._units.axes[name][dim]) for name, dim in weights)
 
     @property
     def consumed_by(self) -> list[str]:

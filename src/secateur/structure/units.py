@@ -51,12 +51,12 @@ class Units:
             for name, tensor in named.items()
         ]
         makers = find_producers(captured, net)
-        found = name_leaves(captured, net, makers)
+        names = name_leaves(captured, net, makers)
         _mark_statistics(net, makers)
-        met = makers.keys() | {one for consumer in net.consumers for one in leaves(consumer.axis)}
-        reasons = {axis: _why_fixed(axis, met, include) for axis in found}
-        self.fixed = tuple(Fixed(found[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
-        free = {axis: name for axis, name in found.items() if not reasons[axis]}
+        met = makers.keys() | {leaf for consumer in net.consumers for leaf in leaves(consumer.axis)}
+        reasons = {axis: _why_fixed(axis, met, include) for axis in names}
+        self.fixed = tuple(Fixed(names[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
+        free = {axis: name for axis, name in names.items() if not reasons[axis]}
         self.sets = self._sets(free, makers)
 
     def _sets(self, free: dict[Axis, str], makers: dict[Axis, Producer]) -> tuple[UnitSet, ...]:
@@ -66,15 +66,15 @@ class Units:
         kinds = Kinds(self.net)
         sets = []
         for axis, name in free.items():
-            mine = tuple(consumers.get(axis, ()))
+            consuming = tuple(consumers.get(axis, ()))
             one_less = {axis: axis.size - 1}
             params = size = 0
             for _, axes, numel, element, is_parameter in weights.get(axis, ()):
-                gone = numel - math.prod(count(one, one_less) for one in axes or ())
+                gone = numel - math.prod(count(part, one_less) for part in axes or ())
                 params, size = params + gone * is_parameter, size + gone * element
             cost = [_macs(macs.get(axis, []), counts) for counts in ({}, one_less)]
-            kind, removal = kinds.of(axis, makers.get(axis), mine), "sliced" if axis.sliced else "gated"
-            sets.append(UnitSet(name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, mine, self))
+            kind, removal = kinds.of(axis, makers.get(axis), consuming), "sliced" if axis.sliced else "gated"
+            sets.append(UnitSet(name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, consuming, self))
         return tuple(sets)
 
     def __iter__(self) -> Iterator[UnitSet]:
@@ -86,7 +86,7 @@ class Units:
     def __getitem__(self, name: str) -> UnitSet:
         require_instance("unit set", name, str, "its name, a str")
         sets = {unit_set.name: unit_set for unit_set in self.sets}
-        reasons = {one.name: one.reason for one in self.fixed}
+        reasons = {fixed.name: fixed.reason for fixed in self.fixed}
         if name in reasons and name not in sets:
             raise ArgumentError(f"{name!r} cannot lose units: {reasons[name]}")
         return choose("unit set", name, sets)
@@ -100,9 +100,9 @@ class Units:
         """
         forms = _forms(model, self.axes)
         for name in (*self._forms, *forms):
-            wanted, given = self._forms.get(name, "none"), forms.get(name, "none")
-            if wanted != given:
-                raise ModelError(f"units: found on a model whose {name} is {wanted}, this model's is {given}")
+            wanted, got = self._forms.get(name, "none"), forms.get(name, "none")
+            if wanted != got:
+                raise ModelError(f"units: found on a model whose {name} is {wanted}, this model's is {got}")
 
     @property
     def total(self) -> int:
@@ -187,7 +187,7 @@ class Units:
         shown = ("name", "kind", "size", "removal", "params_per_unit", "bytes_per_unit", "macs_per_unit")
         return {
             "sets": [{name: getattr(s, name) for name in shown} | {"consumers": s.consumed_by} for s in self],
-            "fixed": [one._asdict() for one in self.fixed],
+            "fixed": [fixed._asdict() for fixed in self.fixed],
             "params": self.params({}),
             "bytes": self.bytes({}),
             "macs": self.macs({}),
@@ -216,8 +216,8 @@ class Units:
         if len(self.fixed) <= 20:
             return table(["fixed", "size", "why"], self.fixed, title)
         by_reason: dict[str, list[str]] = {}
-        for one in self.fixed:
-            by_reason.setdefault(one.reason, []).append(one.name)
+        for fixed in self.fixed:
+            by_reason.setdefault(fixed.reason, []).append(fixed.name)
         rows = [(names[0], len(names) - 1 or None, reason) for reason, names in by_reason.items()]
         return table(["fixed", "and more", "why"], rows, title)
 
@@ -242,11 +242,11 @@ Entry = TypeVar("Entry")
 
 def _by_leaf(entries: Iterable[tuple[Entry, Axes]]) -> dict[Axis, list[Entry]]:
     """Return each leaf's entries, in order, found by the axes that come with them."""
-    found: dict[Axis, list[Entry]] = {}
+    by_leaf: dict[Axis, list[Entry]] = {}
     for entry, axes in entries:
-        for one in dict.fromkeys(one for axis in axes for one in leaves(axis)):
-            found.setdefault(one, []).append(entry)
-    return found
+        for leaf in dict.fromkeys(leaf for axis in axes for leaf in leaves(axis)):
+            by_leaf.setdefault(leaf, []).append(entry)
+    return by_leaf
 
 
 def _macs(products: list[Axes], counts: Mapping[Axis, int]) -> int:
@@ -262,9 +262,9 @@ def _mark_statistics(net: Net, makers: Mapping[Axis, Producer]) -> None:
     """State that those left decide about all where weights are computed from sums over units (a spectral norm)."""
     for consumer in net.consumers:
         if not net.depends_on_inputs(consumer.node):
-            for one in leaves(consumer.axis):
-                if one in makers:
-                    mark_sliced(one, f"weights are computed by {name_of(consumer.node)} over it")
+            for leaf in leaves(consumer.axis):
+                if leaf in makers:
+                    mark_sliced(leaf, f"weights are computed by {name_of(consumer.node)} over it")
 
 
 def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:

@@ -61,8 +61,8 @@ def einsum_has_single_terms(operands: Operands) -> bool:
         return True
     inputs, arrow, result = operands["equation"].replace(" ", "").partition("->")
     kept = result if arrow else [c for c in inputs if inputs.count(c) == 1]
-    one, other = (set(term) for term in inputs.split(",")[:2])
-    return len(operands["tensors"]) == 2 and (one ^ other) - {"."} <= set(kept)
+    left, right = (set(term) for term in inputs.split(",")[:2])
+    return len(operands["tensors"]) == 2 and (left ^ right) - {"."} <= set(kept)
 
 
 @rule("einsum", derivative="contract", has_single_terms=einsum_has_single_terms)
@@ -79,27 +79,29 @@ def einsum(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     ]
     if not _:
         result = dots + "".join(sorted(c for c in set("".join(terms)) - set(dots) if "".join(terms).count(c) == 1))
-    found: dict[str, Axis] = {}
+    by_letter: dict[str, Axis] = {}
     for tensor, term in zip(tensors, terms, strict=True):
         for letter, axis in zip(term, net.axes(tensor), strict=True):
-            found[letter] = net.broadcast([[found[letter]], [axis]], "einsum")[0] if letter in found else axis
+            by_letter[letter] = (
+                net.broadcast([[by_letter[letter]], [axis]], "einsum")[0] if letter in by_letter else axis
+            )
     result = result.replace("...", dots)
-    for letter in sorted(found.keys() - set(result)):
+    for letter in sorted(by_letter.keys() - set(result)):
         _consume_letter(net, node, letter, list(zip(tensors, terms, strict=True)))
-    net.macs.append(list(found.values()))
+    net.macs.append(list(by_letter.values()))
     if sum(map(net.depends_on_inputs, tensors)) > 1:
         shared = set(terms[0]).intersection(*terms) & set(result)
-        state_heads(net, [found[c] for c in shared], [axis for c, axis in found.items() if c not in shared])
-    return [found[letter] for letter in result]
+        state_heads(net, [by_letter[c] for c in shared], [axis for c, axis in by_letter.items() if c not in shared])
+    return [by_letter[letter] for letter in result]
 
 
 def _consume_letter(net: Net, node: fx.Node, letter: str, operands: list[tuple[fx.Node, str]]) -> None:
     """Let one operand carry the gates: an activation before a weight, never two (that would be g²)."""
     having = [(tensor, term.index(letter), i) for i, (tensor, term) in enumerate(operands) if letter in term]
-    having.sort(key=lambda one: (-net.axes(one[0])[one[1]].size, not net.depends_on_inputs(one[0])))
+    having.sort(key=lambda operand: (-net.axes(operand[0])[operand[1]].size, not net.depends_on_inputs(operand[0])))
     (tensor, dim, place), *others = having
     partner, partner_dim = others[0][:2] if len(others) == 1 and len(operands) == 2 else (None, 0)
-    before = sum(other is tensor for other, _ in operands[:place])
+    before = sum(operand is tensor for operand, _ in operands[:place])
     net.consume(node, tensor, dim, partner, partner_dim, occurrence=before)
 
 

@@ -68,8 +68,8 @@ def _of_weight(a: Tensor, delta: Tensor, w: Tensor, operands: Operands) -> Tenso
     rows = torch.unflatten(delta.flatten(4), 3, (groups, -1)).permute(
         0, 2, 3, 1, 4, 5
     )  # [n, k, groups, v, O, positions]
-    found = rows.flatten(0, 1).flatten(2, 3) @ patches.mT
-    return found.reshape(n, k, groups, v, -1).sum(1).transpose(1, 2).reshape(n, v, *w.shape)
+    products = rows.flatten(0, 1).flatten(2, 3) @ patches.mT
+    return products.reshape(n, k, groups, v, -1).sum(1).transpose(1, 2).reshape(n, v, *w.shape)
 
 
 def _of_bias(a: Tensor, delta: Tensor, w: Tensor, operands: Operands) -> Tensor:
@@ -140,12 +140,12 @@ def _groups(net: Net, node: fx.Node, x: Axis, channels: Axes, weight: Axes, grou
             unify(outputs, weight[1])
         return [inputs], outputs
     group, members = leaf(groups), leaf(x.size // groups)
-    made = leaf(outputs.size // groups)
+    group_outputs = leaf(outputs.size // groups)
     unify(x, product([group, members]))
-    unify(outputs, product([group, made]))
+    unify(outputs, product([group, group_outputs]))
     unify(inputs, members if inputs is weight[1] else x)
     if outputs is not weight[0]:
-        unify(weight[1], made)
+        unify(weight[1], group_outputs)
     net.groups[node] = group
     return [leaf(groups), members], outputs
 
@@ -161,5 +161,5 @@ def resize_convolution(net: Net, node: fx.Node, operands: dict[str, Any], left: 
 def attributes(module: nn.modules.conv._ConvNd, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
     """Return the groups, and the channels of all of them."""
     groups = groups or module.groups
-    one, all_of_them = ("out_channels", "in_channels") if module.transposed else ("in_channels", "out_channels")
-    return {one: shape[1] * groups, all_of_them: shape[0], "groups": groups}
+    of_group, all_of_them = ("out_channels", "in_channels") if module.transposed else ("in_channels", "out_channels")
+    return {of_group: shape[1] * groups, all_of_them: shape[0], "groups": groups}

@@ -35,14 +35,14 @@ def _rows(value: Tensor, kernel: Sequence[int], operands: Operands) -> tuple[Ten
 def _update(a: Tensor, weight: Tensor, operands: Operands, z: Tensor) -> Update:
     """Return Z + o_k (δ_k w_k)ᵀ for any candidates k: an update of rank 1, or of a head's width."""
     o, w, whole = a.flatten(0, -2).t(), weight.t(), z.flatten(0, -2)
-    made = z.new_empty(0)
+    buffer = z.new_empty(0)
 
     def updated(positions: Tensor, change: Tensor) -> Tensor:
         rows = o[positions].transpose(1, 2)  # [C, N ..., p]
         columns = w[positions] * change[:, None, None]  # [C, p, O]
-        nonlocal made  # used again: fresh memory costs more than the product
-        made = made.resize_(0 if change.requires_grad else len(positions), *whole.shape)
-        out = None if change.requires_grad else made
+        nonlocal buffer  # used again: fresh memory costs more than the product
+        buffer = buffer.resize_(0 if change.requires_grad else len(positions), *whole.shape)
+        out = None if change.requires_grad else buffer
         if positions.shape[1] == 1:
             result = torch.addcmul(whole, rows, columns, out=out)
         else:

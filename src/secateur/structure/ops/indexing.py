@@ -90,11 +90,11 @@ def scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     dim = dim_of(operands, axes)
     require_form(len(axes) == len(taken) == len(source), "an index of another rank")
     net.fix_all([[axes[dim], taken[dim], source[dim]]], "it is indexed")
-    for i, here in enumerate(zip(axes, taken, source, strict=True)):
-        if i != dim and len({axis.size for axis in here}) > 1:
-            net.fix_all([list(here)], f"{name_of(node)} writes over some of it")
+    for i, aligned in enumerate(zip(axes, taken, source, strict=True)):
+        if i != dim and len({axis.size for axis in aligned}) > 1:
+            net.fix_all([list(aligned)], f"{name_of(node)} writes over some of it")
         elif i != dim:
-            net.broadcast([[axis] for axis in here], name_of(node))
+            net.broadcast([[axis] for axis in aligned], name_of(node))
     return axes
 
 
@@ -105,9 +105,9 @@ def index_add(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     dim = dim_of(operands, axes)
     require_form(len(axes) == len(source), "a source of another rank")
     net.fix_all([[axes[dim], source[dim]], net.axes(operands["index"])], "it is indexed")
-    for i, (axis, other) in enumerate(zip(axes, source, strict=True)):
+    for i, (axis, added) in enumerate(zip(axes, source, strict=True)):
         if i != dim:
-            unify(axis, other)
+            unify(axis, added)
     return axes
 
 
@@ -162,11 +162,11 @@ def slice_scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State that a segment is written over."""
     axes, source = net.axes(operands["self"]), net.axes(operands["src"])
     dim = dim_of(operands, axes)
-    here, start = axes[dim], start_of(operands, axes[dim].size)
+    whole, start = axes[dim], start_of(operands, axes[dim].size)
     if start is None or (operands.get("step") or 1) > 1:
-        net.fix_all([[here, source[dim]]], "slice_scatter writes over some of it")
+        net.fix_all([[whole, source[dim]]], "slice_scatter writes over some of it")
     else:
-        unify(here, cat([leaf(start), source[dim], leaf(here.size - start - source[dim].size)]))
+        unify(whole, cat([leaf(start), source[dim], leaf(whole.size - start - source[dim].size)]))
     net.broadcast([axes[:dim] + axes[dim + 1 :], source[:dim] + source[dim + 1 :]], "slice_scatter")
     return axes
 
@@ -175,11 +175,11 @@ def slice_scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
 def resize_slice_scatter(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """Return where the segment begins and ends."""
     dim = operands["dim"] % len(net.axes(node))
-    here, source = net.axes(operands["self"])[dim], net.axes(operands["src"])[dim]
-    start = start_of(operands, here.size)
-    if start is None or is_fixed(here):
+    whole, source = net.axes(operands["self"])[dim], net.axes(operands["src"])[dim]
+    start = start_of(operands, whole.size)
+    if start is None or is_fixed(whole):
         return {}
-    begin = left.before(here, start)
+    begin = left.before(whole, start)
     return {"start": begin, "end": begin + left.count(source)}
 
 

@@ -45,8 +45,8 @@ def view(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     for axis in dropped:  # a product does not hold it, so that no gate could
         fix(axis, f"{name_of(node)} drops it")
     if isinstance(operands.get("other"), fx.Node):
-        for axis, other in zip(after, net.axes(operands["other"]), strict=True):
-            unify(axis, other)
+        for axis, target in zip(after, net.axes(operands["other"]), strict=True):
+            unify(axis, target)
     return after
 
 
@@ -201,19 +201,19 @@ def slice_(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """Return the axes of a segment; with a step, of one member of each group of so many."""
     axes = net.axes(operands["self"])
     dim = dim_of(operands, axes)
-    here, size, step = axes[dim], net.shape(node)[dim], operands.get("step") or 1
-    start = start_of(operands, here.size)
-    if size == here.size:
+    whole, size, step = axes[dim], net.shape(node)[dim], operands.get("step") or 1
+    start = start_of(operands, whole.size)
+    if size == whole.size:
         return axes
-    if start is None or is_fixed(here) or (step > 1 and (here.size % step or size != here.size // step)):
-        fix(here, f"{name_of(node)} takes some of it")
+    if start is None or is_fixed(whole) or (step > 1 and (whole.size % step or size != whole.size // step)):
+        fix(whole, f"{name_of(node)} takes some of it")
         axes[dim] = leaf(size, f"{name_of(node)} takes it")
     elif step > 1:
         axes[dim] = leaf(size)
-        unify(here, product([axes[dim], leaf(step, "slice takes one of each group")]))
+        unify(whole, product([axes[dim], leaf(step, "slice takes one of each group")]))
     else:
         axes[dim] = leaf(size)
-        unify(here, cat_axes([leaf(start), axes[dim], leaf(here.size - start - size)]))
+        unify(whole, cat_axes([leaf(start), axes[dim], leaf(whole.size - start - size)]))
     return axes
 
 
@@ -228,11 +228,11 @@ def resize_slice(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMa
     """Return where the segment begins and ends."""
     axes = net.axes(operands["self"])
     dim = operands["dim"] % len(axes)
-    here, mine = axes[dim], net.axes(node)[dim]
-    start = start_of(operands, here.size)
-    if start is None or is_fixed(here) or (operands.get("step") or 1) > 1:
+    whole, segment = axes[dim], net.axes(node)[dim]
+    start = start_of(operands, whole.size)
+    if start is None or is_fixed(whole) or (operands.get("step") or 1) > 1:
         return {}
-    begin, length = left.before(here, start), left.count(mine)
+    begin, length = left.before(whole, start), left.count(segment)
     return {"start": begin, "length": length} if "length" in operands else {"start": begin, "end": begin + length}
 
 
@@ -321,7 +321,7 @@ def along(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes
     dims = [dim_of(operands, axes)] if "dim" in operands else [-2, -1]
     net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} goes along it")
     fresh = net.fresh_outputs(node, f"{name_of(node)} goes along it")
-    out = [[new if old.size != new.size else old for old, new in zip(axes, one, strict=True)] for one in fresh]
+    out = [[new if old.size != new.size else old for old, new in zip(axes, result, strict=True)] for result in fresh]
     return out if isinstance(node.meta["val"], tuple | list) else out[0]
 
 

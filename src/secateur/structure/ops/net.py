@@ -85,13 +85,13 @@ class Net:
 
     def axes(self, node: fx.Node) -> Axes:
         """Return the axes of a tensor."""
-        found: Axes = self.known[node]
-        return list(found)
+        axes: Axes = self.known[node]
+        return list(axes)
 
     def outputs(self, node: fx.Node) -> list[Axes]:
         """Return the axes of each of several outputs."""
-        found: list[Axes] = self.known[node]
-        return found
+        results: list[Axes] = self.known[node]
+        return results
 
     def outputs_of(self, node: fx.Node) -> list[Axes]:
         """Return the axes of each output, also where there is only one."""
@@ -112,8 +112,8 @@ class Net:
     def fresh_outputs(self, node: fx.Node, reason: str | None = None) -> list[Axes]:
         """Return new axes for each output of a node."""
         values = node.meta["val"]
-        several = values if isinstance(values, tuple | list) else [values]
-        return [[leaf(n, reason) for n in sizes(v)] if isinstance(v, Tensor) else [] for v in several]
+        results = values if isinstance(values, tuple | list) else [values]
+        return [[leaf(n, reason) for n in sizes(v)] if isinstance(v, Tensor) else [] for v in results]
 
     def fix_all(self, tensors: Sequence[Axes], reason: str) -> None:
         """State that none of these axes can lose a unit."""
@@ -125,9 +125,9 @@ class Net:
         """Return the common axes, aligned from the last; one of size 1 met by a larger one is fixed."""
         return [self._common([t[-i] for t in tensors if len(t) >= i], name) for i in _downward(max(map(len, tensors)))]
 
-    def _common(self, here: Axes, name: str) -> Axis:
-        widest = max(here, key=lambda axis: axis.size)
-        for axis in here:
+    def _common(self, axes: Axes, name: str) -> Axis:
+        widest = max(axes, key=lambda axis: axis.size)
+        for axis in axes:
             if axis.size == widest.size:
                 unify(axis, widest)
             else:

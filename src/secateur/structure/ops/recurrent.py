@@ -37,14 +37,14 @@ def recurrent(net: Net, node: fx.Node, operands: dict[str, Any]) -> list[Axes]:
     out = [*x[:-1], cat([outputs] * directions)]
     net.state_kind("recurrent width", outputs, hidden)
     fresh = net.fresh_outputs(node, "layers and directions")
-    return [out, *([*one[:-1], axis] for one, axis in zip(fresh[1:], (outputs, hidden), strict=False))]
+    return [out, *([*state[:-1], axis] for state, axis in zip(fresh[1:], (outputs, hidden), strict=False))]
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 def cell(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes]:
     """State one step of one layer."""
     states = operands["hx"] if isinstance(operands["hx"], list | tuple) else [operands["hx"]]
-    x, state = net.axes(operands["input"]), net.broadcast([net.axes(one) for one in states], name_of(node))
+    x, state = net.axes(operands["input"]), net.broadcast([net.axes(tensor) for tensor in states], name_of(node))
     rows = product([leaf(_GATES[name_of(node).removesuffix("_cell")], "the gates of a recurrent unit"), state[-1]])
     for name, inputs in (("w_ih", x[-1]), ("w_hh", state[-1]), ("b_ih", None), ("b_hh", None)):
         if operands[name] is not None:

@@ -212,7 +212,7 @@ def find_resize(node: fx.Node) -> Resize | None:
 
 def find_module_sizes(module: nn.Module) -> ModuleSizes | None:
     """Return what a module keeps of its sizes; None for modules of other types."""
-    return next((_MODULES[one] for one in type(module).__mro__ if one in _MODULES), None)
+    return next((_MODULES[base] for base in type(module).__mro__ if base in _MODULES), None)
 
 
 def first_operand(without: Callable[[fx.Node], int]) -> Select:

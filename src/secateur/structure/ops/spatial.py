@@ -68,12 +68,12 @@ def pad(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
 def resize_pad(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """Change how many there are."""
     amounts = list(operands["pad"])
-    mine, axes = net.axes(operands["self"]), net.axes(node)
+    inputs, axes = net.axes(operands["self"]), net.axes(node)
     for dim, before, _ in _padded(amounts, len(axes)):
         if not is_fixed(axes[dim]):
             k = 2 * (len(axes) - 1 - dim)
             amounts[k] = left.before(axes[dim], before)
-            amounts[k + 1] = left.count(axes[dim]) - left.count(mine[dim]) - amounts[k]
+            amounts[k + 1] = left.count(axes[dim]) - left.count(inputs[dim]) - amounts[k]
     return {"pad": amounts}
 
 
