@@ -23,7 +23,7 @@ class Layer:
 
     Attributes:
         call: The node of the captured graph, the only one that uses the weight.
-        linear: Where the operation has its matrix.
+        linear: The place of the operation's matrix.
         weight: The parameter.
         bias: The parameter, None where there is none.
         inputs: The axis of its inputs; of a convolution each has `kernel` rows of W.

@@ -63,12 +63,12 @@ class Uses:
     """The calls in which the parameters meet the samples.
 
     Attributes:
-        layouts: Of the values that hold samples.
-        placeholders: Those of each parameter: several where it is tied.
-        of: By parameter, the calls that take it, or what the graph makes of it alone.
+        layouts: The layouts of the values that hold samples.
+        placeholders: The placeholders of each parameter: several where it is tied.
+        of: The calls that take each parameter, or what the graph makes of it alone.
         entries: All these calls.
         kept: The values that derivatives are computed from.
-        counts: Those that are integers and depend on the number of samples.
+        counts: The integers among them that depend on the number of samples.
     """
 
     def __init__(self, captured: Captured, names: Sequence[str], layouts: Mapping[fx.Node, Layout]) -> None:
@@ -135,12 +135,12 @@ def derivative_of(
 
     Args:
         use: The call and what it takes.
-        layouts: Of values that hold samples.
-        known: Its arguments' values.
+        layouts: The layouts of values that hold samples.
+        known: The values of its arguments.
         delta: δ of all samples for v vectors [v, *z.shape].
         single: Integers that depend on the number of samples, for one.
         n: The number of all samples.
-        rows: Which of them.
+        rows: The samples among them.
     """
     layout = layouts[use.node]
     deltas = of_samples(delta, Layout(layout.dim + 1, layout.outer), n, rows)
@@ -185,8 +185,8 @@ def through(source: fx.Node, placeholders: Sequence[fx.Node], known: Known, deri
     """Return ∂/∂w [n, v, *w.shape] from derivatives in what the graph makes of w alone.
 
     Args:
-        source: What it makes.
-        placeholders: Those of w.
+        source: The node that the graph makes of w.
+        placeholders: The placeholders of w.
         known: The values of all placeholders.
         derivatives: The derivatives in the source.
     """

@@ -34,13 +34,13 @@ def second_derivatives(
     over samples and positions.
 
     Args:
-        graph: Of ATen operations.
-        values: Of its placeholders and calls.
-        at_outputs: Of what it returns, by the function `at_outputs`.
+        graph: A graph of ATen operations.
+        values: The values of its placeholders and calls.
+        at_outputs: The derivatives of what it returns, by the function `at_outputs`.
         wanted: Placeholders or calls with one tensor as value.
 
     Returns:
-        For each wanted node that E depends on the derivatives, of its value's shape.
+        The derivatives for each wanted node that E depends on, of its value's shape.
 
     Cost: each operation twice and two backward passes of it; a function of pointwise operations once, and three
     backward passes for each value that it is a function of.
@@ -72,7 +72,7 @@ def at_outputs(returned: fx.Node, values: Values, loss: Callable[[Any], Tensor])
 
     Args:
         returned: The graph's output node.
-        values: Of the graph's nodes.
+        values: The values of the graph's nodes.
         loss: A number, from what the graph returns.
     """
     nodes = [node for node in returned.all_input_nodes if isinstance(values[node], Tensor)]

@@ -35,7 +35,7 @@ def overwrite(graph: fx.Graph, fresh: set[fx.Node]) -> bool:
     """Let activations overwrite what they alone take: of calls, and of placeholders whose memory is given away.
 
     Returns:
-        Whether what the graph returns may be overwritten, too.
+        True if what the graph returns may be overwritten, too.
     """
     fresh = set(fresh)
     for node in graph.nodes:

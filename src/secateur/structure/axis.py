@@ -254,7 +254,7 @@ def expand(axis: Axis, values: Mapping[Axis, Tensor], like: Tensor) -> Tensor:
     Args:
         axis: The axis, n positions in all.
         values: Per leaf a tensor [..., size]; leaves left out have ones.
-        like: Gives the dtype and device of those ones.
+        like: A tensor with the dtype and device of those ones.
 
     Returns:
         A tensor [..., n]; with boolean values the positions kept, with gates their gates.

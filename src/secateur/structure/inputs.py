@@ -1,4 +1,4 @@
-"""What a model is called with: the form of example inputs, and a specification that outlives them."""
+"""A model's inputs: the form of example inputs, and a specification that outlives them."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class InputSpec:
         args: The positional ones.
         kwargs: The keyword ones.
         fixed: The only number of samples, where the model's code fixes it.
-        samples: How many the example had; not part of what is written.
+        samples: The number that the example had; not part of what is written.
     """
 
     args: tuple[Any, ...]
@@ -171,7 +171,7 @@ class InputSpec:
 
         Args:
             call: On the model's device and in its dtype.
-            where: What begins the text of an error.
+            where: The beginning of an error's text.
 
         Raises:
             DataError: There are other inputs, or one has another shape or holds another kind of numbers.

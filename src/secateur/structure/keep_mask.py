@@ -1,4 +1,4 @@
-"""What is left of the axes when units are gone."""
+"""The positions left of the axes when units are gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one unit of a set is, in the words of the field."""
+"""The kinds of units, in the words of the field."""
 
 from __future__ import annotations
 

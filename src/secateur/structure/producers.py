@@ -1,4 +1,4 @@
-"""Which weights make units, and so name them, and which consume them."""
+"""The weights that make units, and so name them, and those that consume them."""
 
 from __future__ import annotations
 

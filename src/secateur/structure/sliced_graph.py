@@ -33,7 +33,7 @@ def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
 
     Args:
         captured: The original.
-        net: Its axes.
+        net: The axes of its values.
         left: The units that stay.
     """
     graph = fx.Graph()

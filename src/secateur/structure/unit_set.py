@@ -41,18 +41,18 @@ class UnitSet:
 
     Attributes:
         name: The layer that makes the units.
-        kind: What one unit is: "neuron", "channel", "head", "head width", "feed-forward width", "residual
+        kind: The name of one unit: "neuron", "channel", "head", "head width", "feed-forward width", "residual
             width", "recurrent width".
         size: The number of units.
         removal: "gated": removing a unit is exactly a gate of zero; "sliced": a norm or another statistic is
             taken over the units, and over the survivors when some are gone.
         params_per_unit: Parameters that go with one unit while all others are there.
-        bytes_per_unit: The same in bytes, with its buffers.
+        bytes_per_unit: Bytes of these parameters, and of the buffers that go with the unit.
         macs_per_unit: Multiplications with addition for one sample, likewise.
         slices: Every slice of every parameter and buffer that goes with each unit.
         outgoing: The slices of the consumers' weights alone, on which a factor acts as a gate; None where
             a consumer has no weight of its own.
-        consumers: Where the units are summed over.
+        consumers: The places where the units are summed over.
     """
 
     name: str

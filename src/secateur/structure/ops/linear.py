@@ -41,15 +41,15 @@ class Linear:
 
     Attributes:
         operand: The name of the argument that holds units.
-        weight: That of the weight: [O, inputs, kernel ...], or [inputs, O].
-        bias: That of the bias; None where the operation has none.
+        weight: The name of the argument with the weight: [O, inputs, kernel ...], or [inputs, O].
+        bias: The name of the argument with the bias; None where the operation has none.
         rows: The rows of A.
         update: The results for candidates, from those at hand, where the weight is [O, inputs, kernel ...]; None where
             it is called again for each.
         per_sample: Each sample's derivative by argument; those left out have the operation's own pullback.
-        inputs_first: Whether the weight is [inputs, O].
-        channels_first: Whether outputs lie along dimension 1, not along the last.
-        is_dense: Whether an input [N, inputs] is A itself.
+        inputs_first: True if the weight is [inputs, O].
+        channels_first: True if outputs lie along dimension 1, not along the last.
+        is_dense: True if an input [N, inputs] is A itself.
     """
 
     operand: str

@@ -286,7 +286,7 @@ def _repeated(axis: Axis, times: Axis, inside: bool) -> Axis:
 
 @resize("repeat", "tile", "repeat_interleave")
 def resize_repeat(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
-    """Change how often; the copies are units where something else makes them so."""
+    """Return how often to repeat; the copies are units where something else makes them so."""
     before, after = net.axes(operands["self"]), net.axes(node)
     if isinstance(operands.get("repeats"), int):
         dim = operands["dim"]

@@ -31,8 +31,8 @@ def require_form(holds: bool, otherwise: str) -> None:
     """Go on with a rule only for the forms of an operation that it covers.
 
     Args:
-        holds: Whether this is one.
-        otherwise: What the form is if it is none.
+        holds: True if this is one.
+        otherwise: The name of the form if it is none.
 
     Raises:
         NotCoveredError: It is none.

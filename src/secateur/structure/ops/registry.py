@@ -51,20 +51,20 @@ class Op:
 
     Attributes:
         infer: The axes of its outputs from those of its inputs.
-        derivative: How derivatives pass through; None for an operation that second-derivative back-propagation does
-            not apply to.
-        linear: Where it has its matrix, if it is a layer.
-        makes: What a row of its weight makes: a channel, or a width where it is applied at each position of a
+        derivative: The way derivatives pass through; None for an operation that second-derivative back-propagation
+            does not apply to.
+        linear: The place of its matrix, if it is a layer.
+        makes: The unit that a row of its weight makes: a channel, or a width where it is applied at each position of a
             sequence; None for a neuron in any case.
-        select: How one position of its output is computed alone; None where all are needed.
-        box: Of an average: the number of last dimensions that a box has; None for all that it is taken over at once.
-        has_single_terms: Of a contraction: whether each result holds each value of an operand in one term, where that
-            is not told by its operands being different ones.
-        statistics: Where it keeps those of BatchNorm.
+        select: The computation of one position of its output alone; None where all are needed.
+        box: The number of last dimensions that an average's box has; None for all that it is taken over at once.
+        has_single_terms: The test whether each result of a contraction holds each value of an operand in one term,
+            where that is not told by its operands being different ones.
+        statistics: The arguments in which it has the stored ones of BatchNorm.
         memory: "fresh" if its result never shares memory with an operand, "reusable" if it may also be written over
             the operand, by the operation of this name with ``_`` behind.
-        adds: Whether it adds two activations: a residual stream, if both are at positions of a sequence.
-        fused: Whether its fast kernels lack derivatives in eval mode, or second ones.
+        adds: True if it adds two activations: a residual stream, if both are at positions of a sequence.
+        fused: True if its fast kernels lack derivatives in eval mode, or second ones.
     """
 
     infer: Infer
@@ -102,7 +102,7 @@ def rule(*names: str, derivative: Derivative | None = None, **facts: Any) -> Cal
 
     Args:
         names: "mykernels::linear"; without a namespace it is "aten::".
-        derivative: How derivatives pass through, as `Op` says.
+        derivative: The way derivatives pass through, as `Op` says.
         facts: Other attributes of `Op`.
 
     Raises:
@@ -144,7 +144,7 @@ def module_sizes(*types: type[nn.Module], bias: str | None = None) -> Callable[[
     and the number of groups that are left, None where the graph does not say.
 
     Args:
-        types: Those of `torch.nn`; subclasses go as they do.
+        types: Types of `torch.nn`; subclasses go as they do.
         bias: The attribute that is the size of the bias, where such a module may have none and could have one.
     """
 

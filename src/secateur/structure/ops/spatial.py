@@ -66,7 +66,7 @@ def pad(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
 
 @resize("pad", "constant_pad_nd")
 def resize_pad(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
-    """Change how many there are."""
+    """Return how many positions are added before and after those that are left."""
     amounts = list(operands["pad"])
     inputs, axes = net.axes(operands["self"]), net.axes(node)
     for dim, before, _ in _padded(amounts, len(axes)):
