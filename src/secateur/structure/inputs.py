@@ -37,10 +37,10 @@ def map_tensors(call: Call, change: Any) -> Call:
     """Return the call with `change(tensor)` in place of each tensor."""
     args, kwargs = call
 
-    def one(value: Any) -> Any:
+    def changed(value: Any) -> Any:
         return change(value) if isinstance(value, Tensor) else value
 
-    return tuple(map(one, args)), {name: one(value) for name, value in kwargs.items()}
+    return tuple(map(changed, args)), {name: changed(value) for name, value in kwargs.items()}
 
 
 def tensors(call: Call) -> list[Tensor]:
@@ -211,10 +211,10 @@ class InputSpec:
         """Return random inputs of this form, n samples where that is free, on the model's device and in its dtype."""
         generator = torch.Generator().manual_seed(seed)
 
-        def one(value: Any) -> Any:
+        def sampled(value: Any) -> Any:
             return value.sample(self.fixed or n, generator) if isinstance(value, TensorSpec) else value
 
-        return like_model(model, (tuple(map(one, self.args)), {k: one(v) for k, v in self.kwargs}))
+        return like_model(model, (tuple(map(sampled, self.args)), {k: sampled(v) for k, v in self.kwargs}))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; `from_json` reads it."""

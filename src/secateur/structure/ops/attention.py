@@ -49,7 +49,7 @@ def attention(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
 
 @resize("scaled_dot_product_attention")
 def resize_attention(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
-    """Keep a scale given by default what it was, which depends on the width."""
+    """Keep a default scale what it was: it depends on the width."""
     width = net.axes(operands["query"])[-1]
     changed = operands["scale"] is None and left.count(width) != width.size
     return {"scale": width.size**-0.5} if changed else {}

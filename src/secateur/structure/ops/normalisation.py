@@ -179,7 +179,7 @@ def reduced(dim: int | list[int] | None, n: int) -> set[int]:
 def without(axes: Axes, dims: set[int], keepdim: bool | None) -> Axes:
     """Return the axes that a reduction leaves."""
 
-    def one() -> Axis:
+    def reduced_axis() -> Axis:
         return leaf(1, "reduced over")
 
-    return [one() if i in dims else axis for i, axis in enumerate(axes) if keepdim or i not in dims]
+    return [reduced_axis() if i in dims else axis for i, axis in enumerate(axes) if keepdim or i not in dims]
