@@ -26,21 +26,21 @@ class BatchNorm:
     channels: Axis
 
     def operand(self, call: fx.Node) -> fx.Node:
-        """The input of the call, or of a copy of it."""
-        found: fx.Node = arguments(call)[self.names.operand]
-        return found
+        """Return the input of the call, or of a copy of it."""
+        operand: fx.Node = arguments(call)[self.names.operand]
+        return operand
 
     def places(self, call: fx.Node) -> dict[str, fx.Node]:
-        """Where the call, or a copy of it, has its statistics."""
-        given = arguments(call)
-        return {self.mean: given[self.names.mean], self.variance: given[self.names.variance]}
+        """Return where the call, or a copy of it, has its statistics."""
+        operands = arguments(call)
+        return {self.mean: operands[self.names.mean], self.variance: operands[self.names.variance]}
 
     def follows(self, layer: Layer) -> bool:
-        """Whether it alone takes what a layer gives, and with it the mean."""
+        """Return whether it alone takes what a layer gives, and with it the mean."""
         return self.operand(self.call) is layer.call and {*layer.call.users} == {self.call}
 
     def tensors(self, statistics: ChannelStatistics, old: Mapping[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
-        """The buffers, with what was found of some channels."""
+        """Return the buffers, with what was found of some channels."""
         pairs = ((self.mean, statistics.mean), (self.variance, statistics.variance))
         return {name: old[name].index_put((channels,), new.to(old[name])) for name, new in pairs}
 
@@ -59,27 +59,27 @@ class ChannelStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """Of each channel."""
+        """The mean of each channel."""
         return self.sums / self.count
 
     @property
     def variance(self) -> Tensor:
-        """Of each channel, of the samples at hand."""
+        """The variance of each channel, of the samples at hand."""
         return (self.squares / self.count - self.mean.square()).clamp(min=0)
 
 
 def find_norms(units: Units) -> list[BatchNorm]:
-    """Those behind units whose statistics are buffers that nothing else uses."""
+    """Return the norms behind units whose statistics are buffers that nothing else uses."""
     weights = units.captured.weights
     names = Counter(weights.values())
-    found = []
+    norms = []
     for node in units.captured.graph.nodes:
         op = find_op(node)
         if op is None or op.statistics is None:
             continue
-        given = arguments(node)
-        buffers = [one for name in op.statistics[1:] if isinstance(one := given[name], fx.Node)]
-        own = [weights[one.name] for one in buffers if {*one.users} == {node} and one.name in weights]
+        operands = arguments(node)
+        buffers = [buffer for name in op.statistics[1:] if isinstance(buffer := operands[name], fx.Node)]
+        own = [weights[buffer.name] for buffer in buffers if {*buffer.users} == {node} and buffer.name in weights]
         if len(own) == 2 and all(names[name] == 1 for name in own):
-            found.append(BatchNorm(node, op.statistics, own[0], own[1], units.net.axes(node)[1]))
-    return found
+            norms.append(BatchNorm(node, op.statistics, own[0], own[1], units.net.axes(node)[1]))
+    return norms

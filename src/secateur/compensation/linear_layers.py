@@ -23,7 +23,7 @@ class Layer:
 
     Attributes:
         call: The node of the captured graph, the only one that uses the weight.
-        linear: Where the operation has its matrix.
+        linear: The place of the operation's matrix.
         weight: The parameter.
         bias: The parameter, None where there is none.
         inputs: The axis of its inputs; of a convolution each has `kernel` rows of W.
@@ -45,17 +45,17 @@ class Layer:
         return self.inputs.size * self.kernel + self.outputs.size
 
     def operand(self, call: fx.Node) -> fx.Node:
-        """The input of the call, or of a copy of it."""
-        found: fx.Node = arguments(call)[self.linear.operand]
-        return found
+        """Return the input of the call, or of a copy of it."""
+        operand: fx.Node = arguments(call)[self.linear.operand]
+        return operand
 
     def places(self, call: fx.Node) -> dict[str, fx.Node]:
-        """Where the call, or a copy of it, has weight and bias."""
-        found, bias = {self.weight: arguments(call)[self.linear.weight]}, _bias(call, self.linear)
-        return found if self.bias is None or bias is None else found | {self.bias: bias}
+        """Return where the call, or a copy of it, has weight and bias."""
+        weights, bias = {self.weight: arguments(call)[self.linear.weight]}, _bias(call, self.linear)
+        return weights if self.bias is None or bias is None else weights | {self.bias: bias}
 
     def rows(self, value: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """What the matrix is multiplied with [M, D], a row for each sample and position, from the call's input.
+        """Return what the matrix is multiplied with [M, D], a row for each sample and position, from the call's input.
 
         Args:
             value: The input.
@@ -67,73 +67,75 @@ class Layer:
         return view[torch.unravel_index(chosen, view.shape[:leading])].flatten(1)
 
     def count(self, value: Tensor) -> int:
-        """How many rows there are."""
+        """Return how many rows there are."""
         view, leading = self._view(value)
         return view.shape[:leading].numel()
 
     def _view(self, value: Tensor) -> tuple[Tensor, int]:
-        given = arguments(self.call)
-        return self.linear.rows(value, given[self.linear.weight].meta["val"].shape[2:], given)
+        operands = arguments(self.call)
+        return self.linear.rows(value, operands[self.linear.weight].meta["val"].shape[2:], operands)
 
     def targets(self, value: Tensor) -> Tensor:
-        """The call's output [M, O], in the same order."""
+        """Return the call's output [M, O], in the same order."""
         return (value.movedim(1, -1) if self.linear.channels_first else value).flatten(0, -2)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """W [D, O] as it multiplies rows."""
+        """Return W [D, O] as it multiplies rows."""
         return weight if self.linear.inputs_first else weight.flatten(1).t()
 
     def tensor(self, old: Tensor, inputs: Tensor, outputs: Tensor, matrix: Tensor) -> Tensor:
-        """The parameter with other numbers [n, o] in some rows and columns of W."""
+        """Return the parameter with other numbers [n, o] in some rows and columns of W."""
         new = old.clone(memory_format=torch.contiguous_format)
-        flat, given = new.flatten(1), matrix.to(new)  # a view
-        rows, columns, given = (inputs, outputs, given) if self.linear.inputs_first else (outputs, inputs, given.t())
+        flat, numbers = new.flatten(1), matrix.to(new)  # a view
+        rows, columns, numbers = (
+            (inputs, outputs, numbers) if self.linear.inputs_first else (outputs, inputs, numbers.t())
+        )
         if len(rows) == len(flat):  # faster
-            flat.index_copy_(1, columns, given.contiguous())
+            flat.index_copy_(1, columns, numbers.contiguous())
         else:
-            flat[rows] = flat[rows].index_copy(1, columns, given.contiguous())
+            flat[rows] = flat[rows].index_copy(1, columns, numbers.contiguous())
         return new
 
     def rows_of(self, indices: Tensor) -> Tensor:
-        """The rows of W that belong to some inputs [..., n], [..., n · kernel]."""
+        """Return the rows of W that belong to some inputs [..., n], [..., n · kernel]."""
         each = torch.arange(self.kernel, device=indices.device)
         return (indices[..., None] * self.kernel + each).flatten(-2)
 
     def rows_of_units(self, unit_set: UnitSet) -> Tensor:
-        """The rows of W that belong to each unit [size, p]."""
+        """Return the rows of W that belong to each unit [size, p]."""
         return self.rows_of(unit_set.positions(self.inputs))
 
     def rows_kept(self, left: KeepMask) -> Tensor:
-        """Which rows of W belong to inputs that are left [D]."""
+        """Return which rows of W belong to inputs that are left [D]."""
         return left.mask(self.inputs).repeat_interleave(self.kernel)
 
 
 def find_layers(units: Units) -> list[Layer]:
-    """The layers that sum units up, with parameters of their own as weight and bias, in order of execution."""
+    """Return the layers that sum units up, with parameters of their own as weight and bias, in order of execution."""
     consumed = {consumer.node for unit_set in units for consumer in unit_set.consumers}
     names = Counter(units.captured.weights.values())
-    found = []
+    layers = []
     for node in units.captured.graph.nodes:
         linear = linear_of(node)
         if linear is not None and node in consumed and _fits(units, node, linear, names):
-            found.append(_layer(units, node, linear))
-    return found
+            layers.append(_layer(units, node, linear))
+    return layers
 
 
 def _own(units: Units, node: Any, call: fx.Node, names: Counter[str]) -> str | None:
-    """The name of a parameter that this call alone uses."""
+    """Return the name of a parameter that this call alone uses."""
     name = units.captured.weights.get(node.name) if isinstance(node, fx.Node) else None
     return name if name is not None and {*node.users} == {call} and names[name] == 1 else None
 
 
 def _fits(units: Units, node: fx.Node, linear: Linear, names: Counter[str]) -> bool:
-    """Whether the weight is one matrix of the call's own that multiplies every position of the input."""
-    given = arguments(node)
-    operand, weight = given[linear.operand], given[linear.weight]
+    """Return whether the weight is one matrix of the call's own that multiplies every position of the input."""
+    operands = arguments(node)
+    operand, weight = operands[linear.operand], operands[linear.weight]
     own = _own(units, weight, node, names) is not None and operand is not weight
     bias = _bias(node, linear)
     own = own and (bias is None or (_own(units, bias, node, names) is not None and bias.meta["val"].ndim == 1))
-    return linear.is_one_matrix(given) and own and (not linear.inputs_first or weight.meta["val"].ndim == 2)
+    return linear.is_one_matrix(operands) and own and (not linear.inputs_first or weight.meta["val"].ndim == 2)
 
 
 def _layer(units: Units, node: fx.Node, linear: Linear) -> Layer:
@@ -146,17 +148,17 @@ def _layer(units: Units, node: fx.Node, linear: Linear) -> Layer:
 
 
 def _bias(call: fx.Node, linear: Linear) -> fx.Node | None:
-    found: fx.Node | None = None if linear.bias is None else arguments(call)[linear.bias]
-    return found
+    bias: fx.Node | None = None if linear.bias is None else arguments(call)[linear.bias]
+    return bias
 
 
 def layers_of(unit_set: UnitSet, layers: list[Layer]) -> list[Layer]:
-    """Those that sum a set's units up."""
+    """Return the layers that sum a set's units up."""
     nodes = {consumer.node for consumer in unit_set.consumers}
-    return [one for one in layers if one.call in nodes and unit_set.axis in leaves(one.inputs)]
+    return [layer for layer in layers if layer.call in nodes and unit_set.axis in leaves(layer.inputs)]
 
 
 def compensable(unit_set: UnitSet, layers: list[Layer]) -> bool:
-    """Whether all that sums its units up is among the layers."""
-    calls = {one.call for one in layers_of(unit_set, layers)}
+    """Return whether all that sums its units up is among the layers."""
+    calls = {layer.call for layer in layers_of(unit_set, layers)}
     return unit_set.removal == "gated" and all(consumer.node in calls for consumer in unit_set.consumers)

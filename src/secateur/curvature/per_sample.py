@@ -29,17 +29,17 @@ Known = Mapping[fx.Node, Any]
 
 
 class Layout(NamedTuple):
-    """Where a value holds its samples: its dimension `dim` is [outer, samples, inner]."""
+    """The place of the samples in a value: its dimension `dim` is [outer, samples, inner]."""
 
     dim: int
     outer: int
 
 
 def layouts(captured: Captured) -> dict[fx.Node, Layout]:
-    """Of the values that hold the samples along one dimension."""
+    """Return the layouts of the values that hold the samples along one dimension."""
     net = infer(captured)
-    found = {node: _layout(net.axes(node)) for node in net.known if net.is_tensor(node)}
-    return {node: layout for node, layout in found.items() if layout is not None}
+    every = {node: _layout(net.axes(node)) for node in net.known if net.is_tensor(node)}
+    return {node: layout for node, layout in every.items() if layout is not None}
 
 
 def _layout(axes: list[Axis]) -> Layout | None:
@@ -60,15 +60,15 @@ class Use(NamedTuple):
 
 
 class Uses:
-    """Where the parameters meet the samples.
+    """The calls in which the parameters meet the samples.
 
     Attributes:
-        layouts: Of the values that hold samples.
-        placeholders: Those of each parameter: several where it is tied.
-        of: By parameter, the calls that take it, or what the graph makes of it alone.
+        layouts: The layouts of the values that hold samples.
+        placeholders: The placeholders of each parameter: several where it is tied.
+        of: The calls that take each parameter, or what the graph makes of it alone.
         entries: All these calls.
         kept: The values that derivatives are computed from.
-        counts: Those that are integers and depend on the number of samples.
+        counts: The integers among them that depend on the number of samples.
     """
 
     def __init__(self, captured: Captured, names: Sequence[str], layouts: Mapping[fx.Node, Layout]) -> None:
@@ -76,17 +76,21 @@ class Uses:
         placeholders = captured.graph.find_nodes(op="placeholder")
         self.placeholders = {name: [p for p in placeholders if captured.weights.get(p.name) == name] for name in names}
         data = downstream([p for p in placeholders if p.name in captured.inputs])
-        self.of = {name: _meetings(given, data) for name, given in self.placeholders.items()}
+        self.of = {name: _meetings(nodes, data) for name, nodes in self.placeholders.items()}
         self.entries = {use.node for uses in self.of.values() for use in uses}
-        self.kept = {*placeholders, *self.entries, *(other for node in self.entries for other in node.all_input_nodes)}
+        self.kept = {
+            *placeholders,
+            *self.entries,
+            *(operand for node in self.entries for operand in node.all_input_nodes),
+        }
         self.counts = [n for n in self.kept & data if not isinstance(n.meta["val"], Tensor | list | tuple)]
 
     def apart(self, name: str) -> bool:
-        """Whether every call that takes the parameter may hold its samples apart."""
+        """Return whether every call that takes the parameter may hold its samples apart."""
         return all(use.node in self.layouts and use.node.meta["val"].is_floating_point() for use in self.of[name])
 
     def dense(self, name: str) -> Use | None:
-        """Where this is the weight or bias of one dense layer with inputs [N, I]; None if it is used otherwise."""
+        """Return the use as the weight or bias of one dense layer with inputs [N, I]; None if it is used otherwise."""
         uses = self.of[name]
         if len(uses) != 1 or uses[0].source.op != "placeholder" or rule_of(uses[0]) is None:
             return None
@@ -97,111 +101,111 @@ class Uses:
 
 
 def _meetings(placeholders: list[fx.Node], data: set[fx.Node]) -> list[Use]:
-    made = {*placeholders, *downstream(placeholders)} - data
-    ordered = (node for node in placeholders[0].graph.nodes if node in made)
+    of_weights = {*placeholders, *downstream(placeholders)} - data
+    ordered = (node for node in placeholders[0].graph.nodes if node in of_weights)
     return [Use(user, node) for node in ordered for user in node.users if user in data]
 
 
 def call(node: fx.Node, known: Known) -> Any:
-    """What a call returns for these values of its arguments."""
+    """Return what a call returns for these values of its arguments."""
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def of_samples(tensor: Tensor, layout: Layout, n: int, rows: slice) -> Tensor:
-    """These of a value's n samples, one after the other [rows, *of one sample]."""
+    """Return these of a value's n samples, one after the other [rows, *of one sample]."""
     dim = layout.dim
     apart = torch.unflatten(tensor, dim, (layout.outer, n, tensor.shape[dim] // (layout.outer * n)))
     return apart.movedim(dim + 1, 0)[rows].flatten(dim + 1, dim + 2)
 
 
 def rule_of(use: Use) -> PerSample | None:
-    """The rule for a parameter in this place of this call; None if there is none."""
-    given, linear = arguments(use.node), linear_of(use.node)
-    roles = [name for name, value in given.items() if value is use.source]
+    """Return the rule for a parameter in this place of this call; None if there is none."""
+    operands, linear = arguments(use.node), linear_of(use.node)
+    roles = [name for name, value in operands.items() if value is use.source]
     rule = linear.per_sample.get(roles[0]) if linear is not None and len(roles) == 1 else None
-    applies = rule is not None and use.source.meta["val"].ndim in rule.dims and rule.applies(given)
+    applies = rule is not None and use.source.meta["val"].ndim in rule.dims and rule.applies(operands)
     return rule if applies else None
 
 
 def derivative_of(
     use: Use, layouts: Mapping[fx.Node, Layout], known: Known, delta: Tensor, single: Known, n: int, rows: slice
 ) -> Tensor:
-    """∂/∂w [n, v, *w.shape] of what a call takes, for some samples.
+    """Return ∂/∂w [n, v, *w.shape] of what a call takes, for some samples.
 
     Args:
         use: The call and what it takes.
-        layouts: Of values that hold samples.
-        known: Its arguments' values.
+        layouts: The layouts of values that hold samples.
+        known: The values of its arguments.
         delta: δ of all samples for v vectors [v, *z.shape].
         single: Integers that depend on the number of samples, for one.
         n: The number of all samples.
-        rows: Which of them.
+        rows: The samples among them.
     """
     layout = layouts[use.node]
-    some = of_samples(delta, Layout(layout.dim + 1, layout.outer), n, rows)
+    deltas = of_samples(delta, Layout(layout.dim + 1, layout.outer), n, rows)
     inputs = [node for node in use.node.all_input_nodes if node in layouts]
     mapped = {node: of_samples(known[node].detach(), layouts[node], n, rows) for node in inputs}
     rule, linear = rule_of(use), linear_of(use.node)
     if rule is None or linear is None:
-        return _pulled_back(use, {**known, **single}, mapped, some)
+        return _pulled_back(use, {**known, **single}, mapped, deltas)
     values = {**known, **mapped}
-    given = {name: fx.map_arg(value, values.__getitem__) for name, value in arguments(use.node).items()}
-    return rule.derivatives(given[linear.operand], some, known[use.source], given)
+    operands = {name: fx.map_arg(value, values.__getitem__) for name, value in arguments(use.node).items()}
+    return rule.derivatives(operands[linear.operand], deltas, known[use.source], operands)
 
 
 def summed_squares(use: Use, known: Known, squares: Tensor) -> Tensor:
-    """Σ_n (∂z_n/∂w)² s_n for a dense layer's weight or bias and s [N, O], by one product: each a_n meets one s_n."""
+    """Return Σ_n (∂z_n/∂w)² s_n for a dense layer's weight or bias and s [N, O], in one product of each a_n and s_n."""
     rule, linear = rule_of(use), linear_of(use.node)
     assert rule is not None
     assert linear is not None
     inputs = {node: known[node] for node in use.node.all_input_nodes}
-    given = {name: fx.map_arg(value, inputs.__getitem__) for name, value in arguments(use.node).items()}
-    a = given[linear.operand].detach().to(squares).square()[None]
-    return rule.derivatives(a, squares[None, None], known[use.source], given)[0, 0]
+    operands = {name: fx.map_arg(value, inputs.__getitem__) for name, value in arguments(use.node).items()}
+    a = operands[linear.operand].detach().to(squares).square()[None]
+    return rule.derivatives(a, squares[None, None], known[use.source], operands)[0, 0]
 
 
 def _pulled_back(use: Use, known: Known, mapped: dict[fx.Node, Tensor], delta: Tensor) -> Tensor:
-    """By the call's own pullback for one sample, over samples and vectors."""
+    """Return derivatives by the call's own pullback for one sample, over samples and vectors."""
     nodes = list(mapped)
 
-    def one(deltas: Tensor, *values: Tensor) -> Tensor:
-        here = {**known, **dict(zip(nodes, values, strict=True))}
-        pull = torch.func.vjp(lambda w: call(use.node, {**here, use.source: w}), known[use.source])[1]
-        found: Tensor = torch.func.vmap(lambda d: pull(d)[0])(deltas)
-        return found
+    def of_sample(deltas: Tensor, *values: Tensor) -> Tensor:
+        at = {**known, **dict(zip(nodes, values, strict=True))}
+        pull = torch.func.vjp(lambda w: call(use.node, {**at, use.source: w}), known[use.source])[1]
+        derivatives: Tensor = torch.func.vmap(lambda d: pull(d)[0])(deltas)
+        return derivatives
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's, of slower operations
-        result: Tensor = torch.func.vmap(one)(delta, *mapped.values())
+        result: Tensor = torch.func.vmap(of_sample)(delta, *mapped.values())
     return result
 
 
-def through(source: fx.Node, placeholders: Sequence[fx.Node], known: Known, found: Tensor) -> Tensor:
-    """∂/∂w [n, v, *w.shape] from derivatives in what the graph makes of w alone.
+def through(source: fx.Node, placeholders: Sequence[fx.Node], known: Known, derivatives: Tensor) -> Tensor:
+    """Return ∂/∂w [n, v, *w.shape] from derivatives in what the graph makes of w alone.
 
     Args:
-        source: What it makes.
-        placeholders: Those of w.
+        source: The node that the graph makes of w.
+        placeholders: The placeholders of w.
         known: The values of all placeholders.
-        found: Derivatives in the source.
+        derivatives: The derivatives in the source.
     """
     if source in placeholders:
-        return found
-    given = {node: value for node, value in known.items() if node.op == "placeholder"}
+        return derivatives
+    inputs = {node: value for node, value in known.items() if node.op == "placeholder"}
 
-    def made(w: Tensor) -> Tensor:
-        result: Tensor = _value(source, {**given, **dict.fromkeys(placeholders, w)})
+    def computed(w: Tensor) -> Tensor:
+        result: Tensor = _value(source, {**inputs, **dict.fromkeys(placeholders, w)})
         return result
 
-    pull = torch.func.vjp(made, known[placeholders[0]])[1]
-    result: Tensor = torch.func.vmap(torch.func.vmap(lambda d: pull(d)[0]))(found)
+    pull = torch.func.vjp(computed, known[placeholders[0]])[1]
+    result: Tensor = torch.func.vmap(torch.func.vmap(lambda d: pull(d)[0]))(derivatives)
     return result
 
 
 def _value(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     if node not in values:
-        for other in node.all_input_nodes:
-            values[other] = _value(other, values)
+        for operand in node.all_input_nodes:
+            values[operand] = _value(operand, values)
         values[node] = call(node, values)
     return values[node]

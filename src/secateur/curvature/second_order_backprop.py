@@ -26,7 +26,7 @@ Active = dict[fx.Node, list[fx.Node]]  # in the graph's order; the operands thro
 def second_derivatives(
     graph: fx.Graph, values: Values, at_outputs: Mapping[fx.Node, Pair], wanted: Collection[fx.Node]
 ) -> dict[fx.Node, Pair]:
-    """∂E/∂v and ∂²E/∂v² of the values v that are asked for, activations and weights (003 eq. 73-79).
+    """Return ∂E/∂v and ∂²E/∂v² of the values v that are asked for, activations and weights (003 eq. 73-79).
 
     The derivatives are carried into operands that are wanted or depend on what is, never into others. What several
     nodes use gets the sum. An activation written in several pointwise operations is one function of its input; such
@@ -34,13 +34,13 @@ def second_derivatives(
     over samples and positions.
 
     Args:
-        graph: Of ATen operations.
-        values: Of its placeholders and calls.
-        at_outputs: Of what it returns, by the function `at_outputs`.
+        graph: A graph of ATen operations.
+        values: The values of its placeholders and calls.
+        at_outputs: The derivatives of what it returns, by the function `at_outputs`.
         wanted: Placeholders or calls with one tensor as value.
 
     Returns:
-        For each wanted node that E depends on the derivatives, of its value's shape.
+        The derivatives for each wanted node that E depends on, of its value's shape.
 
     Cost: each operation twice and two backward passes of it; a function of pointwise operations once, and three
     backward passes for each value that it is a function of.
@@ -66,13 +66,13 @@ def second_derivatives(
 
 @torch.enable_grad()
 def at_outputs(returned: fx.Node, values: Values, loss: Callable[[Any], Tensor]) -> dict[fx.Node, Pair]:
-    """∂E/∂o and ∂²E/∂o² of the loss itself (003 eq. 49): where the recursion begins.
+    """Return ∂E/∂o and ∂²E/∂o² of the loss itself (003 eq. 49): where the recursion begins.
 
     The samples are independent, so that it takes one backward pass for each output of one sample.
 
     Args:
         returned: The graph's output node.
-        values: Of the graph's nodes.
+        values: The values of the graph's nodes.
         loss: A number, from what the graph returns.
     """
     nodes = [node for node in returned.all_input_nodes if isinstance(values[node], Tensor)]
@@ -97,25 +97,25 @@ def _diagonal(first: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _active(graph: fx.Graph, values: Values, wanted: Collection[fx.Node]) -> Active:
-    """The tensors that are wanted or depend on what is.
+    """Return the tensors that are wanted or depend on what is.
 
     Raises:
         ModelError: One is complex.
     """
-    found: Active = {}
+    active: Active = {}
     for node in graph.nodes:
-        operands = [operand for operand in _call(node).all_input_nodes if operand in found]
+        operands = [operand for operand in _call(node).all_input_nodes if operand in active]
         if node.op == "output" or not (operands or node in wanted) or not isinstance(values[node], Tensor):
             continue
         if values[node].is_complex():
             raise ModelError(_refusal(node))
         if values[node].is_floating_point():
-            found[node] = operands
-    return found
+            active[node] = operands
+    return active
 
 
 def _ends(active: Active) -> set[fx.Node]:
-    """Where functions made of pointwise operations end: at the values that they are functions of.
+    """Return where functions made of pointwise operations end: at the values that they are functions of.
 
     Those are values of other operations, and pointwise ones that no operand passes by on its way to a later
     pointwise one: what depends on anything before then depends on it through them alone. So a chain of residual adds
@@ -135,21 +135,21 @@ def _ends(active: Active) -> set[fx.Node]:
 
 
 def _through_pointwise(
-    made: fx.Node, active: Active, ends: set[fx.Node], values: Values, pair: Pair
+    value: fx.Node, active: Active, ends: set[fx.Node], values: Values, pair: Pair
 ) -> Iterator[tuple[fx.Node, Pair]]:
-    """Both derivatives at each value that pointwise operations alone make this one of."""
+    """Return both derivatives at each value that pointwise operations alone make this one of."""
     at: dict[fx.Node, Tensor] = {}
-    for call in _pointwise_calls(made, active, ends):
+    for call in _pointwise_calls(value, active, ends):
         at |= {operand: _leaf(values[operand]) for operand in active[call] if operand in ends and operand not in at}
         at[call] = _run(call, at, values)
     for node in at:
-        if node in ends and node is not made:
-            yield node, _of_function(at[made], at[node], pair)
+        if node in ends and node is not value:
+            yield node, _of_function(at[value], at[node], pair)
 
 
-def _pointwise_calls(made: fx.Node, active: Active, ends: set[fx.Node]) -> list[fx.Node]:
-    """The calls that make a value of those where functions end, in order."""
-    calls, rest = {made}, [made]
+def _pointwise_calls(value: fx.Node, active: Active, ends: set[fx.Node]) -> list[fx.Node]:
+    """Return the calls that make a value of those where functions end, in order."""
+    calls, rest = {value}, [value]
     while rest:
         new = {operand for operand in active[rest.pop()] if operand not in ends} - calls
         calls |= new
@@ -158,7 +158,7 @@ def _pointwise_calls(made: fx.Node, active: Active, ends: set[fx.Node]) -> list[
 
 
 def _of_function(y: Tensor, x: Tensor, pair: Pair) -> Pair:
-    """Both derivatives at x where each value of y is a function of one of x (003 eq. 73, 78)."""
+    """Return both derivatives at x where each value of y is a function of one of x (003 eq. 73, 78)."""
     v = _leaf(pair[0])
     first = _vjp(y, x, v)  # linear in v: its derivative is the slope, of y's shape
     slope, curvature = _vjp(first.sum(), v), _vjp(first.sum(), x)
@@ -166,7 +166,7 @@ def _of_function(y: Tensor, x: Tensor, pair: Pair) -> Pair:
 
 
 def _vjp(y: Tensor, x: Tensor, v: Tensor | None = None) -> Tensor:
-    """(∂y/∂x)ᵀ v, zero where y does not depend on x."""
+    """Return (∂y/∂x)ᵀ v, zero where y does not depend on x."""
     if not y.requires_grad:
         return torch.zeros_like(x)
     return torch.autograd.grad(y, x, v, create_graph=True, materialize_grads=True)[0]
@@ -175,7 +175,7 @@ def _vjp(y: Tensor, x: Tensor, v: Tensor | None = None) -> Tensor:
 def _through_linear(
     node: fx.Node, operands: Sequence[fx.Node], values: Values, pair: Pair
 ) -> Iterator[tuple[fx.Node, Pair]]:
-    """Both derivatives at operands that an operation is linear in (003 eq. 77).
+    """Return both derivatives at operands that an operation is linear in (003 eq. 77).
 
     Raises:
         ModelError: The recursion does not apply to the operation.
@@ -203,7 +203,7 @@ def _refusal(node: fx.Node) -> str:
 def _transposed(
     node: fx.Node, operands: Sequence[fx.Node], values: Values, d: Tensor, square: bool = False
 ) -> list[Tensor]:
-    """Aᵀ d for each operand, or (A∘A)ᵀ d by squaring all that A holds."""
+    """Return Aᵀ d for each operand, or (A∘A)ᵀ d by squaring all that A holds."""
     at = {operand: _leaf(values[operand]) for operand in operands}
     if square:
         at = {n: _leaf(values[n].square()) for n in node.all_input_nodes if isinstance(values[n], Tensor)}
@@ -212,7 +212,7 @@ def _transposed(
 
 
 def _coefficients(node: fx.Node, operand: fx.Node, values: Values) -> Tensor | float:
-    """The one coefficient c of each average: (A∘A)ᵀ d = Aᵀ(c d).
+    """Return the one coefficient c of each average: (A∘A)ᵀ d = Aᵀ(c d).
 
     The average of ones is c × how many positions are within, a box: along each dimension those count that, on their
     own, the average sees.
@@ -225,42 +225,42 @@ def _coefficients(node: fx.Node, operand: fx.Node, values: Values) -> Tensor | f
     c = _run(node, {operand: ones}, values)
     for dim in range(-rank, 0):
         n = x.shape[dim]
-        one = torch.eye(n).to(x).reshape(n, *(n if d == dim else 1 for d in range(1 - x.ndim, 0)))
-        c = c / (_run(node, {operand: one * ones}, values) != 0).sum(0, keepdim=True)
+        basis = torch.eye(n).to(x).reshape(n, *(n if d == dim else 1 for d in range(1 - x.ndim, 0)))
+        c = c / (_run(node, {operand: basis * ones}, values) != 0).sum(0, keepdim=True)
     return c
 
 
 def _has_single_terms(node: fx.Node) -> bool:
-    """Whether each result holds each value of an operand in one term, so that the terms' squares are A∘A."""
-    given: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), given.append)
+    """Return whether each result holds each value of an operand in one term, so that the terms' squares are A∘A."""
+    nodes: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), nodes.append)
     op = find_op(node)
     told = op is None or op.has_single_terms is None or op.has_single_terms(arguments(node))
-    return told and len(given) == len(set(given))
+    return told and len(nodes) == len(set(nodes))
 
 
 def _kind(node: fx.Node) -> str | None:
-    """How derivatives pass through; None also where a norm takes its statistics from the batch."""
+    """Return how derivatives pass through; None also where a norm takes its statistics from the batch."""
     op = find_op(_call(node))
     return None if op is None or arguments(_call(node)).get("training") else op.derivative
 
 
 def _call(node: fx.Node) -> fx.Node:
-    """The operation that gives a value, also where it is one of several."""
+    """Return the operation that gives a value, also where it is one of several."""
     op = find_op(node)
     return node.all_input_nodes[0] if op is not None and op.derivative == "output" else node
 
 
 def _run(node: fx.Node, at: Mapping[fx.Node, Tensor], values: Values, square: bool = False) -> Tensor:
-    """A value again with other operands; also with the squares of alpha and beta, which scale products and biases."""
+    """Compute a value with other operands; also with the squares of alpha and beta, which scale products and biases."""
     call = _call(node)
-    given: Any = fx.map_arg((call.args, dict(call.kwargs)), lambda n: at[n] if n in at else values[n])
-    args, kwargs = given
+    mapped: Any = fx.map_arg((call.args, dict(call.kwargs)), lambda n: at[n] if n in at else values[n])
+    args, kwargs = mapped
     if square:
-        kwargs = {name: one**2 if name in ("alpha", "beta") else one for name, one in kwargs.items()}
+        kwargs = {name: number**2 if name in ("alpha", "beta") else number for name, number in kwargs.items()}
     result = call.target(*args, **kwargs)  # type: ignore[operator]
-    found: Tensor = result if call is node else result[node.args[1]]
-    return found
+    value: Tensor = result if call is node else result[node.args[1]]
+    return value
 
 
 def _leaf(value: Tensor) -> Tensor:

@@ -19,23 +19,23 @@ def updated_layer(node: fx.Node, operand: fx.Node) -> Linear | None:
     linear = linear_of(node)
     if linear is None or linear.update is None:
         return None
-    given, taken = arguments(node), list[fx.Node]()
+    operands, taken = arguments(node), list[fx.Node]()
     fx.map_arg((node.args, node.kwargs), taken.append)
-    alone = given[linear.operand] is operand and taken.count(operand) == 1
-    return linear if alone and linear.is_one_matrix(given) else None
+    alone = operands[linear.operand] is operand and taken.count(operand) == 1
+    return linear if alone and linear.is_one_matrix(operands) else None
 
 
 def weight_of(node: fx.Node, linear: Linear) -> fx.Node:
     """Return the weight of a layer's call."""
-    found: fx.Node = arguments(node)[linear.weight]
-    return found
+    weight: fx.Node = arguments(node)[linear.weight]
+    return weight
 
 
 def overwrite(graph: fx.Graph, fresh: set[fx.Node]) -> bool:
     """Let activations overwrite what they alone take: of calls, and of placeholders whose memory is given away.
 
     Returns:
-        Whether what the graph returns may be overwritten, too.
+        True if what the graph returns may be overwritten, too.
     """
     fresh = set(fresh)
     for node in graph.nodes:

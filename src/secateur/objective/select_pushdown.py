@@ -41,8 +41,8 @@ def _push(graph: fx.Graph, taken: dict[tuple[fx.Node, int, int], fx.Node], x: fx
     if args is None:
         return False
     with graph.inserting_before(x):
-        made = graph.call_function(x.target, tuple(args), x.kwargs)  # type: ignore[arg-type]
-    row.replace_all_uses_with(made)
+        moved = graph.call_function(x.target, tuple(args), x.kwargs)  # type: ignore[arg-type]
+    row.replace_all_uses_with(moved)
     del taken[x, dim, i]
     graph.erase_node(row)
     graph.erase_node(x)

@@ -1,1 +1,1 @@
-"""What is there: capture, axes, unit sets."""
+"""The structure of a model: capture, axes, unit sets."""

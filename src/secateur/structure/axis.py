@@ -47,16 +47,16 @@ class Axis:
 
 
 class Misaligned(Exception):  # noqa: N818 - a signal inside this file, never an error of the user's
-    """Two axes cannot be refined to be equal."""
+    """The error that two axes cannot be refined to be equal."""
 
 
 def leaf(size: int, reason: str | None = None) -> Axis:
-    """A new axis of its own, fixed where a reason is given."""
+    """Return a new axis of its own, fixed where a reason is given."""
     return Axis("leaf", size, reason=reason)
 
 
 def cat(axes: Sequence[Axis]) -> Axis:
-    """The axes one after the other; empty ones vanish.
+    """Return the axes one after the other; empty ones vanish.
 
     >>> cat([leaf(2), leaf(3)])
     (2 + 3)
@@ -66,7 +66,7 @@ def cat(axes: Sequence[Axis]) -> Axis:
 
 
 def product(axes: Sequence[Axis]) -> Axis:
-    """The axes nested, the first slowest; those of size 1 vanish.
+    """Return the axes nested, the first slowest; those of size 1 vanish.
 
     >>> product([leaf(4), leaf(1), cat([leaf(2), leaf(3)])])
     (4 × (2 + 3))
@@ -76,7 +76,7 @@ def product(axes: Sequence[Axis]) -> Axis:
 
 
 def find(axis: Axis) -> Axis:
-    """The node that now stands for `axis`."""
+    """Return the node that now stands for `axis`."""
     while axis.link is not None:
         if axis.link.link is not None:
             axis.link = axis.link.link  # path halving
@@ -85,7 +85,7 @@ def find(axis: Axis) -> Axis:
 
 
 def parts(axis: Axis) -> list[Axis]:
-    """Segments of a cat, factors of a product, nested ones of the same kind flattened."""
+    """Return segments of a cat, factors of a product, nested ones of the same kind flattened."""
     axis = find(axis)
     flat: list[Axis] = []
     for part in map(find, axis.parts):
@@ -94,26 +94,26 @@ def parts(axis: Axis) -> list[Axis]:
 
 
 def leaves(axis: Axis) -> list[Axis]:
-    """The leaves below, in order, repeated where they are."""
+    """Return the leaves below, in order, repeated where they are."""
     axis = find(axis)
-    return [axis] if axis.kind == "leaf" else [one for part in parts(axis) for one in leaves(part)]
+    return [axis] if axis.kind == "leaf" else [node for part in parts(axis) for node in leaves(part)]
 
 
 def fix(axis: Axis, reason: str) -> None:
-    """Nothing of this axis can be removed; the first reason stays."""
-    for one in leaves(axis):
-        one.reason = one.reason or reason
+    """State that nothing of this axis can be removed; the first reason stays."""
+    for node in leaves(axis):
+        node.reason = node.reason or reason
 
 
 def mark_sliced(axis: Axis, reason: str) -> None:
-    """What is left of this axis decides about the values of all of it; the first reason stays."""
-    for one in leaves(axis):
-        one.sliced = one.sliced or reason
+    """State that what is left of this axis decides about the values of all of it; the first reason stays."""
+    for node in leaves(axis):
+        node.sliced = node.sliced or reason
 
 
 def is_fixed(axis: Axis) -> bool:
-    """Whether nothing of this axis can be removed."""
-    return all(one.reason for one in leaves(axis))
+    """Return whether nothing of this axis can be removed."""
+    return all(node.reason for node in leaves(axis))
 
 
 def unify(a: Axis, b: Axis) -> None:
@@ -149,13 +149,13 @@ def unify(a: Axis, b: Axis) -> None:
 
 
 def _link(a: Axis, b: Axis) -> None:
-    """`b` stands for both from now on."""
+    """Let `b` stand for both from now on."""
     a.link = b
     _inherit(a, b)
 
 
 def _inherit(a: Axis, b: Axis) -> None:
-    """What is true of the leaf `a` is true of all leaves of `b`."""
+    """Pass what is true of the leaf `a` on to all leaves of `b`."""
     if a.kind == "leaf" and a.reason:
         fix(b, a.reason)
     if a.kind == "leaf" and a.sliced:
@@ -181,7 +181,7 @@ def _unify_factors(a: Axis, b: Axis) -> None:
 
 
 def _split(axis: Axis, n: int) -> tuple[Axis, Axis]:
-    """The first n positions and the rest, refining the axis to have a boundary there.
+    """Return the first n positions and the rest, refining the axis to have a boundary there.
 
     Raises:
         Misaligned: It would lie inside a group.
@@ -210,7 +210,7 @@ def _split(axis: Axis, n: int) -> tuple[Axis, Axis]:
 
 
 def _factor(axis: Axis, n: int) -> tuple[Axis, Axis]:
-    """Outer and inner (of size n) factor, refining the axis to be their product.
+    """Return the outer and the inner (of size n) factor, refining the axis to be their product.
 
     Raises:
         Misaligned: It cannot be one.
@@ -240,7 +240,7 @@ def _factor(axis: Axis, n: int) -> tuple[Axis, Axis]:
 
 
 def count(axis: Axis, kept: Mapping[Axis, int]) -> int:
-    """Positions left when each leaf in `kept` has so many units left; the others are whole."""
+    """Return the number of positions left when each leaf in `kept` has so many units left; the others are whole."""
     axis = find(axis)
     if axis.kind == "leaf":
         return kept.get(axis, axis.size)
@@ -249,12 +249,12 @@ def count(axis: Axis, kept: Mapping[Axis, int]) -> int:
 
 
 def expand(axis: Axis, values: Mapping[Axis, Tensor], like: Tensor) -> Tensor:
-    """One value per position: the product of the values of all units that the position belongs to.
+    """Return one value per position: the product of the values of all units that the position belongs to.
 
     Args:
         axis: The axis, n positions in all.
         values: Per leaf a tensor [..., size]; leaves left out have ones.
-        like: Gives the dtype and device of those ones.
+        like: A tensor with the dtype and device of those ones.
 
     Returns:
         A tensor [..., n]; with boolean values the positions kept, with gates their gates.
@@ -265,8 +265,8 @@ def expand(axis: Axis, values: Mapping[Axis, Tensor], like: Tensor) -> Tensor:
     """
     axis = find(axis)
     if axis.kind == "leaf":
-        given = values.get(axis)
-        return like.new_ones(axis.size) if given is None else given
+        factor = values.get(axis)
+        return like.new_ones(axis.size) if factor is None else factor
     pieces = [expand(part, values, like) for part in parts(axis)]
     if axis.kind == "cat":
         lead = max((piece.shape[:-1] for piece in pieces), key=len)

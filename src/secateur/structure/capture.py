@@ -45,29 +45,31 @@ class Captured:
 
 
 def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:
-    """A traced value's shape as plain numbers, `batch` samples in the batch."""
+    """Return a traced value's shape as plain numbers, `batch` samples in the batch."""
     return tuple(size if isinstance(size, int) else _number(size.node.expr, batch) for size in value.shape)
 
 
 def _number(expression: Any, batch: int) -> int:
-    """A size for so many samples; one that depends on values (u0, u1 ...) is a number like no other."""
-    known = {one: UNKNOWN if one.name.startswith("u") else batch for one in expression.free_symbols}
+    """Return a size for so many samples; one that depends on values (u0, u1 ...) is a number like no other."""
+    known = {symbol: UNKNOWN if symbol.name.startswith("u") else batch for symbol in expression.free_symbols}
     return int(expression.subs(known))
 
 
 def module_of(node: fx.Node) -> str:
-    """The path of the module whose code made this call; "" for the model itself."""
+    """Return the path of the module whose code made this call; "" for the model itself."""
     stack: list[tuple[str, Any]] = list(node.meta.get("nn_module_stack", {}).values())
     return stack[-1][0] if stack else ""
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards every module is in its own mode and every tensor as it was.
+    """Put the model in eval mode; afterwards every module is in its own mode and every tensor as it was.
 
     Modes are changed and changed back by the modules themselves, which may merge weights or drop caches then.
     """
-    buffers = [(module._buffers, name, one) for module in model.modules() for name, one in module._buffers.items()]
+    buffers = [
+        (module._buffers, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()
+    ]
     before = [None if buffer is None else buffer.clone() for _, _, buffer in buffers]
     own = any((type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval) for m in model.modules())
     weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters() if own]
@@ -109,7 +111,7 @@ def _is_number(tensor: Tensor) -> Tensor:
 
 
 def capture(model: nn.Module, call: Call) -> Captured:
-    """The graph of the model in eval mode, for any number of samples.
+    """Return the graph of the model in eval mode, for any number of samples.
 
     Args:
         model: Left as it was.
@@ -153,18 +155,18 @@ def eval_outputs(model: nn.Module, call: Call) -> Any:
 
 
 def call_model(model: nn.Module, call: Call) -> Any:
-    """The model's outputs; a forward that works in place does so on copies of the inputs."""
+    """Return the model's outputs; a forward that works in place does so on copies of the inputs."""
     args, kwargs = map_tensors(call, Tensor.clone)
     return model(*args, **kwargs)
 
 
 def at_least_two(call: Call) -> Call:
-    """torch.export takes a batch size of 1 for a constant."""
+    """Return a call with at least two samples: torch.export takes a batch size of 1 for a constant."""
     return twice(call) if batch_size(call) < 2 else call
 
 
 def twice(call: Call) -> Call:
-    """All samples, and all of them again."""
+    """Return all samples, and all of them again."""
     return map_tensors(call, lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
 
 
@@ -174,7 +176,7 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings, log lines and graphs of PyTorch's about its own work; what matters is in its exception."""
+    """Keep PyTorch from warnings, log lines and graphs about its own work; what matters is in its exception."""
     level = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -187,7 +189,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
-    """A forward of (*args, **kwargs) says what it is called with: torch.export wants a name for each input."""
+    """Let a forward of (*args, **kwargs) say what it is called with: torch.export wants a name for each input."""
     kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
     if not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         yield
@@ -211,7 +213,7 @@ def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_look_at_masks() -> Iterator[None]:
-    """`nn.Transformer` looks whether a mask is causal, for a faster kernel; a value that export cannot know."""
+    """Keep `nn.Transformer` from looking whether a mask is causal, for speed: export cannot know the value."""
     before = transformer._detect_is_causal_mask
 
     def as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
@@ -225,7 +227,7 @@ def _no_look_at_masks() -> Iterator[None]:
 
 
 def export_model(model: nn.Module, call: Call, any_batch: bool = True, **options: Any) -> ExportedProgram:
-    """The exported program, functional, in which blocks that only switch something off are inlined.
+    """Return the exported program, functional, in which blocks that only switch something off are inlined.
 
     Raises:
         ModelError: torch.export does not take the model.
@@ -248,7 +250,7 @@ def export_model(model: nn.Module, call: Call, any_batch: bool = True, **options
 
 
 def is_check(node: fx.Node) -> bool:
-    """Whether a call only checks something."""
+    """Return whether a call only checks something."""
     return not node.users and bool(getattr(node.target, "_schema", None)) and not node.target._schema.returns  # type: ignore[union-attr]
 
 
@@ -269,7 +271,7 @@ def _make_functional(graph: fx.Graph) -> bool:
 
 
 def _inline(module: fx.GraphModule) -> None:
-    """Blocks that only switch autocast or gradients off become part of the graph."""
+    """Make blocks that only switch autocast or gradients off part of the graph."""
     graph = module.graph
     for node in list(graph.nodes):
         name = getattr(node.target, "__name__", str(node.target))
@@ -298,15 +300,15 @@ def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captur
     first = {tensor: name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     every = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     weights, constants, inputs = {}, {}, []
-    for given in program.graph_signature.input_specs:
-        if given.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            weights[given.arg.name] = first[every[str(given.target)]]  # of tied ones, the first name
-        elif given.kind == InputKind.CONSTANT_TENSOR:
-            constants[given.arg.name] = program.constants[str(given.target)]
-        elif given.kind == InputKind.USER_INPUT:
-            inputs.append(given.arg.name)
+    for entry in program.graph_signature.input_specs:
+        if entry.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            weights[entry.arg.name] = first[every[str(entry.target)]]  # of tied ones, the first name
+        elif entry.kind == InputKind.CONSTANT_TENSOR:
+            constants[entry.arg.name] = program.constants[str(entry.target)]
+        elif entry.kind == InputKind.USER_INPUT:
+            inputs.append(entry.arg.name)
         else:
-            raise ModelError(f"{given.arg.name}: an input of kind {given.kind.name} cannot be captured")
+            raise ModelError(f"{entry.arg.name}: an input of kind {entry.kind.name} cannot be captured")
     for node in program.graph.nodes:
         if node.op == "get_attr":
             raise ModelError(f"{node.name}: a graph within the graph (torch.cond and the like) cannot be cut")

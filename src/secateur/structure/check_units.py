@@ -20,8 +20,8 @@ def check_units(model: nn.Module, units: Units, call: Call) -> None:
     Weights may have changed since, and the device. Cost: one pass of these inputs by the model, one by the graph.
 
     Args:
-        model: In whatever mode; evaluated as in eval mode, left as it was.
-        units: As `find_units` made them, for this model or one of the same code and sizes.
+        model: A model in whatever mode; evaluated as in eval mode, left as it was.
+        units: The units that `find_units` made, for this model or one of the same code and sizes.
         call: Inputs to compare on.
 
     Raises:

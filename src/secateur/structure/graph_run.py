@@ -18,24 +18,24 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 
 
 def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
-    """The graph as a plain Python function of its placeholders."""
+    """Return the graph as a plain Python function of its placeholders."""
     forward: Callable[..., Any] = fx.GraphModule(nn.Module(), graph).forward
     return forward
 
 
 def weights_of(captured: Captured, model: nn.Module) -> dict[str, Tensor]:
-    """The model's weights as they are now, by placeholder."""
+    """Return the model's weights as they are now, by placeholder."""
     named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     return {placeholder: named[name] for placeholder, name in captured.weights.items()}
 
 
 def bind(captured: Captured, model: nn.Module, call: Call) -> list[Any]:
-    """A value for each placeholder, in order: the model's weights, its constants, the inputs."""
+    """Return a value for each placeholder, in order: the model's weights, its constants, the inputs."""
     return fill(captured, weights_of(captured, model), call)
 
 
 def fill(captured: Captured, weights: Mapping[str, Tensor], call: Call) -> list[Any]:
-    """The same for weights by placeholder."""
+    """Return a value for each placeholder, in order, from weights by placeholder."""
     values = {**weights, **captured.constants} | dict(zip(captured.inputs, flatten(captured, call), strict=True))
     return [values[node.name] for node in captured.graph.nodes if node.op == "placeholder"]
 
@@ -51,35 +51,35 @@ def flatten(captured: Captured, call: Call) -> list[Any]:
 
 
 def outputs(captured: Captured, returned: Sequence[Any]) -> Any:
-    """What the model would have returned, in its own structure."""
+    """Return what the model would have returned, in its own structure."""
     return tree_unflatten([returned[i] for i in captured.outputs], captured.out_spec)
 
 
 def in_double(value: Any) -> Any:
-    """A floating-point tensor in float64, anything else as it is."""
+    """Return a floating-point tensor in float64, anything else as it is."""
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def run(captured: Captured, model: nn.Module, call: Call) -> Any:
-    """The outputs of the captured graph with the model's weights."""
+    """Return the outputs of the captured graph with the model's weights."""
     return outputs(captured, compile_graph(captured.graph)(*bind(captured, model, call)))
 
 
 def difference(expected: Any, got: Any) -> tuple[float, float]:
-    """Largest absolute difference of the outputs, and the largest relative to the largest value.
+    """Return the largest absolute difference of the outputs, and the largest relative to the largest value.
 
     What is NaN, infinite or of another shape differs infinitely, and so do other numbers of outputs.
     """
     absolute = relative = 0.0
-    several = tree_leaves(expected), tree_leaves(got)
-    if [isinstance(a, Tensor) for a in several[0]] != [isinstance(b, Tensor) for b in several[1]]:
+    leaves = tree_leaves(expected), tree_leaves(got)
+    if [isinstance(a, Tensor) for a in leaves[0]] != [isinstance(b, Tensor) for b in leaves[1]]:
         return float("inf"), float("inf")
-    for a, b in zip(*several, strict=True):
+    for a, b in zip(*leaves, strict=True):
         if not isinstance(a, Tensor) or not (a.numel() or b.numel()):
             continue
         if a.shape != b.shape or a.is_complex() != b.is_complex():
             return float("inf"), float("inf")
-        a, b = (torch.view_as_real(one) if one.is_complex() else one for one in (a, b))
+        a, b = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (a, b))
         a, b = a.double(), b.double()
         same = a == b  # equal infinities, too
         if not bool((same | (a.isfinite() & b.isfinite())).all()):
@@ -91,12 +91,12 @@ def difference(expected: Any, got: Any) -> tuple[float, float]:
 
 
 def tolerance(model: nn.Module) -> float:
-    """What rounding may make of the outputs of this model, relative to the largest."""
+    """Return what rounding may make of the outputs of this model, relative to the largest."""
     return TOLERANCE.get(sample_weight(model).dtype, 1e-4)
 
 
 def check_capture(model: nn.Module, captured: Captured, call: Call) -> None:
-    """The graph computes what the model does.
+    """Check that the graph computes what the model does.
 
     Raises:
         ModelError: It does not: forward is random in eval mode, or keeps state between calls.

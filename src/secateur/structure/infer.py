@@ -13,7 +13,7 @@ from secateur.structure.ops.registry import arguments, blamed, find_op, load_rul
 
 
 def infer(captured: Captured) -> Net:
-    """The axes of every value of the graph, with the reason where one is fixed.
+    """Return the axes of every value of the graph, with the reason where one is fixed.
 
     Axes that reach the model's inputs or outputs, an operation without a rule, or a form of one that its rule does not
     cover, are fixed.
@@ -38,13 +38,13 @@ def infer(captured: Captured) -> Net:
 
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Return the nodes that these depend on."""
-    found: set[fx.Node] = set()
+    reached: set[fx.Node] = set()
     rest = list(nodes)
     while rest:
         node = rest.pop()
-        rest += [operand for operand in node.all_input_nodes if operand not in found]
-        found.update(node.all_input_nodes)
-    return found
+        rest += [operand for operand in node.all_input_nodes if operand not in reached]
+        reached.update(node.all_input_nodes)
+    return reached
 
 
 def _placeholder(net: Net, captured: Captured, node: fx.Node, weights: dict[str, Axes]) -> None:
@@ -79,12 +79,12 @@ def _call(net: Net, node: fx.Node) -> None:
         _fix(net, node, f"the rule for {name_of(node)} does not cover {form}")
 
 
-def _shapes(several: Sequence[Axes]) -> list[list[int]]:
-    return [[axis.size for axis in axes] for axes in several]
+def _shapes(tensors: Sequence[Axes]) -> list[list[int]]:
+    return [[axis.size for axis in axes] for axes in tensors]
 
 
 def _fix(net: Net, node: fx.Node, reason: str) -> None:
-    """None of the axes that reach a call can lose units, nor those of its results."""
+    """State that none of the axes that reach a call can lose units, nor those of its results."""
     net.fix_all([axes for n in node.all_input_nodes if n in net.known for axes in net.outputs_of(n)], reason)
-    several = net.fresh_outputs(node, reason)
-    net.known[node] = several[0] if isinstance(node.meta["val"], Tensor) else several
+    results = net.fresh_outputs(node, reason)
+    net.known[node] = results[0] if isinstance(node.meta["val"], Tensor) else results

@@ -1,4 +1,4 @@
-"""What a model is called with: the form of example inputs, and a specification that outlives them."""
+"""A model's inputs: the form of example inputs, and a specification that outlives them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def as_call(inputs: Any) -> Call:
-    """Example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
+    """Return example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
 
     Raises:
         ArgumentError: They have another form.
@@ -34,22 +34,22 @@ def as_call(inputs: Any) -> Call:
 
 
 def map_tensors(call: Call, change: Any) -> Call:
-    """The call with `change(tensor)` in place of each tensor."""
+    """Return the call with `change(tensor)` in place of each tensor."""
     args, kwargs = call
 
-    def one(value: Any) -> Any:
+    def changed(value: Any) -> Any:
         return change(value) if isinstance(value, Tensor) else value
 
-    return tuple(map(one, args)), {name: one(value) for name, value in kwargs.items()}
+    return tuple(map(changed, args)), {name: changed(value) for name, value in kwargs.items()}
 
 
 def tensors(call: Call) -> list[Tensor]:
-    """The tensors of a call, in order."""
+    """Return the tensors of a call, in order."""
     return [value for value in (*call[0], *call[1].values()) if isinstance(value, Tensor)]
 
 
 def batch_size(call: Call, where: str = "") -> int:
-    """The number of samples: the first dimension of every tensor that has one.
+    """Return the number of samples: the first dimension of every tensor that has one.
 
     Raises:
         DataError: It differs from tensor to tensor, or there is none.
@@ -62,24 +62,24 @@ def batch_size(call: Call, where: str = "") -> int:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, tied ones under the first."""
+    """Return every parameter and buffer by name, tied ones under the first."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def sample_weight(model: nn.Module) -> Tensor:
-    """The model's first floating-point parameter: device and dtype follow it."""
+    """Return the model's first floating-point parameter: device and dtype follow it."""
     sized = (p for p in model.parameters() if not nn.parameter.is_lazy(p))
     return next((p.detach() for p in sized if p.is_floating_point()), torch.empty(0))
 
 
 def tensor_like_model(model: nn.Module, tensor: Tensor) -> Tensor:
-    """The tensor on the model's device, in the model's dtype if it is of floating-point numbers."""
+    """Return the tensor on the model's device, in the model's dtype if it is of floating-point numbers."""
     like = sample_weight(model)
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def like_model(model: nn.Module, call: Call) -> Call:
-    """The call with all its tensors so."""
+    """Return the call with all its tensors on the model's device and in its dtype."""
     return map_tensors(call, lambda tensor: tensor_like_model(model, tensor))
 
 
@@ -94,7 +94,7 @@ class TensorSpec:
     rows: Tensor | None = field(default=None, compare=False, repr=False)  # integers of the example; not written
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Random normal values; of integers, which often mean something, the example's, else any in their range."""
+        """Return random normal values; of integers, which often mean something, the example's, or any in range."""
         if self.rows is not None:
             return self.rows[torch.arange(n) % len(self.rows)]
         dtype = getattr(torch, self.dtype)
@@ -122,11 +122,11 @@ class TensorSpec:
         return tensor.to(dtype)
 
 
-def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
-    """Whether both are types of whole numbers, and one has all those of the other."""
-    if any(one.is_floating_point or one.is_complex or one == torch.bool for one in (dtype, other)):
+def _holds(dtype: torch.dtype, inner: torch.dtype) -> bool:
+    """Return whether both are types of whole numbers, and one has all those of the other."""
+    if any(either.is_floating_point or either.is_complex or either == torch.bool for either in (dtype, inner)):
         return False
-    wide, narrow = torch.iinfo(dtype), torch.iinfo(other)
+    wide, narrow = torch.iinfo(dtype), torch.iinfo(inner)
     return wide.min <= narrow.min and narrow.max <= wide.max
 
 
@@ -138,7 +138,7 @@ class InputSpec:
         args: The positional ones.
         kwargs: The keyword ones.
         fixed: The only number of samples, where the model's code fixes it.
-        samples: How many the example had; not part of what is written.
+        samples: The number that the example had; not part of what is written.
     """
 
     args: tuple[Any, ...]
@@ -148,7 +148,7 @@ class InputSpec:
 
     @classmethod
     def of(cls, call: Call) -> InputSpec:
-        """The specification of example inputs.
+        """Return the specification of example inputs.
 
         Raises:
             ArgumentError: One of them is neither a tensor nor a plain value, or there is no tensor.
@@ -163,7 +163,7 @@ class InputSpec:
         return cls(args, tuple(kwargs.items()), samples=samples)
 
     def in_order(self, keywords: Sequence[str]) -> list[Any]:
-        """The positional ones, then the keyword ones in this order."""
+        """Return the positional ones, then the keyword ones in this order."""
         return [*self.args, *(dict(self.kwargs)[name] for name in keywords)]
 
     def match(self, call: Call, where: str = "") -> Call:
@@ -171,20 +171,18 @@ class InputSpec:
 
         Args:
             call: On the model's device and in its dtype.
-            where: What begins the text of an error.
+            where: The beginning of an error's text.
 
         Raises:
             DataError: There are other inputs, or one has another shape or holds another kind of numbers.
         """
         (args, kwargs), form = call, dict(self.kwargs)
         if len(args) != len(self.args) or kwargs.keys() != form.keys():
-            given = f"{len(args)} positional, keywords {sorted(kwargs)}"
+            got = f"{len(args)} positional, keywords {sorted(kwargs)}"
             wanted = f"{len(self.args)} positional, keywords {sorted(form)}"
-            raise DataError(f"{where}inputs: expected {wanted} as in the example, got {given}")
-        several = len(args) + len(kwargs) > 1
-        names = {
-            key: f"{where}inputs[{key!r}]" if several else f"{where}inputs" for key in (*range(len(args)), *kwargs)
-        }
+            raise DataError(f"{where}inputs: expected {wanted} as in the example, got {got}")
+        many = len(args) + len(kwargs) > 1
+        names = {key: f"{where}inputs[{key!r}]" if many else f"{where}inputs" for key in (*range(len(args)), *kwargs)}
         matched = (
             tuple(_match(then, now, names[i]) for i, (then, now) in enumerate(zip(self.args, args, strict=True))),
             {key: _match(form[key], now, names[key]) for key, now in kwargs.items()},
@@ -198,7 +196,7 @@ class InputSpec:
 
     @classmethod
     def guess(cls, model: nn.Module) -> InputSpec:
-        """[samples, features] of the only kind of model where that is no guess: one input, a dense layer first.
+        """Return [samples, features] of the only kind of model where that is no guess: one input, a dense layer first.
 
         Raises:
             ModelError: The model does not start with a dense layer, or has several inputs.
@@ -210,36 +208,36 @@ class InputSpec:
         return cls((TensorSpec("float32", (first.in_features,)),), ())
 
     def sample(self, model: nn.Module, n: int = 8, seed: int = 0) -> Call:
-        """Random inputs of this form, n samples where that is free, on the model's device and in its dtype."""
+        """Return random inputs of this form, n samples where that is free, on the model's device and in its dtype."""
         generator = torch.Generator().manual_seed(seed)
 
-        def one(value: Any) -> Any:
+        def sampled(value: Any) -> Any:
             return value.sample(self.fixed or n, generator) if isinstance(value, TensorSpec) else value
 
-        return like_model(model, (tuple(map(one, self.args)), {k: one(v) for k, v in self.kwargs}))
+        return like_model(model, (tuple(map(sampled, self.args)), {k: sampled(v) for k, v in self.kwargs}))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` reads it."""
+        """Return plain data; `from_json` reads it."""
         plain = {"args": [_plain(v) for v in self.args], "kwargs": {k: _plain(v) for k, v in self.kwargs}}
         return plain if self.fixed is None else plain | {"samples": self.fixed}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
-        """The reverse of `to_json`."""
+        """Return the specification that `to_json` wrote."""
         kwargs = tuple((name, _parse(value)) for name, value in data["kwargs"].items())
         return cls(tuple(map(_parse, data["args"])), kwargs, data.get("samples"))
 
 
 def check_as_captured(where: str, tensor: bool, then: Any, now: Any) -> None:
-    """What a graph was captured with cannot be another value later, only a tensor of other values.
+    """Check that what a graph was captured with is no other value later, only a tensor of other values.
 
     Raises:
         DataError: It is.
     """
     same = isinstance(now, Tensor) if tensor else not isinstance(now, Tensor) and now == then
     if not same:
-        given = "a tensor" if isinstance(now, Tensor) else repr(now)
-        raise DataError(f"{where}: captured with {'a tensor' if tensor else repr(then)}, got {given}")
+        got = "a tensor" if isinstance(now, Tensor) else repr(now)
+        raise DataError(f"{where}: captured with {'a tensor' if tensor else repr(then)}, got {got}")
 
 
 def _match(then: Any, now: Any, name: str) -> Any:

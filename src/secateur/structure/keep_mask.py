@@ -1,4 +1,4 @@
-"""What is left of the axes when units are gone."""
+"""The positions left of the axes when units are gone."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ class Samples(NamedTuple):
 
 
 class KeepMask:
-    """What is left of every axis when some leaves have lost units."""
+    """The positions left of every axis when some leaves have lost units."""
 
     def __init__(self, masks: Mapping[Axis, Tensor]) -> None:
         self.masks = masks
         self._counts = {axis: int(mask.sum()) for axis, mask in masks.items()}
 
     def count(self, axis: Axis) -> int:
-        """Positions left."""
+        """Return the number of positions left."""
         return count(axis, self._counts)
 
-    def size(self, axis: Axis, given: Any) -> Any:
-        """The same as an argument: a number, or where `given` is none a multiple of the batch size."""
+    def size(self, axis: Axis, asked: Any) -> Any:
+        """Return the positions left as an argument: a number, or where `asked` is none a multiple of the batch size."""
         left = self.count(axis)
-        if isinstance(given, int):
+        if isinstance(asked, int):
             return left
-        return given if left % BATCH else Samples(left // BATCH)
+        return asked if left % BATCH else Samples(left // BATCH)
 
     def before(self, axis: Axis, position: int) -> int:
-        """Positions left among the first ones.
+        """Return the number of positions left among the first ones.
 
         >>> from secateur.structure.axis import leaf
         >>> axis = leaf(4)
         >>> KeepMask({axis: torch.tensor([True, False, True, True])}).before(axis, 3)
         2
         """
-        if not any(one in self.masks for one in leaves(axis)):
+        if not any(leaf in self.masks for leaf in leaves(axis)):
             return position
         return int(self.mask(axis)[:position].sum())
 
     def mask(self, axis: Axis) -> Tensor:
-        """Which positions are left."""
+        """Return which positions are left."""
         return expand(axis, self.masks, torch.ones(1, dtype=torch.bool)).expand(axis.size)
 
     def indices(self, axis: Axis) -> Tensor:
-        """The positions left."""
+        """Return the positions left."""
         return self.mask(axis).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""What one unit of a set is, in the words of the field."""
+"""The kinds of units, in the words of the field."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from secateur.structure.producers import Producer
 
 
 class Kinds:
-    """Tells the kind of each leaf of a network."""
+    """The kinds of the leaves of a network."""
 
     def __init__(self, net: Net) -> None:
         ranked = sorted(net.kinds, key=lambda pair: ("recurrent width", "head", "head width").index(pair[1]))
         self._stated: dict[Axis, str] = {}
         for axis, kind in ranked:
-            for one in leaves(axis):
-                self._stated.setdefault(one, kind)
+            for leaf in leaves(axis):
+                self._stated.setdefault(leaf, kind)
         self._residual = _residual(net)
 
     def of(self, axis: Axis, maker: Producer | None, consumers: tuple[Consumer, ...]) -> str:
-        """The kind of an axis: "channel", "head", "head width", "recurrent width", "residual width", "neuron" ...
+        """Return an axis's kind: "channel", "head", "head width", "recurrent width", "residual width", "neuron" ...
 
         A neuron becomes a width where a layer is applied at every position of a sequence.
         """
@@ -39,18 +39,18 @@ class Kinds:
 
 
 def _residual(net: Net) -> set[Axis]:
-    """The leaves of the last dimension along which activations at positions of a sequence are added to each other."""
-    found: set[Axis] = set()
+    """Return the leaves of the last dimension along which activations at positions of a sequence are added up."""
+    summed: set[Axis] = set()
     for node in net.known:
         op = find_op(node)
         both = [n for n in node.all_input_nodes if net.is_tensor(n) and net.depends_on_inputs(n)]
         if op is not None and op.adds and len(both) == 2 and all(len(net.axes(n)) > 2 for n in both) and _apart(*both):
-            found |= set.intersection(*(set(leaves(net.axes(n)[-1])) for n in both))
-    return found
+            summed |= set.intersection(*(set(leaves(net.axes(n)[-1])) for n in both))
+    return summed
 
 
 def _apart(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two values are not made of the same ones by pointwise operations alone, as within an activation."""
+    """Return whether two values are not made of the same ones by pointwise operations alone, as in an activation."""
     return _origins(a) != _origins(b)
 
 
@@ -58,4 +58,4 @@ def _origins(node: fx.Node) -> set[fx.Node]:
     op = find_op(node)
     if op is None or op.derivative != "pointwise":
         return {node}
-    return {one for operand in node.all_input_nodes for one in _origins(operand)}
+    return {origin for operand in node.all_input_nodes for origin in _origins(operand)}

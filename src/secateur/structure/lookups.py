@@ -33,7 +33,7 @@ class Lookups:
 
         Args:
             call: Checked by `InputSpec.match`.
-            where: What begins the text of an error.
+            where: The beginning of an error's text.
 
         Raises:
             DataError: There is such a row.

@@ -28,32 +28,32 @@ class ModuleCall:
 
 
 def whole_call(captured: Captured) -> ModuleCall:
-    """The call of the model itself."""
+    """Return the call of the model itself."""
     placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
-    given = captured.spec.in_order(captured.keywords)
+    values = captured.spec.in_order(captured.keywords)
     inputs = tuple(
-        placeholders[name] if isinstance(one, TensorSpec) else None
-        for name, one in zip(captured.inputs, given, strict=True)
+        placeholders[name] if isinstance(value, TensorSpec) else None
+        for name, value in zip(captured.inputs, values, strict=True)
     )
     returned: Any = captured.graph.output_node().args[0]
     outputs = tuple(returned[i] for i in captured.outputs)
-    return ModuleCall("", inputs, tuple(given), outputs, captured.in_spec, captured.out_spec)
+    return ModuleCall("", inputs, tuple(values), outputs, captured.in_spec, captured.out_spec)
 
 
 def module_calls(model: nn.Module, captured: Captured, call: Call) -> list[ModuleCall]:
-    """The call of each submodule that is called once, with tensors and plain values, innermost first.
+    """Return the call of each submodule that is called once, with tensors and plain values, innermost first.
 
     Cost: a forward pass or two and one more export; where torch.export cannot tell the calls of some modules apart,
     a few more.
     """
-    found = _calls_of(_with_plain_arguments(model, captured, call), model, captured, call, attempts=3)
-    return sorted(found, key=lambda one: -one.name.count("."))
+    calls = _calls_of(_with_plain_arguments(model, captured, call), model, captured, call, attempts=3)
+    return sorted(calls, key=lambda module_call: -module_call.name.count("."))
 
 
 def _calls_of(
     names: Sequence[str], model: nn.Module, captured: Captured, call: Call, attempts: int
 ) -> list[ModuleCall]:
-    """The calls of these modules; where that fails, of each half of them."""
+    """Return the calls of these modules; where that fails, of each half of them."""
     if not names or not attempts:
         return []
     try:
@@ -64,7 +64,9 @@ def _calls_of(
     except ModelError:
         half = len(names) // 2
         pieces = (names[:half], names[half:]) if half else ()
-        return [one for some in pieces for one in _calls_of(some, model, captured, call, attempts - 1)]
+        return [
+            module_call for piece in pieces for module_call in _calls_of(piece, model, captured, call, attempts - 1)
+        ]
     theirs, ours = (_counted(graph) for graph in (program.graph, captured.graph))
     if [n.target for n in theirs] != [n.target for n in ours]:
         return []
@@ -74,7 +76,7 @@ def _calls_of(
     entries = [entry for entry in program.module_call_graph if entry.signature and entry.fqn]
     again = {entry.fqn.partition("@")[0] for entry in entries if "@" in entry.fqn}
     calls = [_module_call(entry, same) for entry in entries if entry.fqn not in again and "@" not in entry.fqn]
-    return [one for one in calls if one]
+    return [module_call for module_call in calls if module_call]
 
 
 def _counted(graph: fx.Graph) -> list[fx.Node]:
@@ -82,21 +84,23 @@ def _counted(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
-    given, returned = entry.signature.inputs, entry.signature.outputs
-    if any(not hasattr(one, "value") and one.name not in same for one in given):
+    taken, returned = entry.signature.inputs, entry.signature.outputs
+    if any(not hasattr(argument, "value") and argument.name not in same for argument in taken):
         return None
-    inputs, outputs = (tuple(same.get(getattr(one, "name", "")) for one in several) for several in (given, returned))
-    constants = tuple(getattr(one, "value", None) for one in given)
+    inputs, outputs = (
+        tuple(same.get(getattr(argument, "name", "")) for argument in signature) for signature in (taken, returned)
+    )
+    constants = tuple(getattr(argument, "value", None) for argument in taken)
     return ModuleCall(entry.fqn, inputs, constants, outputs, entry.signature.in_spec, entry.signature.out_spec)
 
 
 def _with_plain_arguments(model: nn.Module, captured: Captured, call: Call) -> list[str]:
-    """The submodules whose arguments are tensors and plain values, the same for any number of samples."""
-    found = _arguments(model, call)
+    """Return the submodules whose arguments are tensors and plain values, the same for any number of samples."""
+    called = _arguments(model, call)
     if captured.spec.fixed is None:
         more = _arguments(model, twice(call))
-        found = {name: values for name, values in found.items() if values == more.get(name)}
-    return [name for name, values in found.items() if _plain(values)]
+        called = {name: values for name, values in called.items() if values == more.get(name)}
+    return [name for name, values in called.items() if _plain(values)]
 
 
 def _plain(values: list[Any]) -> bool:
@@ -104,7 +108,7 @@ def _plain(values: list[Any]) -> bool:
 
 
 def _arguments(model: nn.Module, call: Call) -> dict[str, list[Any]]:
-    """What each submodule is called with besides tensors."""
+    """Return what each submodule is called with besides tensors."""
     seen: dict[str, list[Any]] = {}
 
     def watch(name: str) -> Any:

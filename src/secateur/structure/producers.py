@@ -1,4 +1,4 @@
-"""Which weights make units, and so name them, and which consume them."""
+"""The weights that make units, and so name them, and those that consume them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from secateur.structure.ops.registry import find_op
 
 
 class Producer(NamedTuple):
-    """What brings a leaf into the activations: a call, and the layer whose weight it uses."""
+    """The origin of a leaf in the activations: a call, and the layer whose weight it uses."""
 
     layer: str
     node: fx.Node
 
 
 def name_leaves(captured: Captured, net: Net, makers: dict[Axis, Producer]) -> dict[Axis, str]:
-    """Each leaf that a weight has, in order of computation, named after the layer that makes it.
+    """Return each leaf that a weight has, in order of computation, named after the layer that makes it.
 
     Fixed ones are named after the weight and its dimension; those of unused weights are fixed here.
     """
@@ -36,35 +36,35 @@ def name_leaves(captured: Captured, net: Net, makers: dict[Axis, Producer]) -> d
 
 
 def _weight_leaves(captured: Captured, net: Net, used: bool) -> Iterator[tuple[Axis, str]]:
-    """The leaves of weights that forward uses or does not, with where they are first; in reverse."""
+    """Return the leaves of weights that forward uses or does not, with where they are first; in reverse."""
     for node in reversed(captured.graph.nodes):
         if node.name in captured.weights and bool(node.users) == used:
             for dim, axis in enumerate(net.axes(node)):
-                yield from ((one, f"{captured.weights[node.name]}[{dim}]") for one in leaves(axis))
+                yield from ((leaf, f"{captured.weights[node.name]}[{dim}]") for leaf in leaves(axis))
 
 
 def find_producers(captured: Captured, net: Net) -> dict[Axis, Producer]:
-    """The leaves that activations have and that are not fixed, with the layer whose weight brings them in."""
+    """Return the leaves that activations have and that are not fixed, with the layer whose weight brings them in."""
     makers: dict[Axis, Producer] = {}
     of_weights = {
-        node: {one for axis in net.axes(node) for one in leaves(axis)}
+        node: {leaf for axis in net.axes(node) for leaf in leaves(axis)}
         for node in captured.graph.nodes
         if node.name in captured.weights
     }
     for node in net.known:
         if node.op == "call_function" and net.depends_on_inputs(node):
-            carried = [one for axes in net.outputs_of(node) for axis in axes for one in leaves(axis)]
-            free = {one for one in carried if not one.reason and one not in makers}
+            carried = [leaf for axes in net.outputs_of(node) for axis in axes for leaf in leaves(axis)]
+            free = {leaf for leaf in carried if not leaf.reason and leaf not in makers}
             for source in map(_source, node.all_input_nodes) if free else ():
                 if source in of_weights:
                     name = captured.weights[source.name]
-                    found = [one for one in carried if one in free & of_weights[source] and one not in makers]
-                    makers |= {one: Producer(name.rpartition(".")[0] or name, node) for one in found}
+                    brought = [leaf for leaf in carried if leaf in free & of_weights[source] and leaf not in makers]
+                    makers |= {leaf: Producer(name.rpartition(".")[0] or name, node) for leaf in brought}
     return makers
 
 
 def _distinct(names: dict[Axis, str]) -> dict[Axis, str]:
-    """Names used twice get numbers."""
+    """Give numbers to names used twice."""
     twice, seen = Counter(names.values()), Counter[str]()
     for axis, name in names.items():
         if twice[name] > 1:
@@ -74,7 +74,7 @@ def _distinct(names: dict[Axis, str]) -> dict[Axis, str]:
 
 
 def _source(node: fx.Node) -> fx.Node:
-    """The placeholder that a value is a view of, or else the value itself."""
+    """Return the placeholder that a value is a view of, or else the value itself."""
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         op = find_op(node)
         if op is None or op.derivative not in ("move", "output"):
@@ -86,8 +86,8 @@ def _source(node: fx.Node) -> fx.Node:
 def outgoing_weights(
     captured: Captured, net: Net, consumers: tuple[Consumer, ...]
 ) -> tuple[tuple[str, int], ...] | None:
-    """The weights of these consumers, where each is used for nothing but consuming along that dimension."""
-    found: dict[tuple[str, int], None] = {}
+    """Return the weights of these consumers, where each is used for nothing but consuming along that dimension."""
+    weights: dict[tuple[str, int], None] = {}
     for consumer in consumers:
         source, dim = _weight_of(net, consumer)
         if source is None or source.name not in captured.weights:
@@ -95,12 +95,12 @@ def outgoing_weights(
         roles = [c for c in net.consumers if _weight_of(net, c) == (source, dim)]
         if len(roles) != _uses(source):
             return None
-        found[captured.weights[source.name], dim] = None
-    return tuple(found)
+        weights[captured.weights[source.name], dim] = None
+    return tuple(weights)
 
 
 def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:
-    """The value whose view the consumer multiplies with, and which of its dimensions is summed over."""
+    """Return the value whose view the consumer multiplies with, and which of its dimensions is summed over."""
     if consumer.partner is None:
         return None, 0
     source = _source(consumer.partner)
@@ -111,5 +111,5 @@ def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:
 
 
 def _uses(node: fx.Node) -> int:
-    """How many calls use a value, counting through its views."""
+    """Return how many calls use a value, counting through its views."""
     return sum(_uses(user) if _source(user) is not user else 1 for user in node.users)

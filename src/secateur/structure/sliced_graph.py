@@ -29,11 +29,11 @@ class Sliced:
 
 
 def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
-    """A copy of the graph with every size among its arguments brought in line with what is left.
+    """Return a copy of the graph with every size among its arguments brought in line with what is left.
 
     Args:
         captured: The original.
-        net: Its axes.
+        net: The axes of its values.
         left: The units that stay.
     """
     graph = fx.Graph()
@@ -54,11 +54,11 @@ def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
 
 
 def _resized(node: fx.Node, net: Net, left: KeepMask) -> dict[str, Any]:
-    found = find_resize(node) if node.op == "call_function" and left.masks else None
-    if found is None:
+    adapt = find_resize(node) if node.op == "call_function" and left.masks else None
+    if adapt is None:
         return {}
-    with blamed(found, node):
-        return found(net, node, arguments(node), left)
+    with blamed(adapt, node):
+        return adapt(net, node, arguments(node), left)
 
 
 def _apply(copy: fx.Node, changed: dict[str, Any], copies: dict[fx.Node, fx.Node]) -> None:
@@ -73,13 +73,13 @@ def _apply(copy: fx.Node, changed: dict[str, Any], copies: dict[fx.Node, fx.Node
 
 
 def _has_samples(changed: dict[str, Any]) -> bool:
-    return any(isinstance(one, Samples) for value in changed.values() if isinstance(value, list) for one in value)
+    return any(isinstance(item, Samples) for value in changed.values() if isinstance(value, list) for item in value)
 
 
 def _with_batch(graph: fx.Graph, batch: fx.Node, value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    return [_number(graph, batch, one.times) if isinstance(one, Samples) else one for one in value]
+    return [_number(graph, batch, item.times) if isinstance(item, Samples) else item for item in value]
 
 
 def _number(graph: fx.Graph, batch: fx.Node, times: int) -> fx.Node:
@@ -87,7 +87,7 @@ def _number(graph: fx.Graph, batch: fx.Node, times: int) -> fx.Node:
 
 
 def _of_samples(node: fx.Node) -> fx.Node:
-    """Marked as a number that grows with that of the samples, for those who run several batches as one."""
+    """Mark a size as a number that grows with that of the samples, for those who run several batches as one."""
     node.meta["samples"] = True
     return node
 
@@ -98,7 +98,7 @@ def _batch_size(graph: fx.Graph, captured: Captured, copies: dict[fx.Node, fx.No
 
 
 def slice_tensor(tensor: Tensor, axes: Axes, left: KeepMask) -> Tensor:
-    """The positions left along each dimension."""
+    """Return the positions left along each dimension."""
     for dim, axis in enumerate(axes):
         if left.count(axis) != axis.size:
             tensor = tensor.index_select(dim, left.indices(axis).to(tensor.device))

@@ -41,18 +41,18 @@ class UnitSet:
 
     Attributes:
         name: The layer that makes the units.
-        kind: What one unit is: "neuron", "channel", "head", "head width", "feed-forward width", "residual
+        kind: The name of one unit: "neuron", "channel", "head", "head width", "feed-forward width", "residual
             width", "recurrent width".
         size: The number of units.
         removal: "gated": removing a unit is exactly a gate of zero; "sliced": a norm or another statistic is
             taken over the units, and over the survivors when some are gone.
         params_per_unit: Parameters that go with one unit while all others are there.
-        bytes_per_unit: The same in bytes, with its buffers.
+        bytes_per_unit: Bytes of these parameters, and of the buffers that go with the unit.
         macs_per_unit: Multiplications with addition for one sample, likewise.
         slices: Every slice of every parameter and buffer that goes with each unit.
         outgoing: The slices of the consumers' weights alone, on which a factor acts as a gate; None where
             a consumer has no weight of its own.
-        consumers: Where the units are summed over.
+        consumers: The places where the units are summed over.
     """
 
     name: str
@@ -68,7 +68,7 @@ class UnitSet:
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
-        """One for each dimension of each tensor that the axis reaches."""
+        """The slices, one for each dimension of each tensor that the axis reaches."""
         return tuple(
             self._slice(name, dim, axis)
             for name, axes in self._units.axes.items()
@@ -78,11 +78,11 @@ class UnitSet:
 
     @cached_property
     def outgoing(self) -> tuple[Slice, ...] | None:
-        """Weights that multiply these units and do nothing else."""
-        found = outgoing_weights(self._units.captured, self._units.net, self.consumers)
-        if found is None:
+        """The weights that multiply these units and do nothing else."""
+        weights = outgoing_weights(self._units.captured, self._units.net, self.consumers)
+        if weights is None:
             return None
-        return tuple(self._slice(name, dim, self._units.axes[name][dim]) for name, dim in found)
+        return tuple(self._slice(name, dim, self._units.axes[name][dim]) for name, dim in weights)
 
     @property
     def consumed_by(self) -> list[str]:
@@ -90,7 +90,7 @@ class UnitSet:
         return list(dict.fromkeys(module_of(c.node) or c.node.name for c in self.consumers))
 
     def positions(self, axis: Axis) -> Tensor:
-        """Where each unit lies along an axis [size, positions]."""
+        """Return where each unit lies along an axis [size, positions]."""
         without = expand(axis, {self.axis: ~torch.eye(self.size, dtype=torch.bool)}, torch.ones(1, dtype=torch.bool))
         return (~without).nonzero()[:, 1].reshape(self.size, -1)
 

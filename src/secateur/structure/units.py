@@ -29,7 +29,7 @@ Include = Literal["gated", "all"]
 
 
 class Units:
-    """The unit sets of a model, in the order in which it computes them; prints as a table.
+    """The unit sets of a model, in the order in which it computes them, printed as a table.
 
     Iterates over `UnitSet`s; ``units["fc1"]`` finds one; `fixed` lists what cannot be removed, with reasons.
     Made by `find_units`.
@@ -51,12 +51,12 @@ class Units:
             for name, tensor in named.items()
         ]
         makers = find_producers(captured, net)
-        found = name_leaves(captured, net, makers)
+        names = name_leaves(captured, net, makers)
         _mark_statistics(net, makers)
-        met = makers.keys() | {one for consumer in net.consumers for one in leaves(consumer.axis)}
-        reasons = {axis: _why_fixed(axis, met, include) for axis in found}
-        self.fixed = tuple(Fixed(found[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
-        free = {axis: name for axis, name in found.items() if not reasons[axis]}
+        met = makers.keys() | {leaf for consumer in net.consumers for leaf in leaves(consumer.axis)}
+        reasons = {axis: _why_fixed(axis, met, include) for axis in names}
+        self.fixed = tuple(Fixed(names[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
+        free = {axis: name for axis, name in names.items() if not reasons[axis]}
         self.sets = self._sets(free, makers)
 
     def _sets(self, free: dict[Axis, str], makers: dict[Axis, Producer]) -> tuple[UnitSet, ...]:
@@ -66,15 +66,15 @@ class Units:
         kinds = Kinds(self.net)
         sets = []
         for axis, name in free.items():
-            mine = tuple(consumers.get(axis, ()))
+            consuming = tuple(consumers.get(axis, ()))
             one_less = {axis: axis.size - 1}
             params = size = 0
             for _, axes, numel, element, is_parameter in weights.get(axis, ()):
-                gone = numel - math.prod(count(one, one_less) for one in axes or ())
+                gone = numel - math.prod(count(part, one_less) for part in axes or ())
                 params, size = params + gone * is_parameter, size + gone * element
             cost = [_macs(macs.get(axis, []), counts) for counts in ({}, one_less)]
-            kind, removal = kinds.of(axis, makers.get(axis), mine), "sliced" if axis.sliced else "gated"
-            sets.append(UnitSet(name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, mine, self))
+            kind, removal = kinds.of(axis, makers.get(axis), consuming), "sliced" if axis.sliced else "gated"
+            sets.append(UnitSet(name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, consuming, self))
         return tuple(sets)
 
     def __iter__(self) -> Iterator[UnitSet]:
@@ -86,7 +86,7 @@ class Units:
     def __getitem__(self, name: str) -> UnitSet:
         require_instance("unit set", name, str, "its name, a str")
         sets = {unit_set.name: unit_set for unit_set in self.sets}
-        reasons = {one.name: one.reason for one in self.fixed}
+        reasons = {fixed.name: fixed.reason for fixed in self.fixed}
         if name in reasons and name not in sets:
             raise ArgumentError(f"{name!r} cannot lose units: {reasons[name]}")
         return choose("unit set", name, sets)
@@ -100,9 +100,9 @@ class Units:
         """
         forms = _forms(model, self.axes)
         for name in (*self._forms, *forms):
-            wanted, given = self._forms.get(name, "none"), forms.get(name, "none")
-            if wanted != given:
-                raise ModelError(f"units: found on a model whose {name} is {wanted}, this model's is {given}")
+            wanted, got = self._forms.get(name, "none"), forms.get(name, "none")
+            if wanted != got:
+                raise ModelError(f"units: found on a model whose {name} is {wanted}, this model's is {got}")
 
     @property
     def total(self) -> int:
@@ -120,31 +120,31 @@ class Units:
         return torch.repeat_interleave(torch.tensor([unit_set.size for unit_set in self.sets]))
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector [..., total] over all units as one piece per set."""
+        """Return a vector [..., total] over all units as one piece per set."""
         pieces = torch.split(vector, [unit_set.size for unit_set in self.sets], -1)
         return {unit_set.name: piece for unit_set, piece in zip(self.sets, pieces, strict=True)}
 
     def expand(self, axis: Axis, vector: Tensor) -> Tensor:
-        """The values [..., total] of all units at each position of an axis [..., n]."""
+        """Return the values [..., total] of all units at each position of an axis [..., n]."""
         pieces = self.split(vector)
         return expand(axis, {unit_set.axis: pieces[unit_set.name] for unit_set in self.sets}, vector)
 
     def collect(self, axis: Axis, values: Tensor) -> Tensor:
-        """The reverse of `expand`: values [n] at the positions of an axis summed for each unit, [total]."""
+        """Return values [n] at the positions of an axis summed for each unit, [total], the reverse of `expand`."""
         ones = torch.ones(self.total, dtype=values.dtype, device=values.device, requires_grad=True)
         total = (self.expand(axis, ones) * values).sum() + 0 * ones.sum()
         return torch.autograd.grad(total, ones)[0]
 
     def params(self, kept: Mapping[str, int]) -> int:
-        """Parameters of the model with so many units left in each set."""
+        """Return the number of parameters of the model with so many units left in each set."""
         return self._totals(self._counts(kept))[0]
 
     def bytes(self, kept: Mapping[str, int]) -> int:
-        """Bytes of its parameters and buffers."""
+        """Return the bytes of its parameters and buffers."""
         return self._totals(self._counts(kept))[1]
 
     def macs(self, kept: Mapping[str, int]) -> int:
-        """Multiplications with addition for one sample."""
+        """Return the multiplications with addition for one sample."""
         return _macs(self.net.macs, self._counts(kept))
 
     def bytes_of_value(self, node: fx.Node, kept: Mapping[str, int]) -> int:
@@ -163,7 +163,7 @@ class Units:
         return total
 
     def shapes(self, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of each captured parameter and buffer."""
+        """Return the shape of each captured parameter and buffer."""
         counts = self._counts(kept)
         return {name: tuple(count(axis, counts) for axis in axes) for name, axes in self.axes.items()}
 
@@ -183,11 +183,11 @@ class Units:
         return params, size
 
     def to_json(self) -> dict[str, Any]:
-        """The table as plain data."""
+        """Return the table as plain data."""
         shown = ("name", "kind", "size", "removal", "params_per_unit", "bytes_per_unit", "macs_per_unit")
         return {
             "sets": [{name: getattr(s, name) for name in shown} | {"consumers": s.consumed_by} for s in self],
-            "fixed": [one._asdict() for one in self.fixed],
+            "fixed": [fixed._asdict() for fixed in self.fixed],
             "params": self.params({}),
             "bytes": self.bytes({}),
             "macs": self.macs({}),
@@ -205,19 +205,19 @@ class Units:
 
     @property
     def notes(self) -> list[str]:
-        """What else there is to know."""
+        """Further facts about the units, one sentence each."""
         n = self.captured.spec.fixed
         fixed = f"The model's code fixes the batch at {n} samples: all sizes are for these, all data comes so."
         return [fixed] if n else []
 
     def _fixed_table(self) -> str:
-        """Every fixed axis, or where there are many one row for each reason."""
+        """Return every fixed axis, or where there are many one row for each reason."""
         title = f"{len(self.fixed)} axes are fixed"
         if len(self.fixed) <= 20:
             return table(["fixed", "size", "why"], self.fixed, title)
         by_reason: dict[str, list[str]] = {}
-        for one in self.fixed:
-            by_reason.setdefault(one.reason, []).append(one.name)
+        for fixed in self.fixed:
+            by_reason.setdefault(fixed.reason, []).append(fixed.name)
         rows = [(names[0], len(names) - 1 or None, reason) for reason, names in by_reason.items()]
         return table(["fixed", "and more", "why"], rows, title)
 
@@ -241,16 +241,16 @@ Entry = TypeVar("Entry")
 
 
 def _by_leaf(entries: Iterable[tuple[Entry, Axes]]) -> dict[Axis, list[Entry]]:
-    """Each leaf's entries, in order, found by the axes that come with them."""
-    found: dict[Axis, list[Entry]] = {}
+    """Return each leaf's entries, in order, found by the axes that come with them."""
+    by_leaf: dict[Axis, list[Entry]] = {}
     for entry, axes in entries:
-        for one in dict.fromkeys(one for axis in axes for one in leaves(axis)):
-            found.setdefault(one, []).append(entry)
-    return found
+        for leaf in dict.fromkeys(leaf for axis in axes for leaf in leaves(axis)):
+            by_leaf.setdefault(leaf, []).append(entry)
+    return by_leaf
 
 
 def _macs(products: list[Axes], counts: Mapping[Axis, int]) -> int:
-    """Sizes multiplied within each product, for one sample, and summed."""
+    """Return sizes multiplied within each product, for one sample, and summed."""
     return sum(math.prod(_of_one_sample(count(axis, counts)) for axis in axes) for axes in products)
 
 
@@ -259,12 +259,12 @@ def _of_one_sample(size: int) -> int:
 
 
 def _mark_statistics(net: Net, makers: Mapping[Axis, Producer]) -> None:
-    """Where weights are computed from sums over units (a spectral norm), those left decide about all."""
+    """State that those left decide about all where weights are computed from sums over units (a spectral norm)."""
     for consumer in net.consumers:
         if not net.depends_on_inputs(consumer.node):
-            for one in leaves(consumer.axis):
-                if one in makers:
-                    mark_sliced(one, f"weights are computed by {name_of(consumer.node)} over it")
+            for leaf in leaves(consumer.axis):
+                if leaf in makers:
+                    mark_sliced(leaf, f"weights are computed by {name_of(consumer.node)} over it")
 
 
 def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:
@@ -277,7 +277,7 @@ def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:
 @checked_call
 @one_at_a_time
 def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated") -> Units:
-    """All units that can be removed from a model, and why the others cannot.
+    """Return all units that can be removed from a model, and why the others cannot.
 
     The model is captured by `torch.export`; each dimension of each value becomes an axis, and axes that an
     operation ties together are one (see `secateur.structure.axis`). An axis that reaches no input, output
@@ -311,7 +311,7 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
 
 
 def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
-    """The same for inputs given as (args, kwargs)."""
+    """Return all units that can be removed, for inputs given as (args, kwargs)."""
     choose("include", include, {"gated": True, "all": True})
     call = like_model(model, call)
     captured = capture(model, call)
@@ -320,7 +320,7 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
 
 
 def require_units(units: Units) -> Units:
-    """The same units.
+    """Return the same units.
 
     Raises:
         ModelError: There are none.

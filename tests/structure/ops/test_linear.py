@@ -24,8 +24,8 @@ LIBRARY.impl("linear", lambda b, w, *, x: F.linear(x, w, b), "CompositeImplicitA
 
 
 @rule("lineartests::linear", derivative="contract", linear=dense("x", "w", "b"), makes="width", memory="fresh")
-def linear(net: Any, node: Any, given: Any) -> Any:
-    return dense_axes(net, node, given["x"], given["w"], given["b"])
+def linear(net: Any, node: Any, operands: Any) -> Any:
+    return dense_axes(net, node, operands["x"], operands["w"], operands["b"])
 
 
 class Dense(nn.Linear):

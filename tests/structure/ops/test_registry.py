@@ -65,8 +65,8 @@ def test_a_rule_of_ones_own_is_found() -> None:
     doubled = operation("doubled")
 
     @rule("rulestests::doubled")
-    def same(net: Any, node: Any, given: Any) -> Any:
-        return net.axes(given["x"])
+    def same(net: Any, node: Any, operands: Any) -> Any:
+        return net.axes(operands["x"])
 
     assert [s.size for s in units_with(doubled)] == [4]
 
@@ -76,9 +76,9 @@ def test_a_second_rule_for_an_operation_is_refused(name: str) -> None:
     with pytest.raises(
         ArgumentError, match=rf"^rule: aten::linear has one, .*\.linear \(line .*; .* of {HERE}\) cannot"
     ):
-        rule(name)(lambda net, node, given: [])
+        rule(name)(lambda net, node, operands: [])
     with pytest.raises(ArgumentError, match=r"^resize: aten::view has one, .*\.resize_shape \(line "):
-        resize("view")(lambda net, node, given, left: {})
+        resize("view")(lambda net, node, operands, left: {})
     assert [s.size for s in units_with(torch.tanh)] == [4]
 
 
@@ -86,7 +86,7 @@ def test_a_form_that_a_rule_says_it_does_not_cover_is_fixed_and_listed() -> None
     partly = operation("partly")
 
     @rule("rulestests::partly")
-    def refuses(net: Any, node: Any, given: Any) -> Any:
+    def refuses(net: Any, node: Any, operands: Any) -> Any:
         raise NotCoveredError("matrices")
 
     assert reasons(units_with(partly)) == {"the rule for rulestests::partly does not cover matrices"}
@@ -96,8 +96,8 @@ def test_axes_of_another_size_than_the_output_has_are_not_covered() -> None:
     turned = operation("turned")
 
     @rule("rulestests::turned")
-    def turns(net: Any, node: Any, given: Any) -> Any:
-        return net.axes(given["x"])[::-1]
+    def turns(net: Any, node: Any, operands: Any) -> Any:
+        return net.axes(operands["x"])[::-1]
 
     assert reasons(units_with(turned)) == {"the rule for rulestests::turned does not cover this form of it"}
 
@@ -105,9 +105,9 @@ def test_axes_of_another_size_than_the_output_has_are_not_covered() -> None:
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [
-        (lambda net, node, given: net.axes(given["input"]), "KeyError: 'input'"),
-        (lambda net, node, given: None, "TypeError: 'NoneType' object is not iterable"),
-        (lambda net, node, given: [1, 2], "AttributeError: 'int' object has no attribute 'size'"),
+        (lambda net, node, operands: net.axes(operands["input"]), "KeyError: 'input'"),
+        (lambda net, node, operands: None, "TypeError: 'NoneType' object is not iterable"),
+        (lambda net, node, operands: [1, 2], "AttributeError: 'int' object has no attribute 'size'"),
     ],
     ids=["raises", "nothing", "no axes"],
 )
@@ -123,11 +123,11 @@ def test_an_error_in_a_rule_is_shown_as_its_own(wrong: Any, what: str, request: 
 
 def test_an_error_in_what_adapts_sizes_is_shown_as_its_own() -> None:
     adapted = operation("adapted")
-    rule("rulestests::adapted")(lambda net, node, given: net.axes(given["x"]))
+    rule("rulestests::adapted")(lambda net, node, operands: net.axes(operands["x"]))
 
     @resize("rulestests::adapted")
-    def fails(net: Any, node: Any, given: Any, left: KeepMask) -> dict[str, Any]:
-        return given["size"]
+    def fails(net: Any, node: Any, operands: Any, left: KeepMask) -> dict[str, Any]:
+        return operands["size"]
 
     units = units_with(adapted)
     left = KeepMask({units["0"].axis: torch.tensor([True, False, True, True])})
@@ -138,7 +138,7 @@ def test_an_error_in_what_adapts_sizes_is_shown_as_its_own() -> None:
 def test_a_wrong_rule_makes_no_wrong_network() -> None:
     LIBRARY.define("sharpened(Tensor x) -> Tensor")
     LIBRARY.impl("sharpened", lambda x: x.softmax(-1), "CompositeImplicitAutograd")
-    rule("rulestests::sharpened")(lambda net, node, given: net.axes(given["x"]))
+    rule("rulestests::sharpened")(lambda net, node, operands: net.axes(operands["x"]))
     model = nn.Sequential(nn.Linear(3, 4), Applied(torch.ops.rulestests.sharpened), nn.Linear(4, 2))
     assert [s.size for s in find_units(model, torch.ones(2, 3))] == [4]
     with pytest.raises(VerificationError, match="the cut network differs from the gated one"):

@@ -9,23 +9,23 @@ from torch import fx
 from secateur.structure.axis import Axis, fix, unify
 from secateur.structure.ops.attention import state_heads
 from secateur.structure.ops.dense import factors_of
-from secateur.structure.ops.linear import Given
+from secateur.structure.ops.linear import Operands
 from secateur.structure.ops.net import Axes, Net, require_form
 from secateur.structure.ops.normalisation import reduced, without
 from secateur.structure.ops.registry import name_of, rule
 
 
 @rule("outer", "ger")
-def outer(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """All products of the values of two vectors."""
+def outer(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """Return the axes of all products of the values of two vectors."""
     return [axis for factor in factors_of(node) for axis in net.axes(factor)]
 
 
 @rule("tensordot", derivative="contract")
-def tensordot(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """A sum over several dimensions of both."""
-    sides = [(given["self"], given["dims_self"]), (given["other"], given["dims_other"])]
-    if not net.depends_on_inputs(given["self"]):
+def tensordot(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State a sum over several dimensions of both."""
+    sides = [(operands["self"], operands["dims_self"]), (operands["other"], operands["dims_other"])]
+    if not net.depends_on_inputs(operands["self"]):
         sides.reverse()  # an activation carries the gates, before a weight
     (left, dims), (right, others) = sides
     a, b = net.axes(left), net.axes(right)
@@ -35,7 +35,7 @@ def tensordot(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
         net.consume(node, left, i % len(a), right, j % len(b))
     rests = {left: _others(a, dims), right: _others(b, others)}
     net.macs.append([*a, *_others(b, others)])
-    return [*rests[given["self"]], *rests[given["other"]]]
+    return [*rests[operands["self"]], *rests[operands["other"]]]
 
 
 def _others(axes: Axes, dims: list[int]) -> Axes:
@@ -43,31 +43,33 @@ def _others(axes: Axes, dims: list[int]) -> Axes:
 
 
 @rule("cdist", "_cdist_forward", "_euclidean_dist")
-def distances(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """(Σ |a − b|^p)^(1/p) of all pairs, to which a unit of zero in both adds nothing."""
-    a, b = (net.axes(given[name]) for name in ("x1", "x2"))
+def distances(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State (Σ |a − b|^p)^(1/p) of all pairs, to which a unit of zero in both adds nothing."""
+    a, b = (net.axes(operands[name]) for name in ("x1", "x2"))
     unify(a[-1], b[-1])
     for name, axes in (("x1", a), ("x2", b)):
-        net.consume(node, given[name], len(axes) - 1, occurrence=int(name == "x2" and given["x1"] is given["x2"]))
+        net.consume(
+            node, operands[name], len(axes) - 1, occurrence=int(name == "x2" and operands["x1"] is operands["x2"])
+        )
     lead = net.broadcast([a[:-2], b[:-2]], "cdist") if max(len(a), len(b)) > 2 else []
     return [*lead, a[-2], b[-2]]
 
 
-def einsum_has_single_terms(given: Given) -> bool:
+def einsum_has_single_terms(operands: Operands) -> bool:
     """Return whether what one operand alone has is not summed over."""
-    if len(given["tensors"]) == 1:
+    if len(operands["tensors"]) == 1:
         return True
-    inputs, arrow, result = given["equation"].replace(" ", "").partition("->")
+    inputs, arrow, result = operands["equation"].replace(" ", "").partition("->")
     kept = result if arrow else [c for c in inputs if inputs.count(c) == 1]
-    one, other = (set(term) for term in inputs.split(",")[:2])
-    return len(given["tensors"]) == 2 and (one ^ other) - {"."} <= set(kept)
+    left, right = (set(term) for term in inputs.split(",")[:2])
+    return len(operands["tensors"]) == 2 and (left ^ right) - {"."} <= set(kept)
 
 
 @rule("einsum", derivative="contract", has_single_terms=einsum_has_single_terms)
-def einsum(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Equal letters are equal axes; those that the result lacks are summed over."""
-    tensors = given["tensors"]
-    inputs, _, result = given["equation"].replace(" ", "").partition("->")
+def einsum(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that equal letters are equal axes; those that the result lacks are summed over."""
+    tensors = operands["tensors"]
+    inputs, _, result = operands["equation"].replace(" ", "").partition("->")
     terms = inputs.split(",")
     wide = max((len(net.axes(t)) - len(w) + 3 for t, w in zip(tensors, terms, strict=True) if "..." in w), default=0)
     dots = "".join(chr(0x2460 + i) for i in range(wide))  # a letter for each dimension that ... stands for
@@ -77,33 +79,35 @@ def einsum(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
     ]
     if not _:
         result = dots + "".join(sorted(c for c in set("".join(terms)) - set(dots) if "".join(terms).count(c) == 1))
-    found: dict[str, Axis] = {}
+    by_letter: dict[str, Axis] = {}
     for tensor, term in zip(tensors, terms, strict=True):
         for letter, axis in zip(term, net.axes(tensor), strict=True):
-            found[letter] = net.broadcast([[found[letter]], [axis]], "einsum")[0] if letter in found else axis
+            by_letter[letter] = (
+                net.broadcast([[by_letter[letter]], [axis]], "einsum")[0] if letter in by_letter else axis
+            )
     result = result.replace("...", dots)
-    for letter in sorted(found.keys() - set(result)):
+    for letter in sorted(by_letter.keys() - set(result)):
         _consume_letter(net, node, letter, list(zip(tensors, terms, strict=True)))
-    net.macs.append(list(found.values()))
+    net.macs.append(list(by_letter.values()))
     if sum(map(net.depends_on_inputs, tensors)) > 1:
         shared = set(terms[0]).intersection(*terms) & set(result)
-        state_heads(net, [found[c] for c in shared], [axis for c, axis in found.items() if c not in shared])
-    return [found[letter] for letter in result]
+        state_heads(net, [by_letter[c] for c in shared], [axis for c, axis in by_letter.items() if c not in shared])
+    return [by_letter[letter] for letter in result]
 
 
 def _consume_letter(net: Net, node: fx.Node, letter: str, operands: list[tuple[fx.Node, str]]) -> None:
-    """One operand carries the gates: an activation before a weight, never two (that would be g²)."""
+    """Let one operand carry the gates: an activation before a weight, never two (that would be g²)."""
     having = [(tensor, term.index(letter), i) for i, (tensor, term) in enumerate(operands) if letter in term]
-    having.sort(key=lambda one: (-net.axes(one[0])[one[1]].size, not net.depends_on_inputs(one[0])))
+    having.sort(key=lambda operand: (-net.axes(operand[0])[operand[1]].size, not net.depends_on_inputs(operand[0])))
     (tensor, dim, place), *others = having
     partner, partner_dim = others[0][:2] if len(others) == 1 and len(operands) == 2 else (None, 0)
-    before = sum(other is tensor for other, _ in operands[:place])
+    before = sum(operand is tensor for operand, _ in operands[:place])
     net.consume(node, tensor, dim, partner, partner_dim, occurrence=before)
 
 
 @rule("transformers::grouped_mm_fallback", "_grouped_mm")
-def grouped_matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Mixture of experts: rows sorted by expert, y[n, m] = Σ_k x[n, k] W[expert(n), k, m]."""
+def grouped_matmul(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State a mixture of experts: rows sorted by expert, y[n, m] = Σ_k x[n, k] W[expert(n), k, m]."""
     tensors = node.all_input_nodes
     x, weight = net.axes(tensors[0]), net.axes(tensors[1])
     if len(x) != 2 or len(weight) != 3:
@@ -117,24 +121,24 @@ def grouped_matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @rule("sum", derivative="move")
-def total(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """A sum over units is exact without those removed."""
-    axes = net.axes(given["self"])
-    dims = reduced(given.get("dim"), len(axes))
+def total(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that a sum over units is exact without those removed."""
+    axes = net.axes(operands["self"])
+    dims = reduced(operands.get("dim"), len(axes))
     for i in dims:
-        net.consume(node, given["self"], i)
-    return without(axes, dims, given.get("keepdim"))
+        net.consume(node, operands["self"], i)
+    return without(axes, dims, operands.get("keepdim"))
 
 
 @rule("linalg_vector_norm", "norm")
-def vector_norm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """(Σ |x|^p)^(1/p), to which a unit of zero adds nothing where p > 0."""
-    order = given.get("ord", given.get("p"))
-    axes = net.axes(given["self"])
-    dims = reduced(given.get("dim"), len(axes))
+def vector_norm(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State (Σ |x|^p)^(1/p), to which a unit of zero adds nothing where p > 0."""
+    order = operands.get("ord", operands.get("p"))
+    axes = net.axes(operands["self"])
+    dims = reduced(operands.get("dim"), len(axes))
     for i in dims:
         if isinstance(order, int | float) and order > 0:
-            net.consume(node, given["self"], i)
+            net.consume(node, operands["self"], i)
         else:
             fix(axes[i], f"a norm of order {order} is taken over it")
-    return without(axes, dims, given.get("keepdim"))
+    return without(axes, dims, operands.get("keepdim"))

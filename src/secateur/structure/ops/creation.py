@@ -13,18 +13,18 @@ from secateur.structure.ops.registry import resize, rule
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
-def constant(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """One value everywhere: any number of units."""
+def constant(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State one value everywhere: any number of units."""
     return net.fresh_outputs(node)[0]
 
 
 @resize("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
-def resize_constant(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
-    """The shape."""
-    return {"size": shape_left(net.axes(node), given["size"], left)}
+def resize_constant(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
+    """Return the shape that is left."""
+    return {"size": shape_left(net.axes(node), operands["size"], left)}
 
 
 @rule("arange", "linspace", "eye", "scalar_tensor")
-def counted(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Each position has a value of its own."""
+def counted(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that each position has a value of its own."""
     return net.fresh_outputs(node, "its positions are counted in forward")[0]

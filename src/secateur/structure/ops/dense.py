@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from secateur.structure.axis import unify
 from secateur.structure.ops.attention import state_heads
-from secateur.structure.ops.linear import Given, Linear, PerSample, Update
+from secateur.structure.ops.linear import Linear, Operands, PerSample, Update
 from secateur.structure.ops.net import Axes, Net
 from secateur.structure.ops.registry import first_operand, module_sizes, name_of, rule
 
@@ -28,21 +28,21 @@ def product_with(operand: str, weight: str, bias: str | None = None) -> Linear:
     return Linear(operand, weight, bias, _rows, None, per_sample, inputs_first=True, is_dense=True)
 
 
-def _rows(value: Tensor, kernel: Sequence[int], given: Given) -> tuple[Tensor, int]:
+def _rows(value: Tensor, kernel: Sequence[int], operands: Operands) -> tuple[Tensor, int]:
     return value, value.ndim - 1
 
 
-def _update(a: Tensor, weight: Tensor, given: Given, z: Tensor) -> Update:
+def _update(a: Tensor, weight: Tensor, operands: Operands, z: Tensor) -> Update:
     """Return Z + o_k (δ_k w_k)ᵀ for any candidates k: an update of rank 1, or of a head's width."""
     o, w, whole = a.flatten(0, -2).t(), weight.t(), z.flatten(0, -2)
-    made = z.new_empty(0)
+    buffer = z.new_empty(0)
 
     def updated(positions: Tensor, change: Tensor) -> Tensor:
         rows = o[positions].transpose(1, 2)  # [C, N ..., p]
         columns = w[positions] * change[:, None, None]  # [C, p, O]
-        nonlocal made  # used again: fresh memory costs more than the product
-        made = made.resize_(0 if change.requires_grad else len(positions), *whole.shape)
-        out = None if change.requires_grad else made
+        nonlocal buffer  # used again: fresh memory costs more than the product
+        buffer = buffer.resize_(0 if change.requires_grad else len(positions), *whole.shape)
+        out = None if change.requires_grad else buffer
         if positions.shape[1] == 1:
             result = torch.addcmul(whole, rows, columns, out=out)
         else:
@@ -52,19 +52,19 @@ def _update(a: Tensor, weight: Tensor, given: Given, z: Tensor) -> Update:
     return updated
 
 
-def _of_weight(a: Tensor, delta: Tensor, w: Tensor, given: Given) -> Tensor:
+def _of_weight(a: Tensor, delta: Tensor, w: Tensor, operands: Operands) -> Tensor:
     """Return δ aᵀ, summed over positions [n, v, O, I]."""
     a, d = _positions(a, 1), _positions(delta, 2)
     rows = d.mT.flatten(1, 2)  # all vectors in one product
     return torch.unflatten(rows @ a, 1, (d.shape[1], d.shape[3]))
 
 
-def _of_transposed(a: Tensor, delta: Tensor, w: Tensor, given: Given) -> Tensor:
+def _of_transposed(a: Tensor, delta: Tensor, w: Tensor, operands: Operands) -> Tensor:
     """Return (δ aᵀ)ᵀ, for a weight [I, O]."""
-    return _of_weight(a, delta, w, given).mT
+    return _of_weight(a, delta, w, operands).mT
 
 
-def _of_bias(a: Tensor, delta: Tensor, w: Tensor, given: Given) -> Tensor:
+def _of_bias(a: Tensor, delta: Tensor, w: Tensor, operands: Operands) -> Tensor:
     """Return δ, summed over positions [n, v, O]."""
     return _positions(delta, 2).sum(2)
 
@@ -79,9 +79,9 @@ LINEAR = dense("input", "weight", "bias")
 
 
 @rule("linear", derivative="contract", linear=LINEAR, makes="width", memory="fresh", select=first_operand(lambda _: 1))
-def linear(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Dense: y[..., o] = Σ_i x[..., i] W[o, i] + b[o]."""
-    return dense_axes(net, node, given["input"], given["weight"], given["bias"])
+def linear(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State y[..., o] = Σ_i x[..., i] W[o, i] + b[o]."""
+    return dense_axes(net, node, operands["input"], operands["weight"], operands["bias"])
 
 
 def dense_axes(net: Net, node: fx.Node, operand: fx.Node, matrix: fx.Node, bias: fx.Node | None) -> Axes:
@@ -97,17 +97,17 @@ def dense_axes(net: Net, node: fx.Node, operand: fx.Node, matrix: fx.Node, bias:
 
 
 @rule("bilinear")
-def bilinear(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """y[..., o] = Σ_ij a[..., i] W[o, i, j] b[..., j] + c[o]; either input carries its own gates."""
-    weight = net.axes(given["weight"])
-    first, second = net.axes(given["input1"]), net.axes(given["input2"])
+def bilinear(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State y[..., o] = Σ_ij a[..., i] W[o, i, j] b[..., j] + c[o]; either input carries its own gates."""
+    weight = net.axes(operands["weight"])
+    first, second = net.axes(operands["input1"]), net.axes(operands["input2"])
     lead = net.broadcast([first[:-1], second[:-1]], "bilinear") if len(first) > 1 else []
     for name, axes, dim in (("input1", first, 1), ("input2", second, 2)):
         unify(axes[-1], weight[dim])
-        again = name == "input2" and given["input1"] is given["input2"]
-        net.consume(node, given[name], len(axes) - 1, given["weight"], dim, occurrence=int(again))
-    if given["bias"] is not None:
-        unify(weight[0], net.axes(given["bias"])[0])
+        again = name == "input2" and operands["input1"] is operands["input2"]
+        net.consume(node, operands[name], len(axes) - 1, operands["weight"], dim, occurrence=int(again))
+    if operands["bias"] is not None:
+        unify(weight[0], net.axes(operands["bias"])[0])
     net.macs.append([*lead, *weight])
     return [*lead, weight[0]]
 
@@ -115,8 +115,8 @@ def bilinear(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 @rule("matmul", derivative="contract", linear=product_with("self", "other"), makes="width")
 @rule("mm", derivative="contract", linear=product_with("self", "mat2"))
 @rule("bmm", "mv", "dot", "vdot", derivative="contract")
-def matmul(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Products: y[..., n, m] = Σ_k a[..., n, k] b[..., k, m], leading dimensions broadcast, vectors without n or m."""
+def matmul(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State y[..., n, m] = Σ_k a[..., n, k] b[..., k, m], leading dimensions broadcast, vectors without n or m."""
     return _matmul(net, node, *factors_of(node))
 
 
@@ -126,17 +126,17 @@ def factors_of(node: fx.Node) -> list[fx.Node]:
 
 
 @rule("addmm", derivative="contract", linear=product_with("mat1", "mat2", "self"), makes="width")
-def addmm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Biased: y = bias + a b."""
-    out = _matmul(net, node, given["mat1"], given["mat2"])
-    return net.broadcast([out, net.axes(given["self"])], "addmm")
+def addmm(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State a biased product: y = bias + a b."""
+    out = _matmul(net, node, operands["mat1"], operands["mat2"])
+    return net.broadcast([out, net.axes(operands["self"])], "addmm")
 
 
 @rule("baddbmm", derivative="contract")
-def baddbmm(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Biased, for a stack of matrices: y = bias + a b."""
-    out = _matmul(net, node, given["batch1"], given["batch2"])
-    return net.broadcast([out, net.axes(given["self"])], "baddbmm")
+def baddbmm(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State a biased product for a stack of matrices: y = bias + a b."""
+    out = _matmul(net, node, operands["batch1"], operands["batch2"])
+    return net.broadcast([out, net.axes(operands["self"])], "baddbmm")
 
 
 def _matmul(net: Net, node: fx.Node, left: fx.Node, right: fx.Node) -> Axes:
@@ -157,11 +157,11 @@ def _matmul(net: Net, node: fx.Node, left: fx.Node, right: fx.Node) -> Axes:
 
 @module_sizes(nn.Linear, bias="out_features")
 def linear_attributes(module: nn.Linear, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
-    """Inputs and outputs."""
+    """Return the numbers of inputs and outputs."""
     return {"out_features": shape[0], "in_features": shape[1]}
 
 
 @module_sizes(nn.Bilinear)
 def bilinear_attributes(module: nn.Bilinear, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
-    """Both inputs, and outputs."""
+    """Return the numbers of both inputs, and of outputs."""
     return {"out_features": shape[0], "in1_features": shape[1], "in2_features": shape[2]}

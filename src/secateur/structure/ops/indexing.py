@@ -15,23 +15,23 @@ from secateur.structure.ops.registry import module_sizes, name_of, resize, rule
 
 
 @rule("embedding")
-def embedding(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """y[..., c] = W[i[...], c]."""
-    rows, width = net.axes(given["weight"])
+def embedding(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State y[..., c] = W[i[...], c]."""
+    rows, width = net.axes(operands["weight"])
     fix(rows, "rows are looked up by index")
-    return [*net.axes(given["indices"]), width]
+    return [*net.axes(operands["indices"]), width]
 
 
 @module_sizes(nn.Embedding, nn.EmbeddingBag)
 def attributes(module: nn.Module, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
-    """Rows, and their width."""
+    """Return the number of rows, and their width."""
     return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
 
 
 @rule("index", "_unsafe_index", derivative="pick")
-def index(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Dimensions with an index are replaced by those of the indices, at the place of the first, or in front."""
-    axes, indices = net.axes(given["self"]), given["indices"]
+def index(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """Replace dimensions with an index by those of the indices, at the place of the first, or in front."""
+    axes, indices = net.axes(operands["self"]), operands["indices"]
     at, taken = _indexed(net, axes, indices)
     rest = [axis for i, axis in enumerate(axes) if i >= len(indices) or indices[i] is None]
     out = [*rest[:at], *taken, *rest[at:]]
@@ -42,28 +42,28 @@ def index(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 def _indexed(net: Net, axes: Axes, indices: list[fx.Node | None]) -> tuple[int, Axes]:
-    """Where the indices' own dimensions come, and their axes."""
-    given = [(i, node) for i, node in enumerate(indices) if node is not None]
-    require_form(bool(given), "no index")
-    net.fix_all([[axes[i]] for i, _ in given], "it is indexed")
-    taken = net.broadcast([net.axes(node) for _, node in given], "index")
+    """Return where the indices' own dimensions come, and their axes."""
+    indexed = [(i, node) for i, node in enumerate(indices) if node is not None]
+    require_form(bool(indexed), "no index")
+    net.fix_all([[axes[i]] for i, _ in indexed], "it is indexed")
+    taken = net.broadcast([net.axes(node) for _, node in indexed], "index")
     net.fix_all([taken], "an index")
-    adjacent = given[-1][0] - given[0][0] == len(given) - 1
-    return (given[0][0] if adjacent else 0), taken
+    adjacent = indexed[-1][0] - indexed[0][0] == len(indexed) - 1
+    return (indexed[0][0] if adjacent else 0), taken
 
 
 @rule("index_put")
-def index_put(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Values written, or added, at some places of the indexed dimensions."""
-    axes, indices = net.axes(given["self"]), given["indices"]
+def index_put(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that values are written, or added, at some places of the indexed dimensions."""
+    axes, indices = net.axes(operands["self"]), operands["indices"]
     if any(node is not None and node.meta["val"].dtype == torch.bool for node in indices):
         net.fix_all(
-            [axes, net.axes(given["values"]), *(net.axes(n) for n in indices if n is not None)], "it is indexed"
+            [axes, net.axes(operands["values"]), *(net.axes(n) for n in indices if n is not None)], "it is indexed"
         )
         return axes
     at, taken = _indexed(net, axes, indices)
     rest = [axis for i, axis in enumerate(axes) if i >= len(indices) or indices[i] is None]
-    values = net.axes(given["values"])
+    values = net.axes(operands["values"])
     where = [*rest[:at], *taken, *rest[at:]]
     if all(a.size in (1, b.size) for a, b in zip(values[::-1], where[::-1], strict=False)):
         net.broadcast([where, values], "index_put")
@@ -73,58 +73,58 @@ def index_put(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @rule("index_select", derivative="pick")
-def index_select(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """One dimension by an index."""
-    axes = net.axes(given["self"])
-    dim = dim_of(given, axes)
+def index_select(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that positions of one dimension are chosen by an index."""
+    axes = net.axes(operands["self"])
+    dim = dim_of(operands, axes)
     fix(axes[dim], "it is indexed")
     axes[dim] = leaf(net.shape(node)[dim], "an index")
     return axes
 
 
 @rule("scatter_add", "scatter_reduce", "scatter")
-def scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Values added or written at one position of a dimension each, by an index of the same rank."""
-    axes, taken = net.axes(given["self"]), net.axes(given["index"])
-    source = net.axes(given["src"]) if isinstance(given.get("src"), fx.Node) else taken
-    dim = dim_of(given, axes)
+def scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that values are added or written at one position of a dimension each, by an index of the same rank."""
+    axes, taken = net.axes(operands["self"]), net.axes(operands["index"])
+    source = net.axes(operands["src"]) if isinstance(operands.get("src"), fx.Node) else taken
+    dim = dim_of(operands, axes)
     require_form(len(axes) == len(taken) == len(source), "an index of another rank")
     net.fix_all([[axes[dim], taken[dim], source[dim]]], "it is indexed")
-    for i, here in enumerate(zip(axes, taken, source, strict=True)):
-        if i != dim and len({axis.size for axis in here}) > 1:
-            net.fix_all([list(here)], f"{name_of(node)} writes over some of it")
+    for i, aligned in enumerate(zip(axes, taken, source, strict=True)):
+        if i != dim and len({axis.size for axis in aligned}) > 1:
+            net.fix_all([list(aligned)], f"{name_of(node)} writes over some of it")
         elif i != dim:
-            net.broadcast([[axis] for axis in here], name_of(node))
+            net.broadcast([[axis] for axis in aligned], name_of(node))
     return axes
 
 
 @rule("index_add", "index_copy")
-def index_add(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Slices added or written at the positions of an index."""
-    axes, source = net.axes(given["self"]), net.axes(given["source"])
-    dim = dim_of(given, axes)
+def index_add(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that slices are added or written at the positions of an index."""
+    axes, source = net.axes(operands["self"]), net.axes(operands["source"])
+    dim = dim_of(operands, axes)
     require_form(len(axes) == len(source), "a source of another rank")
-    net.fix_all([[axes[dim], source[dim]], net.axes(given["index"])], "it is indexed")
-    for i, (axis, other) in enumerate(zip(axes, source, strict=True)):
+    net.fix_all([[axes[dim], source[dim]], net.axes(operands["index"])], "it is indexed")
+    for i, (axis, added) in enumerate(zip(axes, source, strict=True)):
         if i != dim:
-            unify(axis, other)
+            unify(axis, added)
     return axes
 
 
 @rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
-def embedding_bag(net: Net, node: fx.Node, given: dict[str, Any]) -> list[Axes]:
-    """Rows looked up by index and summed within each bag."""
-    rows, width = net.axes(given["weight"])
+def embedding_bag(net: Net, node: fx.Node, operands: dict[str, Any]) -> list[Axes]:
+    """State that rows are looked up by index and summed within each bag."""
+    rows, width = net.axes(operands["weight"])
     fix(rows, "rows are looked up by index")
     first, *others = net.fresh_outputs(node, "a bag")
     return [[first[0], width], *others]
 
 
 @rule("gather", "take_along_dim", derivative="pick")
-def gather(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """One position of a dimension for each value of an index of the same rank."""
-    axes, taken = net.axes(given["self"]), net.axes(given["index" if "index" in given else "indices"])
-    dim = dim_of(given, axes)
+def gather(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State one position of a dimension for each value of an index of the same rank."""
+    axes, taken = net.axes(operands["self"]), net.axes(operands["index" if "index" in operands else "indices"])
+    dim = dim_of(operands, axes)
     require_form(len(axes) == len(taken), "an index of another rank")
     fix(axes[dim], "it is indexed")
     fix(taken[dim], "an index")
@@ -144,11 +144,11 @@ def gather(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @rule("topk", "sort", "argsort", "kthvalue")
-def order(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
-    """Positions of one dimension chosen or reordered by value."""
-    axes = net.axes(given["self"])
+def order(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes]:
+    """State that positions of one dimension are chosen or reordered by value."""
+    axes = net.axes(operands["self"])
     reason = f"{name_of(node)} orders it"
-    dim = dim_of(given, axes)
+    dim = dim_of(operands, axes)
     fix(axes[dim], reason)
     outputs = []
     for fresh in net.fresh_outputs(node, reason):
@@ -158,38 +158,38 @@ def order(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
 
 
 @rule("slice_scatter")
-def slice_scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """A segment written over."""
-    axes, source = net.axes(given["self"]), net.axes(given["src"])
-    dim = dim_of(given, axes)
-    here, start = axes[dim], start_of(given, axes[dim].size)
-    if start is None or (given.get("step") or 1) > 1:
-        net.fix_all([[here, source[dim]]], "slice_scatter writes over some of it")
+def slice_scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that a segment is written over."""
+    axes, source = net.axes(operands["self"]), net.axes(operands["src"])
+    dim = dim_of(operands, axes)
+    whole, start = axes[dim], start_of(operands, axes[dim].size)
+    if start is None or (operands.get("step") or 1) > 1:
+        net.fix_all([[whole, source[dim]]], "slice_scatter writes over some of it")
     else:
-        unify(here, cat([leaf(start), source[dim], leaf(here.size - start - source[dim].size)]))
+        unify(whole, cat([leaf(start), source[dim], leaf(whole.size - start - source[dim].size)]))
     net.broadcast([axes[:dim] + axes[dim + 1 :], source[:dim] + source[dim + 1 :]], "slice_scatter")
     return axes
 
 
 @resize("slice_scatter")
-def resize_slice_scatter(net: Net, node: fx.Node, given: dict[str, Any], left: KeepMask) -> dict[str, Any]:
-    """Where the segment begins and ends."""
-    dim = given["dim"] % len(net.axes(node))
-    here, source = net.axes(given["self"])[dim], net.axes(given["src"])[dim]
-    start = start_of(given, here.size)
-    if start is None or is_fixed(here):
+def resize_slice_scatter(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
+    """Return where the segment begins and ends."""
+    dim = operands["dim"] % len(net.axes(node))
+    whole, source = net.axes(operands["self"])[dim], net.axes(operands["src"])[dim]
+    start = start_of(operands, whole.size)
+    if start is None or is_fixed(whole):
         return {}
-    begin = left.before(here, start)
+    begin = left.before(whole, start)
     return {"start": begin, "end": begin + left.count(source)}
 
 
 @rule("select_scatter")
-def select_scatter(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Another tensor written over one position of a dimension, which is therefore fixed."""
-    axes = net.axes(given["self"])
-    dim = dim_of(given, axes)
+def select_scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that another tensor is written over one position of a dimension, which is therefore fixed."""
+    axes = net.axes(operands["self"])
+    dim = dim_of(operands, axes)
     fix(axes[dim], "select_scatter writes over one of it")
     rest = axes[:dim] + axes[dim + 1 :]
     if rest:
-        net.broadcast([rest, net.axes(given["src"])], "select_scatter")
+        net.broadcast([rest, net.axes(operands["src"])], "select_scatter")
     return axes

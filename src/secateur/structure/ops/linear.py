@@ -8,23 +8,23 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-Given = Mapping[str, Any]  # a call's arguments by their names in its schema
+Operands = Mapping[str, Any]  # a call's arguments by their names in its schema
 
 # A view [rows ..., inputs, kernel ...] of the operand, what the matrix is multiplied with, and how many of its
 # dimensions are rows; from the operand, the kernel's shape and the call's arguments.
-Rows = Callable[[Tensor, Sequence[int], Given], tuple[Tensor, int]]
+Rows = Callable[[Tensor, Sequence[int], Operands], tuple[Tensor, int]]
 # The results [C N, ...] for C candidates, from the positions [C, p] of their units and each one's γ − g_k.
 Update = Callable[[Tensor, Tensor], Tensor]
 # An update, from the operand without gates, the weight, the call's arguments and its results Z [N, ...].
-LowRank = Callable[[Tensor, Tensor, Given, Tensor], Update]
+LowRank = Callable[[Tensor, Tensor, Operands, Tensor], Update]
 # Derivatives [n, v, *w.shape] in an argument w for n samples and v vectors, from the operand [n, *of one sample],
 # δ [n, v, *of one sample], w and the call's arguments, those that hold samples as the operand.
-Derivatives = Callable[[Tensor, Tensor, Tensor, Given], Tensor]
+Derivatives = Callable[[Tensor, Tensor, Tensor, Operands], Tensor]
 
 
-def has_no_factors(given: Given) -> bool:
+def has_no_factors(operands: Operands) -> bool:
     """Return whether neither the product nor the bias is scaled, as addmm may."""
-    return bool(given.get("alpha", 1) == given.get("beta", 1) == 1)
+    return bool(operands.get("alpha", 1) == operands.get("beta", 1) == 1)
 
 
 class PerSample(NamedTuple):
@@ -32,7 +32,7 @@ class PerSample(NamedTuple):
 
     derivatives: Derivatives
     dims: tuple[int, ...]
-    applies: Callable[[Given], bool] = has_no_factors
+    applies: Callable[[Operands], bool] = has_no_factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +41,15 @@ class Linear:
 
     Attributes:
         operand: The name of the argument that holds units.
-        weight: That of the weight: [O, inputs, kernel ...], or [inputs, O].
-        bias: That of the bias; None where the operation has none.
+        weight: The name of the argument with the weight: [O, inputs, kernel ...], or [inputs, O].
+        bias: The name of the argument with the bias; None where the operation has none.
         rows: The rows of A.
         update: The results for candidates, from those at hand, where the weight is [O, inputs, kernel ...]; None where
             it is called again for each.
         per_sample: Each sample's derivative by argument; those left out have the operation's own pullback.
-        inputs_first: Whether the weight is [inputs, O].
-        channels_first: Whether outputs lie along dimension 1, not along the last.
-        is_dense: Whether an input [N, inputs] is A itself.
+        inputs_first: True if the weight is [inputs, O].
+        channels_first: True if outputs lie along dimension 1, not along the last.
+        is_dense: True if an input [N, inputs] is A itself.
     """
 
     operand: str
@@ -62,6 +62,6 @@ class Linear:
     channels_first: bool = False
     is_dense: bool = False
 
-    def is_one_matrix(self, given: Given) -> bool:
+    def is_one_matrix(self, operands: Operands) -> bool:
         """Return whether one matrix multiplies all inputs: no groups of them, and no factors."""
-        return given.get("groups", 1) == 1 and has_no_factors(given)
+        return operands.get("groups", 1) == 1 and has_no_factors(operands)

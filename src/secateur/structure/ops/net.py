@@ -18,7 +18,7 @@ Kind = Literal["head", "head width", "recurrent width"]
 
 
 class NotCoveredError(Exception):
-    """Says that a rule does not know this form of its operation: all axes that reach it are fixed, and listed so.
+    """The error that a rule does not know this form of its operation: all axes that reach it are fixed, and listed so.
 
     Its text is what the rule does not cover.
     """
@@ -31,8 +31,8 @@ def require_form(holds: bool, otherwise: str) -> None:
     """Go on with a rule only for the forms of an operation that it covers.
 
     Args:
-        holds: Whether this is one.
-        otherwise: What the form is if it is none.
+        holds: True if this is one.
+        otherwise: The name of the form if it is none.
 
     Raises:
         NotCoveredError: It is none.
@@ -41,15 +41,15 @@ def require_form(holds: bool, otherwise: str) -> None:
         raise NotCoveredError(otherwise)
 
 
-def dim_of(given: dict[str, Any], axes: Axes, name: str = "dim") -> int:
+def dim_of(operands: dict[str, Any], axes: Axes, name: str = "dim") -> int:
     """Return the dimension that an argument names, counted from the first.
 
     Raises:
         NotCoveredError: It names none: the tensor is a scalar, or taken as one row.
     """
-    require_form(given[name] is not None, "a tensor taken as one row")
+    require_form(operands[name] is not None, "a tensor taken as one row")
     require_form(bool(axes), "a scalar")
-    return int(given[name]) % len(axes)
+    return int(operands[name]) % len(axes)
 
 
 def rank_of(value: Any) -> int:
@@ -60,7 +60,7 @@ def rank_of(value: Any) -> int:
 
 @dataclass(frozen=True)
 class Consumer:
-    """Where units are summed over: an operand of a node, at one dimension; there they carry their gates."""
+    """The place where units are summed over and carry their gates: an operand of a node, at one dimension."""
 
     node: fx.Node
     operand: fx.Node
@@ -84,17 +84,17 @@ class Net:
     used: bool = True  # whether the outputs depend on the call whose rule runs
 
     def axes(self, node: fx.Node) -> Axes:
-        """The axes of a tensor."""
-        found: Axes = self.known[node]
-        return list(found)
+        """Return the axes of a tensor."""
+        axes: Axes = self.known[node]
+        return list(axes)
 
     def outputs(self, node: fx.Node) -> list[Axes]:
-        """The axes of each of several outputs."""
-        found: list[Axes] = self.known[node]
-        return found
+        """Return the axes of each of several outputs."""
+        results: list[Axes] = self.known[node]
+        return results
 
     def outputs_of(self, node: fx.Node) -> list[Axes]:
-        """The axes of each output, also where there is only one."""
+        """Return the axes of each output, also where there is only one."""
         return [self.axes(node)] if self.is_tensor(node) else self.outputs(node)
 
     def is_tensor(self, node: Any) -> bool:
@@ -102,7 +102,7 @@ class Net:
         return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
-        """The traced size of each dimension."""
+        """Return the traced size of each dimension."""
         return sizes(node.meta["val"])
 
     def depends_on_inputs(self, node: fx.Node) -> bool:
@@ -110,24 +110,24 @@ class Net:
         return node in self.of_inputs
 
     def fresh_outputs(self, node: fx.Node, reason: str | None = None) -> list[Axes]:
-        """New axes for each output of a node."""
+        """Return new axes for each output of a node."""
         values = node.meta["val"]
-        several = values if isinstance(values, tuple | list) else [values]
-        return [[leaf(n, reason) for n in sizes(v)] if isinstance(v, Tensor) else [] for v in several]
+        results = values if isinstance(values, tuple | list) else [values]
+        return [[leaf(n, reason) for n in sizes(v)] if isinstance(v, Tensor) else [] for v in results]
 
     def fix_all(self, tensors: Sequence[Axes], reason: str) -> None:
-        """None of these axes can lose a unit."""
+        """State that none of these axes can lose a unit."""
         for axes in tensors:
             for axis in axes:
                 fix(axis, reason)
 
     def broadcast(self, tensors: Sequence[Axes], name: str) -> Axes:
-        """The common axes, aligned from the last; one of size 1 met by a larger one is fixed."""
+        """Return the common axes, aligned from the last; one of size 1 met by a larger one is fixed."""
         return [self._common([t[-i] for t in tensors if len(t) >= i], name) for i in _downward(max(map(len, tensors)))]
 
-    def _common(self, here: Axes, name: str) -> Axis:
-        widest = max(here, key=lambda axis: axis.size)
-        for axis in here:
+    def _common(self, axes: Axes, name: str) -> Axis:
+        widest = max(axes, key=lambda axis: axis.size)
+        for axis in axes:
             if axis.size == widest.size:
                 unify(axis, widest)
             else:

@@ -12,7 +12,7 @@ from secateur.structure.ops.registry import Take, module_sizes, name_of, rule
 
 
 def select_each(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
-    """The position of every operand that has it."""
+    """Take the position of every operand that has it."""
     rank = rank_of(x)
     nodes = [n for n in x.args if isinstance(n, fx.Node)]
     if not all(map(rank_of, nodes)) or x.kwargs.keys() - {"alpha", "approximate", "memory_format"}:
@@ -34,10 +34,10 @@ def select_each(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
 @rule("log_sigmoid", "softmin", "floor_divide", derivative="pointwise")  # not tagged by PyTorch
 @rule("lift_fresh", "lift_fresh_copy", "expand_as", derivative="pointwise")
 @rule("where", "zeros_like", "ones_like", "empty_like", "full_like", "fill", derivative="pointwise")
-def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axes]:
-    """The inputs' axes, broadcast; of each output where there are several."""
+def pointwise(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes]:
+    """Return the inputs' axes, broadcast; of each output where there are several."""
     inputs = [net.axes(argument) for argument in node.all_input_nodes if net.is_tensor(argument)]
-    if given.get("train") is True or given.get("training") is True:
+    if operands.get("train") is True or operands.get("training") is True:
         net.fix_all(inputs, f"{name_of(node)} is random")
     require_form(bool(inputs), "numbers alone")
     out, value = net.broadcast(inputs, name_of(node)), node.meta["val"]
@@ -45,15 +45,15 @@ def pointwise(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes | list[Axe
 
 
 @rule("type_as", derivative="pointwise")
-def type_as(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """Another dtype: nothing else of the other tensor counts."""
-    return net.axes(given["self"])
+def type_as(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State another dtype: nothing else of the other tensor counts."""
+    return net.axes(operands["self"])
 
 
 @rule("prelu", derivative="pointwise")
-def prelu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """One slope for each channel (dimension 1), or one for all."""
-    axes, slope = net.axes(given["self"]), net.axes(given["weight"])
+def prelu(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State one slope for each channel (dimension 1), or one for all."""
+    axes, slope = net.axes(operands["self"]), net.axes(operands["weight"])
     channels = axes[1:2] or axes
     net.broadcast([channels, slope], "prelu")
     return axes
@@ -61,15 +61,15 @@ def prelu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 @module_sizes(nn.PReLU)
 def prelu_attributes(module: nn.PReLU, shape: tuple[int, ...], groups: int | None) -> dict[str, Any]:
-    """Slopes."""
+    """Return the number of slopes."""
     return {"num_parameters": shape[0]}
 
 
 @rule("glu")
-def glu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """A σ(b) of the two halves of one dimension: both lose the same units."""
-    axes = net.axes(given["self"])
-    dim = dim_of(given, axes)
+def glu(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State a σ(b) of the two halves of one dimension: both lose the same units."""
+    axes = net.axes(operands["self"])
+    dim = dim_of(operands, axes)
     require_form(axes[dim].size % 2 == 0, "halves of the samples")
     half = leaf(axes[dim].size // 2)
     unify(axes[dim], product([leaf(2, "the halves of glu"), half]))
@@ -78,6 +78,6 @@ def glu(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
 
 
 @rule("masked_fill", derivative="pointwise")
-def masked_fill(net: Net, node: fx.Node, given: dict[str, Any]) -> Axes:
-    """The mask is broadcast to the values."""
-    return net.broadcast([net.axes(given["self"]), net.axes(given["mask"])], "masked_fill")
+def masked_fill(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that the mask is broadcast to the values."""
+    return net.broadcast([net.axes(operands["self"]), net.axes(operands["mask"])], "masked_fill")

@@ -14,7 +14,7 @@ from torch import fx, nn
 from secateur.errors import ArgumentError, ModelError
 from secateur.plugins import load_plugins, place_of_function
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.ops.linear import Given, Linear
+from secateur.structure.ops.linear import Linear, Operands
 from secateur.structure.ops.net import Axes, Net, NotCoveredError, rank_of
 
 Infer = Callable[[Net, fx.Node, dict[str, Any]], Axes | list[Axes]]
@@ -51,20 +51,20 @@ class Op:
 
     Attributes:
         infer: The axes of its outputs from those of its inputs.
-        derivative: How derivatives pass through; None for an operation that second-derivative back-propagation does
-            not apply to.
-        linear: Where it has its matrix, if it is a layer.
-        makes: What a row of its weight makes: a channel, or a width where it is applied at each position of a
+        derivative: The way derivatives pass through; None for an operation that second-derivative back-propagation
+            does not apply to.
+        linear: The place of its matrix, if it is a layer.
+        makes: The unit that a row of its weight makes: a channel, or a width where it is applied at each position of a
             sequence; None for a neuron in any case.
-        select: How one position of its output is computed alone; None where all are needed.
-        box: Of an average: the number of last dimensions that a box has; None for all that it is taken over at once.
-        has_single_terms: Of a contraction: whether each result holds each value of an operand in one term, where that
-            is not told by its operands being different ones.
-        statistics: Where it keeps those of BatchNorm.
+        select: The computation of one position of its output alone; None where all are needed.
+        box: The number of last dimensions that an average's box has; None for all that it is taken over at once.
+        has_single_terms: The test whether each result of a contraction holds each value of an operand in one term,
+            where that is not told by its operands being different ones.
+        statistics: The arguments in which it has the stored ones of BatchNorm.
         memory: "fresh" if its result never shares memory with an operand, "reusable" if it may also be written over
             the operand, by the operation of this name with ``_`` behind.
-        adds: Whether it adds two activations: a residual stream, if both are at positions of a sequence.
-        fused: Whether its fast kernels lack derivatives in eval mode, or second ones.
+        adds: True if it adds two activations: a residual stream, if both are at positions of a sequence.
+        fused: True if its fast kernels lack derivatives in eval mode, or second ones.
     """
 
     infer: Infer
@@ -73,7 +73,7 @@ class Op:
     makes: Literal["channel", "width"] | None = None
     select: Select | None = None
     box: int | None = None
-    has_single_terms: Callable[[Given], bool] | None = None
+    has_single_terms: Callable[[Operands], bool] | None = None
     statistics: StoredStatistics | None = None
     memory: Literal["fresh", "reusable"] | None = None
     adds: bool = False
@@ -102,7 +102,7 @@ def rule(*names: str, derivative: Derivative | None = None, **facts: Any) -> Cal
 
     Args:
         names: "mykernels::linear"; without a namespace it is "aten::".
-        derivative: How derivatives pass through, as `Op` says.
+        derivative: The way derivatives pass through, as `Op` says.
         facts: Other attributes of `Op`.
 
     Raises:
@@ -144,7 +144,7 @@ def module_sizes(*types: type[nn.Module], bias: str | None = None) -> Callable[[
     and the number of groups that are left, None where the graph does not say.
 
     Args:
-        types: Those of `torch.nn`; subclasses go as they do.
+        types: Types of `torch.nn`; subclasses go as they do.
         bias: The attribute that is the size of the bias, where such a module may have none and could have one.
     """
 
@@ -212,7 +212,7 @@ def find_resize(node: fx.Node) -> Resize | None:
 
 def find_module_sizes(module: nn.Module) -> ModuleSizes | None:
     """Return what a module keeps of its sizes; None for modules of other types."""
-    return next((_MODULES[one] for one in type(module).__mro__ if one in _MODULES), None)
+    return next((_MODULES[base] for base in type(module).__mro__ if base in _MODULES), None)
 
 
 def first_operand(without: Callable[[fx.Node], int]) -> Select:
@@ -256,5 +256,5 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {str(i): argument for i, argument in enumerate(node.args)}
-    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments}
+    stated = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    return {a.name: stated.get(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments}
