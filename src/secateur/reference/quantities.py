@@ -226,7 +226,7 @@ def _back_propagate(
 
 
 def _flat_parameters(model: nn.Module) -> tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]:
-    """All parameters as one vector [P], tied ones once, and what makes them of it again."""
+    """Return all parameters as one vector [P], tied ones once, and the function that makes them of it again."""
     named = {name: parameter.detach() for name, parameter in model.named_parameters()}
     sizes = [parameter.numel() for parameter in named.values()]
 
