@@ -46,6 +46,10 @@ class Axis:
         return "(" + (" + " if axis.kind == "cat" else " × ").join(map(repr, parts(axis))) + ")"
 
 
+class SizesDifferError(AssertionError):
+    """Two axes that are stated to be the same differ in size."""
+
+
 class Misaligned(Exception):  # noqa: N818 - a signal inside this file, never an error of the user's
     """The error that two axes cannot be refined to be equal."""
 
@@ -120,7 +124,7 @@ def unify(a: Axis, b: Axis) -> None:
     """State that both are the same axis: refine until they are equal, or fix both.
 
     Raises:
-        AssertionError: The sizes differ, which no rule may let happen.
+        SizesDifferError: The sizes differ, as far as they are known before the network runs.
 
     >>> heads, width, flat = leaf(4), leaf(8), leaf(32)
     >>> unify(product([heads, width]), flat)
@@ -131,7 +135,7 @@ def unify(a: Axis, b: Axis) -> None:
     if a is b:
         return
     if a.size != b.size:
-        raise AssertionError(f"a rule unified axes of sizes {a.size} and {b.size}")
+        raise SizesDifferError(f"a rule unified axes of sizes {a.size} and {b.size}")
     try:
         if a.kind == "leaf":
             _link(a, b)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from installed import install, run_with
 from secateur import Plan, Units, cut, find_units
 from secateur.errors import ArgumentError, ModelError, VerificationError
+from secateur.structure.axis import unify
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.net import NotCoveredError
 from secateur.structure.ops.registry import resize, rule
@@ -100,6 +101,17 @@ def test_axes_of_another_size_than_the_output_has_are_not_covered() -> None:
         return net.axes(operands["x"])[::-1]
 
     assert reasons(units_with(turned)) == {"the rule for rulestests::turned does not cover this form of it"}
+
+
+def test_axes_of_different_sizes_are_not_one() -> None:
+    odd = operation("odd")
+
+    @rule("rulestests::odd")
+    def joins(net: Any, node: Any, given: Any) -> Any:
+        unify(*net.axes(given["x"]))
+        return net.axes(given["x"])
+
+    assert reasons(units_with(odd)) == {"the rule for rulestests::odd does not cover axes of different sizes as one"}
 
 
 @pytest.mark.parametrize(

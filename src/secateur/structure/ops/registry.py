@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from secateur.errors import ArgumentError, ModelError
 from secateur.plugins import load_plugins, place_of_function
+from secateur.structure.axis import SizesDifferError
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.linear import Linear, Operands
 from secateur.structure.ops.net import Axes, Net, NotCoveredError, rank_of
@@ -230,9 +231,12 @@ def blamed(function: Callable[..., Any], node: fx.Node) -> Iterator[None]:
 
     Raises:
         ModelError: Something does.
+        NotCoveredError: It says so, or axes that it states to be the same differ in size.
     """
     try:
         yield
+    except SizesDifferError as error:
+        raise NotCoveredError("axes of different sizes as one") from error
     except Exception as error:
         if isinstance(error, NotCoveredError):
             raise
