@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from secateur.arguments import require_flag, require_whole
 from secateur.errors import ArgumentError, choose
 
 RANKINGS = ("single", "iterative", "quadratic")
@@ -50,9 +51,10 @@ class Ranking:
         _choose("ranking", self.ranking, RANKINGS)
         if self.threshold is not None:
             _choose("threshold", self.threshold, THRESHOLDS)
-        _check_count("shortlist", "units", self.shortlist)
-        _check_count("refresh", "removals", self.refresh)
-        _check_bool("swaps", self.swaps)
+        for name, what in (("shortlist", "units"), ("refresh", "removals")):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name), 1, f"a number of {what} above 0")
+        require_flag("swaps", self.swaps)
         if self.swaps and self.ranking != "quadratic":
             raise ArgumentError(f"swaps: is for ranking='quadratic', not {self.ranking!r}")
         if self.threshold is not None and self.ranking == "quadratic":
@@ -151,7 +153,7 @@ class Compensation:
         if self.ridge is not None and self.ridge > LARGEST_RIDGE:
             raise ArgumentError(f"ridge: expected at most {LARGEST_RIDGE:g}, got {self.ridge!r}")
         for name in ("recalibrate", "add_bias", "fit"):
-            _check_bool(name, getattr(self, name))
+            require_flag(name, getattr(self, name))
         if not self.fit:
             self._check_without_fit()
 
@@ -196,16 +198,6 @@ def compensation_of(compensate: Any, **options: Any) -> Compensation | None:
 
 def _choose(what: str, name: Any, names: tuple[str, ...]) -> None:
     choose(what, name, dict.fromkeys(names))
-
-
-def _check_bool(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ArgumentError(f"{name}: expected True or False, got {value!r}")
-
-
-def _check_count(name: str, what: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ArgumentError(f"{name}: expected a number of {what} above 0, got {value!r}")
 
 
 def _changed(options: Any) -> dict[str, Any]:

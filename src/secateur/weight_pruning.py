@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from secateur.arguments import require_whole
 from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.curvature.weight_loss import WeightLoss
 from secateur.cutting.verify import check_masked
@@ -51,8 +52,7 @@ class Loop:
     retrain: Retrain | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ArgumentError(f"rounds: expected a number above 0, got {self.rounds!r}")
+        require_whole("rounds", self.rounds, 1, "a number above 0")
         if self.retrain is not None and not callable(self.retrain):
             raise ArgumentError(f"retrain: expected a function of the model, got {self.retrain!r}")
 
