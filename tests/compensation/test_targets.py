@@ -290,7 +290,7 @@ def test_a_layer_whose_rows_are_no_samples() -> None:
 # ---------------------------------------------------------------- many outputs
 
 
-def many(loss: str, outputs: int, shape: tuple[int, ...] = (3,)) -> Made:
+def many(loss: Loss, outputs: int, shape: tuple[int, ...] = (3,)) -> Made:
     if len(shape) > 1:
         return Made(nn.Sequential(nn.Conv1d(3, 3, 1), nn.Tanh(), nn.Conv1d(3, outputs, 2)), shape, loss)
     layers = nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh(), nn.Linear(2, outputs)
@@ -320,9 +320,29 @@ def test_few_outputs_are_exact_each_time(loss: str) -> None:
         assert_same(made.curvature()["2.weight"], expected)
 
 
-def test_many_outputs_are_exact_for_a_loss_of_ones_own() -> None:
-    made = Made(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, FEW + 2)), (3,), own)
-    assert_same(made.curvature()["2.weight"], hessians(own, made.out, made.t).mean(0))
+def test_few_outputs_of_a_loss_of_ones_own_are_exact_and_of_many_the_mean_is() -> None:
+    made = many(own, FEW)
+    layer = made.layers[0]
+    assert_same(made.curvature()[layer.weight], dense(made.jacobians(layer), hessians(own, made.out, made.t)))
+    made = many(own, FEW + 1)
+    draws = [made.drawn(seed).curvature()[layer.weight] for seed in range(600)]
+    assert_mean(draws, dense(made.jacobians(layer), hessians(own, made.out, made.t)))
+
+
+def both_ways(outputs: Tensor, t: Tensor) -> Tensor:
+    """Concave in half of the outputs, and in all together convex."""
+    return ((outputs * torch.linspace(-1, 3, outputs.shape[1]).to(outputs)) * outputs).sum(1).mean()
+
+
+def test_drawn_terms_of_negative_sign_count_and_no_weight_falls_below_zero() -> None:
+    made = many(both_ways, FEW + 1)
+    layer, curved = made.layers[0], 2 * torch.diag(torch.linspace(-1, 3, FEW + 1).double())
+    expected = dense(made.jacobians(layer), curved.expand(len(made.x), -1, -1))
+    assert_mean([made.drawn(seed).curvature()[layer.weight] for seed in range(600)], expected)
+    weights = found_weights(made, made.layers)[made.layers[-1]]
+    torch.testing.assert_close(weights, curved.diagonal().clamp(min=0).expand(len(made.x), -1))
+    (diagonal,) = [found.diagonal() for name, found in made.curvature().items() if name == made.layers[-1].weight]
+    torch.testing.assert_close(diagonal, curved.diagonal().clamp(min=0))
 
 
 # ---------------------------------------------------------------- no curvature

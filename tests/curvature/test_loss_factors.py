@@ -1,3 +1,5 @@
+"""The factors of a loss's curvature, those of `secateur.curvature.named_losses` with them, against dense Hessians."""
+
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cases import targets
-from secateur.curvature.loss_factors import Factor, exact_factors, sampled_factors, ties_samples
+from secateur.curvature.loss_factors import Factor, drawn_factors, exact_factors, sampled_factors, ties_samples
 from secateur.errors import DataError
 from secateur.objective.losses import LOSSES
 
@@ -89,6 +91,92 @@ def test_drawn_ones_are_right_in_expectation(name: str, shape: tuple[int, ...]) 
     exact = summed(exact_factors(LOSSES[name], out, t))
     got = summed(sampled_factors(LOSSES[name], out, t, torch.Generator().manual_seed(0), 4000))
     assert (got - exact).abs().max() < 0.08 * exact.abs().max()
+
+
+# ------------------------------------------------------------ drawn directions
+
+
+def mixed(outputs: dict[str, Tensor], t: Tensor) -> Tensor:
+    """Ties outputs to each other, also across tensors; concave in some directions; flat for the first sample."""
+    a, b = outputs["a"].flatten(1), outputs["b"]
+    return ((a.square().sum(1) * b[:, 0] + (a[:, 0] * a[:, 1]).exp() - b.prod(1) ** 2) * t).mean()
+
+
+def mixed_outputs(n: int) -> tuple[dict[str, Tensor], Tensor]:
+    torch.manual_seed(0)
+    outputs = {"a": torch.randn(n, 2, 2).double(), "b": torch.randn(n, 2).double()}
+    return outputs, torch.arange(n).double()
+
+
+def test_drawn_directions_are_unbiased() -> None:
+    outputs, t = mixed_outputs(3)
+    exact = summed(exact_factors(mixed, outputs, t))
+    assert bool((torch.linalg.eigvalsh(exact)[1:, 0] < 0).all())
+    draws = torch.stack(
+        [summed(drawn_factors(mixed, outputs, t, torch.Generator().manual_seed(seed), 2)) for seed in range(2000)]
+    )
+    error = draws.std(0) / len(draws) ** 0.5
+    assert error.max() < 0.05 * exact.abs().max()  # enough draws to tell
+    assert ((draws.mean(0) - exact).abs() <= 4.5 * error + 1e-12).all()
+    assert not exact[0].any()
+    assert not draws[:, 0].any()
+
+
+def test_drawn_terms_come_in_pairs_of_opposite_signs_that_are_as_long() -> None:
+    outputs, t = mixed_outputs(3)
+    factors = list(drawn_factors(mixed, outputs, t, torch.Generator(), 2))
+    assert [factor.weight.tolist() for factor in factors] == [[sign / 8] * 3 for sign in (1, -1, 1, -1)]
+    assert all(a is b for factor in factors for a, b in zip(factor.tensors, outputs.values(), strict=True))
+    plus, minus = (torch.cat([u.flatten(1) for u in factor.vectors], 1) for factor in factors[:2])
+    v, w = (plus + minus) / 2, (plus - minus) / 2  # c v and w / c
+    torch.testing.assert_close(v.norm(dim=1)[1:], w.norm(dim=1)[1:], rtol=1e-12, atol=0)
+
+
+def test_the_same_directions_are_drawn_however_samples_come_in_batches() -> None:
+    outputs, t = mixed_outputs(5)
+    whole = summed(drawn_factors(mixed, outputs, t, torch.Generator().manual_seed(1)))
+    generator, parts = torch.Generator().manual_seed(1), []
+    for rows in (slice(0, 2), slice(2, 5)):
+        some = {name: value[rows] for name, value in outputs.items()}
+        parts.append(summed(drawn_factors(mixed, some, t[rows], generator)))
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
+
+
+class Counted(torch.autograd.Function):
+    """The square, whose backward passes are counted."""
+
+    passes = 0
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(context: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        Counted.passes += 1
+        (x,) = context.saved_tensors
+        return slope * 2 * x
+
+
+@pytest.mark.parametrize("outputs", [3, 300])
+def test_passes_through_the_loss_do_not_grow_with_the_outputs(outputs: int) -> None:
+    def loss(o: Tensor, _: Any) -> Tensor:
+        return Counted.apply(Counted.apply(o)).sum(1).mean()
+
+    Counted.passes = 0
+    out = torch.randn(2, outputs).double()
+    assert len(list(drawn_factors(loss, out, None, torch.Generator(), 3))) == 6
+    assert Counted.passes == 2 + 4  # of two layers one pass for the slope; of the first one for ties, and for each draw
+
+
+def test_drawn_directions_of_a_linear_loss_and_of_one_that_ties_samples() -> None:
+    out = torch.randn(3, 2).double()
+    assert list(drawn_factors(lambda o, _: o.mean(), out, None, torch.Generator())) == []
+    with pytest.raises(DataError, match=r"^loss: it ties samples to each other, so that no sample has a curvature of"):
+        list(drawn_factors(lambda o, _: o.mean().square(), out, None, torch.Generator()))
+    with pytest.raises(DataError, match=r"^loss: its second derivative is NaN on this data"):
+        list(drawn_factors(lambda o, _: (o.abs() ** 1.5).sum(1).mean(), out * 0, None, torch.Generator()))
 
 
 def test_what_ties_samples_or_has_no_distribution_is_refused() -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, fx
 
 from secateur.compensation.linear_layers import Layer
-from secateur.curvature.loss_factors import Factor, backward, exact_factors, float_outputs, sampled_factors
+from secateur.curvature.loss_factors import (
+    Factor,
+    backward,
+    drawn_factors,
+    exact_factors,
+    float_outputs,
+    sampled_factors,
+)
 from secateur.errors import DataError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import CachedBatch, GatedLoss
@@ -37,8 +44,8 @@ def curvature(gated: GatedLoss, layers: Sequence[Layer], g: Tensor) -> dict[Laye
     """Return B = 1/N Σ_n J_nᵀ L_n J_n [O, O] of each layer, J_n the derivative of sample n's outputs in the layer's.
 
     Summed over positions. L_n is the Hessian of the sample's loss. One forward pass, and a backward pass for each of
-    few outputs; where outputs are many, or layers have positions and so more rows than samples, one backward pass for
-    a target drawn for each sample.
+    few outputs. Where outputs are many, or layers have positions and so more rows than samples, one backward pass for a
+    target drawn for each sample; of a loss of the user's own, where outputs are many, a few for drawn directions.
 
     Args:
         gated: The network and the data.
@@ -55,10 +62,13 @@ def curvature(gated: GatedLoss, layers: Sequence[Layer], g: Tensor) -> dict[Laye
     draw = draws_of(gated)
     for batch in gated.cached:
         try:
-            for layer, rows in pulled_to_layers(gated, batch, layers, trace_layers(gated, batch, (), g, layers), draw):
-                matrices[layer] += (rows.T @ rows).double() * (batch.share / batch.size)
+            values = trace_layers(gated, batch, (), g, layers)
+            for layer, rows, sign in pulled_to_layers(gated, batch, layers, values, draw):
+                matrices[layer] += (rows.T @ rows).double() * (sign * batch.share / batch.size)
         except NoCurvatureError:
             return {}
+    for matrix in matrices.values():
+        matrix.diagonal().clamp_(min=0)  # which a drawn estimate may fall below
     return matrices
 
 
@@ -72,18 +82,18 @@ def trace_layers(
 
 def pulled_to_layers(
     gated: GatedLoss, batch: CachedBatch, layers: Sequence[Layer], values: dict[fx.Node, Any], draw: torch.Generator
-) -> Iterator[tuple[Layer, Tensor]]:
-    """Yield √λ_n J_nᵀu_n [M, O] at all positions of each layer's outputs, for each factor λ u uᵀ of the curvature."""
+) -> Iterator[tuple[Layer, Tensor, int]]:
+    """Yield √|λ_n| J_nᵀu_n [M, O] at all positions of each layer's outputs, for each factor λ u uᵀ, and λ's sign."""
     with torch.enable_grad():
         out = outputs(gated.units.captured, values[gated.graph.suffix.output_node()])
         layer_outputs = [values[gated.graph.copies[layer.call]] for layer in layers]
         loss_of_batch(gated.loss_function, out, batch.targets)
         positions = any(value.ndim > 2 for value in layer_outputs)
         for factor in _factors(gated, out, batch.targets, positions, draw):
-            root = factor.weight.clamp(min=0).sqrt()
+            root, sign = factor.weight.abs().sqrt(), -1 if bool((factor.weight < 0).any()) else 1
             vectors = [u * root.to(u).reshape(-1, *[1] * (u.ndim - 1)) for u in factor.vectors]
             for layer, slope in zip(layers, backward(factor.tensors, vectors, layer_outputs), strict=True):
-                yield layer, layer.targets(slope)
+                yield layer, layer.targets(slope), sign
 
 
 def draws_of(gated: GatedLoss) -> torch.Generator:
@@ -92,7 +102,7 @@ def draws_of(gated: GatedLoss) -> torch.Generator:
 
 
 def _factors(gated: GatedLoss, out: Any, targets: Any, positions: bool, draw: torch.Generator) -> Iterator[Factor]:
-    """Yield exact factors, or of a loss with a name a drawn one, where outputs are many or layers have positions.
+    """Yield factors that have one sign each: exact ones without what is concave, or drawn ones.
 
     Raises:
         NoCurvatureError: The loss ties samples, or has no derivatives.
@@ -102,7 +112,11 @@ def _factors(gated: GatedLoss, out: Any, targets: Any, positions: bool, draw: to
         yield from sampled_factors(loss, out, targets, draw, 1)
         return
     try:
-        yield from exact_factors(loss, out, targets)
+        if width > FEW:
+            yield from drawn_factors(loss, out, targets, draw)
+            return
+        for factor in exact_factors(loss, out, targets):
+            yield factor._replace(weight=factor.weight.clamp(min=0))
     except DataError as error:
         raise NoCurvatureError from error
 
@@ -112,7 +126,7 @@ def sample_weights(
 ) -> dict[Layer, Tensor]:
     """Return how much the loss minds each number that some layers give: the diagonals of J_nᵀ L_n J_n [M, O].
 
-    Where outputs are many or layers have positions, an estimate by one drawn target, as in `curvature`.
+    Where outputs are many or layers have positions, an estimate, as in `curvature`; never below 0.
 
     Args:
         gated: The original network.
@@ -126,8 +140,8 @@ def sample_weights(
     """
     diagonals: dict[Layer, Tensor] = {}
     try:
-        for layer, rows in pulled_to_layers(gated, batch, layers, values, draw) if layers else ():
-            diagonals[layer] = rows.square() + diagonals.get(layer, 0)
+        for layer, rows, sign in pulled_to_layers(gated, batch, layers, values, draw) if layers else ():
+            diagonals[layer] = sign * rows.square() + diagonals.get(layer, 0)
     except NoCurvatureError:
         return {}
-    return diagonals
+    return {layer: diagonal.clamp(min=0) for layer, diagonal in diagonals.items()}

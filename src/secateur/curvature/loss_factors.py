@@ -6,20 +6,19 @@ Jᵀ L J = Σ_v λ_v (Jᵀu_v)(Jᵀu_v)ᵀ.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
+from secateur.curvature.named_losses import DRAWS, ROOTS
 from secateur.errors import DataError
 from secateur.objective.loss_inputs import logits_of
-from secateur.objective.losses import LossFunction, binary_cross_entropy, cross_entropy, differentiable, squared_error
+from secateur.objective.losses import LossFunction, differentiable
 
-TINY = 2.0**-54  # below any draw but 0, whose normal would be infinite
+DRAWN = 4  # directions for each sample, of a loss of the user's own with many outputs
 
 
 class Factor(NamedTuple):
@@ -48,7 +47,7 @@ def exact_factors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Fa
     >>> [factor.vectors[0].tolist() for factor in exact_factors(squared_error, o, torch.tensor([1]))]
     [[[1.0, 0.0]], [[0.0, 1.0]]]
     """
-    root = _ROOTS.get(loss)
+    root = ROOTS.get(loss)
     if root is None:
         yield from _eigenvectors(loss, outputs, targets)
         return
@@ -78,7 +77,7 @@ def sampled_factors(
     Raises:
         DataError: Another loss: no distribution is known that it belongs to.
     """
-    draw = _DRAWS.get(loss)
+    draw = DRAWS.get(loss)
     if draw is None:
         raise DataError(
             "fisher: targets are drawn from the model's own distribution, which is known for cross_entropy, "
@@ -116,84 +115,6 @@ def only(vectors: Sequence[Tensor], i: int) -> list[Tensor]:
     return kept
 
 
-# ------------------------------------------------------------ one column at a time of a root of L_n
-
-
-def _root_of_squared_error(out: Tensor, targets: Any) -> Iterator[Tensor]:
-    """Yield the columns of a root of L = I."""
-    yield from _unit_vectors(torch.ones_like(out))
-
-
-def _root_of_binary(out: Tensor, targets: Any) -> Iterator[Tensor]:
-    """Yield the columns of a root of L = diag(p (1 − p)) / m, the mean over m outputs."""
-    p = out.sigmoid()
-    yield from _unit_vectors((p * (1 - p) * len(out) / out.numel()).sqrt())
-
-
-def _root_of_softmax(out: Tensor, targets: Any) -> Iterator[Tensor]:
-    """Yield the columns √p_v (e_v − p) of a root of L = diag(p) − p pᵀ at each position."""
-    p = out.softmax(1).flatten(2) if out.ndim > 2 else out.softmax(1)[..., None]
-    scale = _positions_scale(out, targets)
-    for position in range(p.shape[2]):
-        for v in range(p.shape[1]):
-            column = -p[:, :, position]
-            column[:, v] += 1
-            vector = torch.zeros_like(p)
-            vector[:, :, position] = column * (p[:, v, position] * scale[:, position]).sqrt()[:, None]
-            yield vector.reshape(out.shape)
-
-
-def _unit_vectors(diagonal: Tensor) -> Iterator[Tensor]:
-    flat = diagonal.reshape(len(diagonal), -1)
-    for i in range(flat.shape[1]):
-        vector = torch.zeros_like(flat)
-        vector[:, i] = flat[:, i]
-        yield vector.reshape(diagonal.shape)
-
-
-def _positions_scale(out: Tensor, targets: Tensor) -> Tensor:
-    """Return 1/m for m positions, times the sum of the targets where those are probabilities; [N, m]."""
-    positions = math.prod(out.shape[2:])
-    scale = out.new_full((len(out), positions), 1 / positions)
-    return scale * targets.sum(1).reshape(scale.shape) if targets.is_floating_point() else scale
-
-
-# ------------------------------------------------------------ gradients for drawn targets
-
-
-def _drawn_normal(out: Tensor, targets: Any, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(out.shape, generator=generator, dtype=torch.float64)  # unlike randn the same in pieces
-    normal: Tensor = torch.special.ndtri(uniform.clamp(min=TINY))
-    return normal.to(out)
-
-
-def _drawn_bernoulli(out: Tensor, targets: Any, generator: torch.Generator) -> Tensor:
-    p = out.sigmoid()
-    y = torch.rand(out.shape, generator=generator, dtype=torch.float64).to(out.device) < p
-    return (p - y.to(p)) * math.sqrt(len(out) / out.numel())
-
-
-def _drawn_softmax(out: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-    p = out.softmax(1)
-    positions = p.movedim(1, -1)
-    chosen = torch.rand(positions.shape[:-1], generator=generator, dtype=torch.float64).to(out.device)
-    y = (positions.double().cumsum(-1) < chosen[..., None]).sum(-1).clamp(max=p.shape[1] - 1)
-    scale = _positions_scale(out, targets).sqrt().reshape(len(out), 1, *out.shape[2:])
-    return (p - F.one_hot(y, p.shape[1]).movedim(-1, 1)) * scale
-
-
-_ROOTS: dict[LossFunction, Callable[[Tensor, Any], Iterator[Tensor]]] = {
-    squared_error: _root_of_squared_error,
-    binary_cross_entropy: _root_of_binary,
-    cross_entropy: _root_of_softmax,
-}
-_DRAWS: dict[LossFunction, Callable[[Tensor, Any, torch.Generator], Tensor]] = {
-    squared_error: _drawn_normal,
-    binary_cross_entropy: _drawn_bernoulli,
-    cross_entropy: _drawn_softmax,
-}
-
-
 # ------------------------------------------------------------ a loss of the user's own
 
 
@@ -203,22 +124,81 @@ def _eigenvectors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Fa
     Raises:
         DataError: The loss ties samples to each other, or its second derivative is NaN.
     """
-    tensors, own, first = _slopes(loss, outputs, targets)
+    tensors, own, first = _untied_slopes(loss, outputs, targets)
     if not first.requires_grad:
         return
-    if _ties(own, first):
-        raise DataError(
-            "loss: it ties samples to each other, so that no sample has a curvature of its own; use criterion='hessian'"
-        )
     rows = [_row(first[:, i].sum(), own) for i in range(first.shape[1])]
-    curvature = torch.stack(rows, 1).double()
-    if bool(curvature.isnan().any()):
-        raise DataError("loss: its second derivative is NaN on this data")
+    curvature = _without_nan(torch.stack(rows, 1).double())
     values, vectors = torch.linalg.eigh(curvature)
     for v in range(values.shape[1]):
         if bool(values[:, v].any()):
-            parts = vectors[:, :, v].to(first.dtype).split([o[0].numel() for o in own], 1)
-            yield Factor(values[:, v], tensors, [u.reshape(o.shape) for u, o in zip(parts, own, strict=True)])
+            yield Factor(values[:, v], tensors, _split(vectors[:, :, v].to(first.dtype), own))
+
+
+def drawn_factors(
+    loss: LossFunction, outputs: Any, targets: Any, generator: torch.Generator, draws: int = DRAWN
+) -> Iterator[Factor]:
+    """Yield terms ± u uᵀ whose sum is L_n in expectation, for any loss: the cost does not grow with the outputs.
+
+    For v of random signs E[L v vᵀ] = L, and with w = L v
+
+        ½ (w vᵀ + v wᵀ) = ¼ (c v + w/c)(c v + w/c)ᵀ − ¼ (c v − w/c)(c v − w/c)ᵀ.
+
+    The sum is the same for any c; c² = ‖w‖ / ‖v‖ makes both parts as long, which rounding asks for. One backward pass
+    through the loss for each draw, and terms in pairs of opposite signs.
+
+    Args:
+        loss: The mean over the batch.
+        outputs: The model's, the samples along the first dimension.
+        targets: What the loss takes.
+        generator: The generator of the draws, on the CPU; the same signs are drawn however samples come in batches.
+        draws: Number of draws for each sample.
+
+    Raises:
+        DataError: As `exact_factors`.
+    """
+    tensors, own, first = _untied_slopes(loss, outputs, targets)
+    if not first.requires_grad:
+        return
+    bits = torch.randint(2, (len(first), draws, first.shape[1]), generator=generator, dtype=torch.int8)
+    for draw in bits.unbind(1):
+        v = draw.to(first).mul_(2).sub_(1)
+        w = _without_nan(_row((first * v).sum(), own))
+        length = (w.norm(dim=1, keepdim=True) / v.norm(dim=1, keepdim=True)).sqrt()
+        c = torch.where(length > 0, length, 1)
+        for sign in (1, -1):
+            yield Factor(w.new_full((len(w),), sign / (4 * draws)), tensors, _split(c * v + sign * w / c, own))
+
+
+def _untied_slopes(loss: LossFunction, outputs: Any, targets: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return what `_slopes` does.
+
+    Raises:
+        DataError: The loss ties samples to each other.
+    """
+    tensors, own, first = _slopes(loss, outputs, targets)
+    if first.requires_grad and _ties(own, first):
+        raise DataError(
+            "loss: it ties samples to each other, so that no sample has a curvature of its own; use criterion='hessian'"
+        )
+    return tensors, own, first
+
+
+def _without_nan(second: Tensor) -> Tensor:
+    """Return a second derivative of the loss.
+
+    Raises:
+        DataError: It is NaN.
+    """
+    if bool(second.isnan().any()):
+        raise DataError("loss: its second derivative is NaN on this data")
+    return second
+
+
+def _split(rows: Tensor, own: list[Tensor]) -> list[Tensor]:
+    """Return vectors [N, C] in the form of the outputs."""
+    parts = rows.split([o[0].numel() for o in own], 1)
+    return [part.reshape(o.shape) for part, o in zip(parts, own, strict=True)]
 
 
 def ties_samples(loss: LossFunction, outputs: Any, targets: Any) -> bool:
@@ -230,7 +210,7 @@ def ties_samples(loss: LossFunction, outputs: Any, targets: Any) -> bool:
     >>> ties_samples(lambda o, t: o.mean() ** 2, torch.ones(3, 1), None)
     True
     """
-    if loss in _ROOTS:
+    if loss in ROOTS:
         return False
     _, own, first = _slopes(loss, outputs, targets)
     return first.requires_grad and _ties(own, first)
