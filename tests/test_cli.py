@@ -259,6 +259,25 @@ def test_arrays_of_other_names_are_refused(run, tmp_path):
     assert "data.npz: expected arrays x and y, found a" in err
 
 
+@pytest.mark.parametrize("loss", ["output", "distribution"])
+def test_a_loss_that_keeps_the_outputs_needs_inputs_alone(run, tmp_path, loss):
+    x = torch.rand(20, 4)
+    np.savez(tmp_path / "data.npz", x=x.numpy())
+    words = ("--data", "data.npz", "--loss", loss)
+    code, out, err = run(
+        "shrink", "my_models:network", *words, "--remove-units", "2", "--out", "small.safetensors", "--json"
+    )
+    assert (code, err.count("secateur:")) == (0, 0)
+    shrunk = json.loads(out)
+    assert shrunk["after"]["accuracy"] is None
+    assert 0 <= shrunk["before"]["loss"] < 1e-9 < shrunk["after"]["loss"]
+    for command in ("score", "interactions"):
+        assert run(command, "my_models:network", *words)[0] == 0
+    code, _, err = run("score", "my_models:network", "--data", "data.npz", "--loss", "cross_entropy")
+    assert code == 1
+    assert "data.npz: expected arrays x and y, found x; without targets y the loss can be output or distribution" in err
+
+
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0

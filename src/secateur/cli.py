@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 from typer.core import TyperGroup
 from typer.main import get_group
 
@@ -21,7 +22,9 @@ from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.cli_options import print_json
 from secateur.errors import ArgumentError, SecateurError
 from secateur.objective.data import first_inputs
+from secateur.objective.kept_outputs import KEPT
 from secateur.objective.question import Question
+from secateur.objective.unlabelled import data_for
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
@@ -92,8 +95,9 @@ def shrink(
     check_path(out)
     if report is not None:
         check_page(report)
-    network, batches = find_model(model), find_data(data)
-    validation_data = None if validation is None else find_data(validation)
+    network = find_model(model)
+    batches = _data(network, data, loss)
+    validation_data = None if validation is None else _data(network, validation, loss)
     train = None if retrain is None else find_function("--retrain", retrain)
     result = run_shrink(
         network, batches, loss, budget, units=find_units(network, first_inputs(batches), include), criterion=criterion,
@@ -109,6 +113,11 @@ def shrink(
         print_json({**_to_json(result), "artifact": artifact, "report": None if report is None else str(report)})
     else:
         typer.echo(f"{result}\nwritten to {out}" + ("" if report is None else f", the report to {report}"))
+
+
+def _data(network: nn.Module, name: str, loss: str | None) -> Any:
+    """Return what a name stands for; where the loss needs no targets there may be none."""
+    return data_for(network, find_data(name, labelled=loss not in KEPT), loss)
 
 
 def _to_json(result: Result) -> dict[str, Any]:
@@ -185,7 +194,8 @@ def score(
     as_json: opt.Json = False,
 ) -> None:
     """List the saliency of every unit, lowest first; of single weights what lies between the least and the largest."""
-    network, batches = find_model(model), find_data(data)
+    network = find_model(model)
+    batches = _data(network, data, loss)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar("scoring"):
         scores = run_score(
@@ -221,7 +231,8 @@ def interactions(
     as_json: opt.Json = False,
 ) -> None:
     """Show how units depend on each other: the pairs whose removals know most of each other, and a picture of all."""
-    network, batches = find_model(model), find_data(data)
+    network = find_model(model)
+    batches = _data(network, data, loss)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar(f"interactions by {curvature}"):
         matrix = run_interactions(

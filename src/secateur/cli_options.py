@@ -36,7 +36,9 @@ Data = Annotated[
 Loss = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="cross_entropy, binary_cross_entropy or squared_error; left out for magnitude ..."
+        metavar="NAME",
+        help="cross_entropy, binary_cross_entropy or squared_error; output or distribution, which keep what the model "
+        "gives and need no y; left out for magnitude ...",
     ),
 ]
 Include = Annotated[

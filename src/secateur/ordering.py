@@ -11,6 +11,7 @@ from secateur.arguments import checked_call, require_flag, require_instance
 from secateur.artifacts import safetensors
 from secateur.compensation.compensator import Compensator
 from secateur.cutting.added_biases import with_biases, without_bias
+from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
 from secateur.planning.budget import Budget
@@ -41,6 +42,7 @@ def rank(
     refresh: int | None = None,
     swaps: bool = False,
     max_memory: int | str | None = None,
+    mask: Mask | None = None,
     compensate: bool | Compensation = False,
     ridge: float | None = None,
     weighting: str = "ggn",
@@ -62,7 +64,7 @@ def rank(
         model: The network; evaluated as in eval mode, left as it was.
         data: A pair (inputs, targets) of tensors, or an iterable of such batches that can be read again; None
             for criteria that look at weights only.
-        loss: ``loss(outputs, targets)``, the mean over the batch, or a name; None with ``data=None``.
+        loss: As for `score`: ``loss(outputs, targets)``, the mean over the batch, or a name; None with ``data=None``.
         units: The units that `find_units` returns; None to find them with the first batch.
         criterion: As for `score`; None for ``oracle``, with `compensate` for ``obs``. A quadratic ranking takes
             ``ggn``, ``fisher`` or ``hessian``; None for ``ggn``, which extrapolates best, and with `refresh` for
@@ -82,6 +84,9 @@ def rank(
         swaps: Whether a quadratic ranking with a budget of size exchanges one removed unit for another as long as that
             lowers the predicted loss and the budget still holds; ``plan.swaps`` says by how much.
         max_memory: As for `score`.
+        mask: Which positions count in the fit, and in the losses "output" and "distribution": the name of a keyword
+            input [samples, positions], or a function of the inputs that returns True where they do; None for the
+            keyword input ``attention_mask``, where there is one. Others, padding, are left out.
         compensate: Whether the weights left make up for what goes; fitted on `data`.
         ridge: As for `cut`.
         weighting: As for `cut`.
@@ -105,6 +110,7 @@ def rank(
     if budget is not None:
         require_budget(budget)
     options = resolve(Ranking(criterion, ranking, threshold, shortlist, refresh, swaps), compensation, budget)
+    data, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
     question = Question(model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory)
     return make_order(question, *options, compensation, budget, progress).plan
 

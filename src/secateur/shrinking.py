@@ -16,6 +16,7 @@ from secateur.cutting.cut import cut_units
 from secateur.cutting.final_fit import fitted_plan
 from secateur.cutting.probe_weights import holding
 from secateur.errors import ArgumentError, BudgetError, choose
+from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
 from secateur.ordering import Ranked, make_order, require_budget, resolve
@@ -52,6 +53,7 @@ def shrink(
     retrain: Callable[[nn.Module], object] | None = None,
     rounds: int = 1,
     max_memory: int | str | None = None,
+    mask: Mask | None = None,
     compensate: bool | Compensation = True,
     ridge: float | None = None,
     weighting: str = "ggn",
@@ -72,8 +74,8 @@ def shrink(
 
     Args:
         model: The network; never touched.
-        data: As for `rank`.
-        loss: As for `rank`.
+        data: As for `rank`; with ``loss="output"`` or ``loss="distribution"`` inputs alone will do.
+        loss: As for `score`.
         budget: The bounds that must hold at the end.
         example_inputs: As for `find_units`; None for the first batch's.
         units: The units that `find_units` returns; None to find them.
@@ -92,6 +94,7 @@ def shrink(
             zero through it (make the optimiser inside).
         rounds: The number of rounds, with single weights.
         max_memory: As for `score`.
+        mask: As for `rank`.
         compensate: Whether the weights left make up for the units that go; fitted on `data`, where there is any.
         ridge: As for `cut`.
         weighting: As for `cut`.
@@ -121,8 +124,16 @@ def shrink(
         "ranking": ranking, "threshold": threshold, "shortlist": shortlist, "refresh": refresh, "swaps": swaps
     }  # fmt: skip
     loop = Loop(rounds, retrain)
+    samples, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
     question = Question(
-        model, data, loss, units, example_inputs=example_inputs, validation=validation, seed=seed, max_memory=max_memory
+        model,
+        samples,
+        loss,
+        units,
+        example_inputs=example_inputs,
+        validation=validation,
+        seed=seed,
+        max_memory=max_memory,
     )
     choose("granularity", granularity, GRANULARITIES)
     if granularity == "weight":

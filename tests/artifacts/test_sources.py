@@ -111,3 +111,20 @@ def test_other_names_of_arrays_and_other_files_are_refused(folder):
     text = r"^DATA 'data\.csv': expected package\.module:function or a \.npz or \.safetensors file$"
     with pytest.raises(SecateurError, match=text):
         find_data("data.csv")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_targets_may_be_missing_where_they_are_not_needed(folder, suffix):
+    x = torch.arange(6.0).reshape(2, 3)
+    if suffix == "npz":
+        np.savez("data.npz", x=x.numpy())
+    else:
+        save_file({"x": x}, "data.safetensors")
+    found, targets = find_data(f"data.{suffix}", labelled=False)
+    assert torch.equal(found, x)
+    assert targets is None
+    with pytest.raises(SecateurError) as refused:
+        find_data(f"data.{suffix}")
+    assert str(refused.value) == (
+        f"data.{suffix}: expected arrays x and y, found x; without targets y the loss can be output or distribution"
+    )

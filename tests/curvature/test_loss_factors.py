@@ -1,7 +1,7 @@
 """The factors of a loss's curvature, those of `secateur.curvature.named_losses` with them, against dense Hessians."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cases import targets
 from secateur.curvature.loss_factors import Factor, drawn_factors, exact_factors, sampled_factors, ties_samples
 from secateur.errors import DataError
+from secateur.objective.kept_outputs import KEPT, keep
 from secateur.objective.losses import LOSSES
 
 SHAPES = [(4, 3), (4, 3, 2), (1, 1)]
@@ -91,6 +92,41 @@ def test_drawn_ones_are_right_in_expectation(name: str, shape: tuple[int, ...]) 
     exact = summed(exact_factors(LOSSES[name], out, t))
     got = summed(sampled_factors(LOSSES[name], out, t, torch.Generator().manual_seed(0), 4000))
     assert (got - exact).abs().max() < 0.08 * exact.abs().max()
+
+
+# ------------------------------------------------------------ losses that keep the outputs as they were
+
+
+class Returned(NamedTuple):
+    logits: Tensor
+
+
+def kept_outputs(name: str, form: str) -> tuple[Any, Any, Any]:
+    """Outputs, what is kept of others, and the loss of all tensors among them as one argument."""
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    shapes = {"plain": [(2, 3)], "positions": [(2, 3, 3)], "classes last": [(2, 3, 3)], "several": [(2, 3, 2), (2, 2)]}
+    before, now = ([torch.randn(shape).double() for shape in shapes[form]] for _ in range(2))
+    whole = {"classes last": lambda tensors: Returned(*tensors), "several": tuple}.get(form, lambda tensors: tensors[0])
+    loss = KEPT[name]
+    kept = keep(loss, whole(before), None if form == "plain" else mask)
+    return now, kept, lambda tensors, t: loss(whole(tensors), t)
+
+
+FORMS = [(name, form) for name in KEPT for form in ("plain", "positions", "classes last", "several")][:-1]
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_losses_that_keep_outputs_are_decomposed(name: str, form: str) -> None:
+    now, kept, loss = kept_outputs(name, form)
+    expected = dense(loss, tuple(now), kept)
+    outputs = {"classes last": lambda: Returned(*now), "several": lambda: tuple(now)}.get(form, lambda: now[0])()
+    exact = list(exact_factors(KEPT[name], outputs, kept))
+    torch.testing.assert_close(summed(exact), expected, rtol=1e-12, atol=1e-14)
+    assert all(a is b for factor in exact for a, b in zip(factor.tensors, now, strict=True))
+    drawn = summed(sampled_factors(KEPT[name], outputs, kept, torch.Generator().manual_seed(0), 4000))
+    assert (drawn - expected).abs().max() < 0.08 * expected.abs().max()
+    assert not ties_samples(KEPT[name], outputs, kept)
 
 
 # ------------------------------------------------------------ drawn directions

@@ -258,7 +258,8 @@ def test_a_named_loss_needs_targets(name: str) -> None:
 def test_an_unknown_loss_lists_those_there_are(loss: object) -> None:
     with pytest.raises(ArgumentError) as caught:
         find_loss(loss)
-    assert str(caught.value) == f"unknown loss {loss!r}; one of: cross_entropy, binary_cross_entropy, squared_error"
+    names = "cross_entropy, binary_cross_entropy, squared_error, output, distribution"
+    assert str(caught.value) == f"unknown loss {loss!r}; one of: {names}"
 
 
 def test_a_class_is_no_loss() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from secateur.arguments import require_instance
 from secateur.errors import ArgumentError, DataError
+from secateur.objective.kept_outputs import KEPT
 
 
 def find_model(name: str) -> nn.Module:
@@ -31,12 +32,16 @@ def find_model(name: str) -> nn.Module:
     return require_instance(f"MODEL {name!r}", _call("MODEL", name), nn.Module, "a torch.nn.Module")
 
 
-def find_data(name: str) -> Any:
+def find_data(name: str, labelled: bool = True) -> Any:
     """Return tensors x and y of a .npz or .safetensors file, or what ``package.module:loader`` returns.
+
+    Args:
+        name: The file or the loader.
+        labelled: Whether there have to be targets y; otherwise None stands for those that a file does not have.
 
     Raises:
         ArgumentError: There is no such loader, or it needs arguments.
-        DataError: The file cannot be read, or has no x and y.
+        DataError: The file cannot be read, or has no x, or no y where that is needed.
     """
     path = Path(name)
     if path.suffix not in (".npz", ".safetensors"):
@@ -45,9 +50,10 @@ def find_data(name: str) -> Any:
         arrays = _tensors(path)
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    if not {"x", "y"} <= arrays.keys():
-        raise DataError(f"{path}: expected arrays x and y, found {', '.join(sorted(arrays)) or 'none'}")
-    return arrays["x"], arrays["y"]
+    if "x" not in arrays or (labelled and "y" not in arrays):
+        without = f"; without targets y the loss can be {' or '.join(KEPT)}" if "x" in arrays else ""
+        raise DataError(f"{path}: expected arrays x and y, found {', '.join(sorted(arrays)) or 'none'}{without}")
+    return arrays["x"], arrays.get("y")
 
 
 _UNREADABLE = (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, SafetensorError)

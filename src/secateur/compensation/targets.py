@@ -20,7 +20,7 @@ from secateur.curvature.loss_factors import (
 from secateur.errors import DataError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import CachedBatch, GatedLoss
-from secateur.objective.losses import LOSSES, loss_of_batch
+from secateur.objective.losses import NAMED, loss_of_batch
 from secateur.structure.graph_run import outputs
 
 FEW = 16  # outputs: of a last layer, that each weigh the samples in a way of their own; of a network, all pulled back
@@ -108,7 +108,7 @@ def _factors(gated: GatedLoss, out: Any, targets: Any, positions: bool, draw: to
         NoCurvatureError: The loss ties samples, or has no derivatives.
     """
     loss, width = gated.loss_function, sum(tensor[:1].numel() for tensor in float_outputs(out))
-    if (width > FEW or positions) and loss in LOSSES.values():
+    if (width > FEW or positions) and loss in NAMED.values():
         yield from sampled_factors(loss, out, targets, draw, 1)
         return
     try:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from secateur.curvature.named_losses import DRAWS, ROOTS
+from secateur.curvature.named_losses import DRAWS, ROOTS, View, split, view_of
 from secateur.errors import DataError
-from secateur.objective.loss_inputs import logits_of
 from secateur.objective.losses import LossFunction, differentiable
 
 DRAWN = 4  # directions for each sample, of a loss of the user's own with many outputs
@@ -51,9 +50,9 @@ def exact_factors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Fa
     if root is None:
         yield from _eigenvectors(loss, outputs, targets)
         return
-    out = logits_of(outputs).detach()
-    for vector in root(out, targets):
-        yield _factor(outputs, vector)
+    view = view_of(loss, outputs)
+    for vector in root(view.seen, targets):
+        yield _factor(view, vector)
 
 
 def sampled_factors(
@@ -61,7 +60,7 @@ def sampled_factors(
 ) -> Iterator[Factor]:
     """Yield terms u uᵀ with E[u uᵀ] = L_n: u is the loss's gradient for targets drawn from the model's distribution.
 
-    Softmax, Bernoulli, N(o, I) for the three losses with a name. Where a loss is a mean over m of a sample's outputs or
+    Softmax, Bernoulli, N(o, I) for the losses with a name. Where a loss is a mean over m of a sample's outputs or
     positions, its gradient is multiplied by √m: the squares of m independent terms add up to 1/m of the curvature.
 
     Args:
@@ -83,14 +82,14 @@ def sampled_factors(
             "fisher: targets are drawn from the model's own distribution, which is known for cross_entropy, "
             "binary_cross_entropy and squared_error; use criterion='ggn' for a loss of your own"
         )
-    out = logits_of(outputs).detach()
+    view = view_of(loss, outputs)
     for _ in range(draws):
-        factor = _factor(outputs, draw(out, targets, generator))
+        factor = _factor(view, draw(view.seen, targets, generator))
         yield factor._replace(weight=factor.weight / draws)
 
 
-def _factor(outputs: Any, vector: Tensor) -> Factor:
-    return Factor(vector.new_ones(len(vector)), [logits_of(outputs)], [vector])
+def _factor(view: View, vector: Tensor) -> Factor:
+    return Factor(vector.new_ones(len(vector)), view.tensors, view.back(vector))
 
 
 def float_outputs(returned: Any) -> list[Tensor]:
@@ -132,7 +131,7 @@ def _eigenvectors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Fa
     values, vectors = torch.linalg.eigh(curvature)
     for v in range(values.shape[1]):
         if bool(values[:, v].any()):
-            yield Factor(values[:, v], tensors, _split(vectors[:, :, v].to(first.dtype), own))
+            yield Factor(values[:, v], tensors, split(vectors[:, :, v].to(first.dtype), own))
 
 
 def drawn_factors(
@@ -167,7 +166,7 @@ def drawn_factors(
         length = (w.norm(dim=1, keepdim=True) / v.norm(dim=1, keepdim=True)).sqrt()
         c = torch.where(length > 0, length, 1)
         for sign in (1, -1):
-            yield Factor(w.new_full((len(w),), sign / (4 * draws)), tensors, _split(c * v + sign * w / c, own))
+            yield Factor(w.new_full((len(w),), sign / (4 * draws)), tensors, split(c * v + sign * w / c, own))
 
 
 def _untied_slopes(loss: LossFunction, outputs: Any, targets: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -193,12 +192,6 @@ def _without_nan(second: Tensor) -> Tensor:
     if bool(second.isnan().any()):
         raise DataError("loss: its second derivative is NaN on this data")
     return second
-
-
-def _split(rows: Tensor, own: list[Tensor]) -> list[Tensor]:
-    """Return vectors [N, C] in the form of the outputs."""
-    parts = rows.split([o[0].numel() for o in own], 1)
-    return [part.reshape(o.shape) for part, o in zip(parts, own, strict=True)]
 
 
 def ties_samples(loss: LossFunction, outputs: Any, targets: Any) -> bool:

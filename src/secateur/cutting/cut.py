@@ -18,6 +18,7 @@ from secateur.cutting.probe_weights import holding
 from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
 from secateur.cutting.verify import Truth, exact_truth, has_lower_literals, probe_truth, truth
 from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
+from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation
 from secateur.planning.plan import Plan
@@ -41,6 +42,7 @@ def cut(
     recalibrate: bool | None = None,
     add_bias: bool | None = None,
     max_memory: int | str | None = None,
+    mask: Mask | None = None,
 ) -> nn.Module:
     """Return a new network without the units that the plan removes, proven to compute what the gated one does.
 
@@ -67,6 +69,7 @@ def cut(
         recalibrate: As for `secateur.Compensation`.
         add_bias: As for `secateur.Compensation`.
         max_memory: As for `secateur.score`.
+        mask: As for `secateur.rank`.
 
     Raises:
         ArgumentError: A setting of the compensation is not possible, or is given without data.
@@ -89,7 +92,9 @@ def cut(
     settings = _settings(plan, compensate, {name: value for name, value in changed.items() if value is not None})
     if compensate is None and loss is not None:
         raise ArgumentError("loss: is for compensate=data")
-    question = Question(model, compensate, loss, max_memory=max_memory)  # which refuses what is none of these
+    question = Question(
+        model, masked(compensate, mask), loss, max_memory=max_memory
+    )  # which refuses what is none of these
     spec = plan.inputs or InputSpec.guess(model)
     if settings is not None and settings.add_bias and not plan.biases:
         plan = dataclasses.replace(plan, biases=without_bias(model, _units(model, spec)))

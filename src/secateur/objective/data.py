@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from secateur.errors import DataError
+from secateur.objective.mask import data_and_mask, find_mask
 from secateur.structure.capture import Captured
 from secateur.structure.inputs import Call, as_call, batch_size, like_model, map_tensors, tensor_like_model, tensors
 from secateur.structure.lookups import Lookups
@@ -18,11 +19,12 @@ CHUNK = 2**14  # samples of a dataset given whole that are run at a time, at mos
 
 
 class Batch(NamedTuple):
-    """Some samples, on the model's device."""
+    """Some samples, on the model's device, and which of their positions count [N, L], None for all."""
 
     call: Call
     targets: Any
     size: int
+    mask: Tensor | None = None
 
 
 def batches(
@@ -33,7 +35,7 @@ def batches(
     Args:
         model: The model that takes the data.
         data: A pair of tensors is one dataset, (inputs, targets); anything else an iterable of such pairs, or
-            of Hugging Face batches (a dict with ``labels``), that can be iterated again.
+            of Hugging Face batches (a dict with ``labels``), that can be iterated again. Either may be `masked`.
         chunk: Samples of a dataset given whole that make a batch.
         captured: The model's graph, whose inputs those of every batch must be like; None where there is none yet.
         name: What an error calls the data.
@@ -45,11 +47,14 @@ def batches(
         DataError: There is no sample, the data can be read only once, it holds NaN, or a batch does not fit the graph.
     """
     n, lookups = 0, None if captured is None else Lookups(captured)
+    data, mask = data_and_mask(data)
     for position, item in enumerate(_items(data, chunk, name)):
         batch = _batch(model, item, position, name)
         n += batch.size
         if batch.size:
-            yield batch if lookups is None else _as_captured(batch, lookups, f"{name}: batch {position}: ")
+            where = f"{name}: batch {position}: "
+            batch = batch if lookups is None else _as_captured(batch, lookups, where)
+            yield batch._replace(mask=find_mask(batch.call, mask, where))
     if not n:
         raise DataError(f"{name}: there is no sample in it")
 
@@ -62,9 +67,10 @@ def first_inputs(data: Any) -> Any:
     """
     if data is None:
         raise DataError("pass units=find_units(model, example_inputs): without data the inputs are unknown")
+    data, _ = data_and_mask(data)
     for position, item in enumerate(_items(data)):
         if _batch(nn.Identity(), item, position, "data").size:
-            return data[0] if _is_pair(data) else _split(item, f"data: batch {position}")[0]
+            return data[0] if is_pair(data) else _split(item, f"data: batch {position}")[0]
     raise DataError("data: there is no sample in it")
 
 
@@ -74,26 +80,39 @@ def _items(data: Any, chunk: int = CHUNK, name: str = "data") -> Iterable[Any]:
     Raises:
         DataError: They are no data, or can be read only once.
     """
-    expected = f"{name}: expected (inputs, targets) as tensors, or an iterable of such pairs; got"
+    iterable = require_batches(data, name)
+    if is_pair(data):
+        return _chunks(data, chunk, name)
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Mapping | tuple | list):
+        raise DataError(f"{_expected(name)} ({type(data[0]).__name__}, {type(data[1]).__name__})")
+    return iterable
+
+
+def _expected(name: str) -> str:
+    return f"{name}: expected (inputs, targets) as tensors, or an iterable of such pairs; got"
+
+
+def require_batches(data: Any, name: str) -> Iterable[Any]:
+    """Return an iterable that can be iterated again.
+
+    Raises:
+        DataError: It is none, or can be read only once.
+    """
     if isinstance(data, Dataset) and not hasattr(data, "__iter__"):
         raise DataError(
-            f"{expected} single samples, a {type(data).__name__}: put it into a torch.utils.data.DataLoader"
+            f"{_expected(name)} single samples, a {type(data).__name__}: put it into a torch.utils.data.DataLoader"
         )
     if isinstance(data, Tensor | Mapping) or not hasattr(data, "__iter__"):
-        raise DataError(f"{expected} {type(data).__name__}")
+        raise DataError(f"{_expected(name)} {type(data).__name__}")
     if iter(data) is data:
         raise DataError(
             f"{name}: a {type(data).__name__} can be read only once; give a list, a DataLoader or a pair of tensors"
         )
-    if _is_pair(data):
-        return _chunks(data, chunk, name)
-    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Mapping | tuple | list):
-        raise DataError(f"{expected} ({type(data[0]).__name__}, {type(data[1]).__name__})")
     iterable: Iterable[Any] = data
     return iterable
 
 
-def _is_pair(data: Any) -> bool:
+def is_pair(data: Any) -> bool:
     """Return whether this is one dataset and no iterable of batches."""
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False

@@ -56,7 +56,8 @@ def _rows(batch: Batch, rows: Tensor) -> Batch:
     def select(tensor: Tensor) -> Tensor:
         return tensor[rows.to(tensor.device)] if tensor.ndim else tensor
 
-    return Batch(map_tensors(batch.call, select), _some_targets(batch, rows, select), len(rows))
+    mask = None if batch.mask is None else select(batch.mask)
+    return Batch(map_tensors(batch.call, select), _some_targets(batch, rows, select), len(rows), mask)
 
 
 def _some_targets(batch: Batch, rows: Tensor, select: Callable[[Tensor], Tensor]) -> Any:

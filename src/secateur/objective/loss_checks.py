@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import DataError
 from secateur.objective.data import Batch
+from secateur.objective.kept_outputs import KEPT, keep
 from secateur.objective.losses import LOSSES, LossFunction, value_of
 from secateur.structure.capture import Captured
 from secateur.structure.graph_run import run, tolerance
@@ -30,7 +31,9 @@ class NotSplitError(Exception):
 def batches_for_loss(
     loss: LossFunction | None, captured: Captured, model: nn.Module, batches: Iterable[Batch]
 ) -> list[Batch]:
-    """Return the batches, if the loss can be weighed between them by their numbers of samples.
+    """Return the batches with the targets of the loss, if it can be weighed between them by their numbers of samples.
+
+    Of a loss that keeps the outputs as they were the targets are those of the network as trained.
 
     Of a loss of the user's own the first batch has a copy of its targets: where the loss changes targets in place,
     `loss_of_batch` finds it out there, and the caller's tensor is as it was.
@@ -45,6 +48,9 @@ def batches_for_loss(
         DataError: The loss is no mean over samples, and there are several batches.
     """
     held = list(batches)
+    if loss is not None and loss in KEPT.values():
+        with torch.no_grad():
+            return [b._replace(targets=keep(loss, run(captured, model, b.call), b.mask)) for b in held]
     if loss is None or loss in LOSSES.values():
         return held
     if len(held) > 1:

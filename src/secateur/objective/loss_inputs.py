@@ -40,6 +40,25 @@ def logits_of(outputs: Any) -> Tensor:
     return tensors[0]
 
 
+def has_logits(outputs: Any) -> bool:
+    """Return whether the outputs come with a name, and there are `logits` among them."""
+    return "['logits']" in _entries(outputs)
+
+
+def outputs_of(outputs: Any) -> list[Tensor]:
+    """Return the outputs' `logits`, else all tensors of floating-point numbers among them.
+
+    Raises:
+        DataError: There is none.
+    """
+    tensors = [tensor for tensor in tensors_of(outputs) if tensor.is_floating_point()]
+    if has_logits(outputs):
+        return [logits_of(outputs)]
+    if not tensors:
+        raise DataError(f"loss: expected outputs of floating-point numbers, got {type(outputs).__name__} without any")
+    return tensors
+
+
 def _entries(outputs: Any) -> dict[str, Any]:
     """Return what a model returns by where it is found: "[0]", "['logits']", "" for a single value."""
     outputs = outputs._asdict() if isinstance(outputs, tuple) and hasattr(outputs, "_asdict") else outputs

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from secateur.errors import ArgumentError, DataError, SecateurError, choose
+from secateur.objective.kept_outputs import KEPT, distribution, divergences, gaps, output
 from secateur.objective.loss_inputs import check_probabilities, classes_of, logits_of, tensor_of, tensors_of
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -80,6 +81,7 @@ LOSSES: dict[str, LossFunction] = {
     "binary_cross_entropy": binary_cross_entropy,
     "squared_error": squared_error,
 }
+NAMED: dict[str, LossFunction] = LOSSES | KEPT  # those whose targets are the original's outputs, too
 
 
 def find_loss(loss: str | LossFunction) -> LossFunction:
@@ -90,7 +92,7 @@ def find_loss(loss: str | LossFunction) -> LossFunction:
     """
     if isinstance(loss, type):
         raise ArgumentError(f"loss: {loss.__name__} is a class; give an instance, {loss.__name__}()")
-    return loss if callable(loss) else choose("loss", loss, LOSSES)
+    return loss if callable(loss) else choose("loss", loss, NAMED)
 
 
 def require_loss(loss: LossFunction | None) -> LossFunction:
@@ -194,16 +196,25 @@ def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -
     if loss is binary_cross_entropy:
         values = targets.reshape(logits_of(outputs).shape).to(logits_of(outputs).dtype)
         return lambda out, count: _means(F.binary_cross_entropy_with_logits, logits_of(out), values, count)
+    if loss is output:
+        return lambda out, count: _half_squares(gaps(out, targets).reshape(count, -1)) / len(targets.values)
+    if loss is distribution:
+        return lambda out, count: divergences(out, targets).reshape(count, -1).mean(1).double()
     return lambda out, count: _one_by_one(loss, out, targets, count)
 
 
 def _squared(outputs: Tensor, values: Tensor, count: int, own: bool) -> Tensor:
     stacked = outputs.reshape(count, *values.shape)
-    gaps = stacked.sub_(values) if own else stacked - values
-    if gaps.element_size() < 4:
-        gaps = gaps.float()  # the sum over a batch leaves the range of float16
-    sums = [torch.dot(gap, gap) for gap in gaps.reshape(count, -1)]  # several times faster than square and sum
-    return torch.stack(sums).double() * 0.5 / len(values)
+    differences = stacked.sub_(values) if own else stacked - values
+    return _half_squares(differences.reshape(count, -1)) / len(values)
+
+
+def _half_squares(rows: Tensor) -> Tensor:
+    """Return ½ Σ x² of each row."""
+    if rows.element_size() < 4:
+        rows = rows.float()  # the sum over a batch leaves the range of float16
+    sums = [torch.dot(row, row) for row in rows]  # several times faster than square and sum
+    return torch.stack(sums).double() * 0.5
 
 
 def _means(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, count: int) -> Tensor:

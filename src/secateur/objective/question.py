@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.arguments import require_model, require_seed
+from secateur.arguments import require_instance, require_model, require_seed
 from secateur.objective.data import first_inputs
-from secateur.objective.found_units import find_or_check
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.held_back import hold_back
-from secateur.objective.losses import find_loss
-from secateur.objective.memory import memory_cap
-from secateur.structure.inputs import Call, as_call, like_model, sample_weight
-from secateur.structure.units import Units, require_units
+from secateur.objective.memory import memory_cap, samples_at_once
+from secateur.objective.unlabelled import data_for
+from secateur.structure.check_units import check_units
+from secateur.structure.inputs import Call, as_call, like_model, map_tensors, sample_weight
+from secateur.structure.units import Units, find_units, require_units
 
 
 class Question:
@@ -26,7 +26,7 @@ class Question:
 
     Args:
         model: Evaluated as in eval mode, left as it was.
-        data: As for `secateur.score`.
+        data: As for `secateur.score`; may be `masked`.
         loss: As for `secateur.score`.
         units: From `find_units`; None to find them with the example inputs.
         example_inputs: As for `find_units`; None for the first batch's.
@@ -47,13 +47,12 @@ class Question:
     ) -> None:  # fmt: skip
         require_model(model)
         require_seed(seed)
-        self.model, self.data, self.loss, self.validation = model, data, loss, validation
+        self.model, self.loss = model, loss
+        self.data, self.validation = data_for(model, data, loss), data_for(model, validation, loss, "validation")
         self.seed, self.max_memory = seed, max_memory
         self._units, self._example = units, example_inputs
         self.judged_on = "data" if validation is None else "validation"
         memory_cap(max_memory, sample_weight(model).device)
-        if loss is not None:
-            find_loss(loss)
 
     @cached_property
     def call(self) -> Call:
@@ -120,3 +119,35 @@ class Question:
             "judged_on": "held back",
         }
         return question
+
+
+def find_or_check(
+    model: nn.Module, data: Any, units: Units | None, max_memory: int | str | None = None, example_inputs: Any = None
+) -> Units:
+    """Return the units handed in, held against the model; where there are none, those that it has.
+
+    Args:
+        model: Left as it was.
+        data: As `batches` takes it; its first batch is compared on, or of that so many samples as are run at a time.
+            None for random inputs of the form that the units were found with.
+        units: The units that `find_units` made, or None.
+        max_memory: As for `secateur.score`.
+        example_inputs: Inputs to find units with or to compare on; None for the first batch's.
+
+    Raises:
+        ArgumentError: The model, the units or the memory are no such thing.
+        DataError: There is no sample.
+        ModelError: The model cannot be captured, or the units were found on another forward.
+    """
+    require_model(model)
+    if units is not None:
+        require_instance("units", units, Units, "what secateur.find_units returns")
+    memory = memory_cap(max_memory, sample_weight(model).device)
+    if example_inputs is None and (data is not None or units is None):
+        example_inputs = first_inputs(data)
+    if units is None:
+        return find_units(model, example_inputs)
+    call = units.captured.spec.sample(model) if example_inputs is None else as_call(example_inputs)
+    n = samples_at_once(units.captured, memory)
+    check_units(model, units, map_tensors(call, lambda tensor: tensor[:n] if tensor.ndim else tensor))
+    return units

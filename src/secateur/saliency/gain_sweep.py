@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ArgumentError
-from secateur.objective.found_units import find_or_check
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.leave_one_out import change_one
+from secateur.objective.question import find_or_check
+from secateur.objective.unlabelled import data_for
 from secateur.process_state import one_at_a_time
 from secateur.structure.units import Units
 
@@ -54,6 +55,7 @@ def gain_sweep(
     >>> gain_sweep(model, (x, x), "squared_error", find_units(model, x), [("0", 0)], [0, 1, 2])
     tensor([[2., 0., 2.]], dtype=torch.float64)
     """
+    data = data_for(model, data, loss)
     units = find_or_check(model, data, units, max_memory)
     places = {place: k for k, place in enumerate(units.places)}
     for name, index in chosen:

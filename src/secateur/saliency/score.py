@@ -82,6 +82,11 @@ def score(
             for criteria that look at weights only.
         loss: ``loss(outputs, targets)``, the mean over the batch's samples, or "cross_entropy", "binary_cross_entropy",
             "squared_error", which take the outputs' ``logits`` or only tensor; None where the criterion needs none.
+            Two names need no targets and keep the outputs as they were. "output": ½ Σ_i (o_i − ô_i)², ô the model's own
+            outputs, their ``logits`` or all tensors of floating-point numbers; "distribution": Kullback-Leibler's
+            divergence from the model's own softmax, the mean over positions, of classes along dimension 1, or the last
+            of ``logits`` with three. `data` are then inputs alone, a tensor, a tuple or a dict as one dataset or an
+            iterable of such batches; targets beside them are left out, and first derivatives are 0.
         units: From `find_units`; None to find them with the first batch of the data.
         criterion: One of those above, or of another package, by name, or a function as `secateur.criterion` takes it;
             None for ``oracle``, of weights ``obd``.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import DataError, ModelError
-from secateur.objective.found_units import find_or_check
+from secateur.objective.question import find_or_check
 from secateur.saliency.gain_sweep import gain_sweep
 
 X, Y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 6)
