@@ -20,17 +20,69 @@ HELD_OUT = 5  # every fifth sample is held out to choose the ridge
 
 
 class BatchPlace(NamedTuple):
-    """The place of a batch in the data: the number of its first sample, its samples, and those of all batches."""
+    """The place of a batch in the data.
+
+    Attributes:
+        first: The number of its first sample.
+        size: Its samples.
+        samples: Those of all batches.
+        mask: Which of its positions count [N, L]; None for all.
+        before: Positions that count in the batches before it.
+        positions: Those of all batches.
+    """
 
     first: int
     size: int
     samples: int
+    mask: Tensor | None = None
+    before: int = 0
+    positions: int = 0
 
 
 def batch_places(gated: GatedLoss) -> list[BatchPlace]:
     """Return the places of all batches."""
     sizes = [batch.size for batch in gated.batches]
-    return [BatchPlace(sum(sizes[:i]), size, sum(sizes)) for i, size in enumerate(sizes)]
+    masks = [batch.mask for batch in gated.batches]
+    counts = [0 if mask is None else int(mask.sum()) for mask in masks]
+    return [
+        BatchPlace(sum(sizes[:i]), size, sum(sizes), mask, sum(counts[:i]), sum(counts))
+        for i, (size, mask) in enumerate(zip(sizes, masks, strict=True))
+    ]
+
+
+class CountedRows(NamedTuple):
+    """The rows of a batch that count.
+
+    Attributes:
+        places: Their places among the batch's rows; None where all count.
+        numbers: Their numbers among the rows of all batches.
+        total: Rows of all batches that count.
+        samples: The number of each row's sample.
+    """
+
+    places: Tensor | None
+    numbers: Tensor
+    total: int
+    samples: Tensor
+
+    def some(self, most: int) -> tuple[Tensor | None, Tensor]:
+        """Return places and samples of rows, evenly so many that all batches have no more than is said."""
+        if self.total <= most:
+            return self.places, self.samples
+        chosen = ((self.numbers + 1) * most // self.total > self.numbers * most // self.total).nonzero()[:, 0]
+        return chosen if self.places is None else self.places[chosen], self.samples[chosen]
+
+
+def counted_rows(layer: Layer, value: Tensor, place: BatchPlace) -> CountedRows:
+    """Return the rows of a layer's input that count: where it has those of the mask, those at positions that do."""
+    leading, mask = layer.leading(value), place.mask
+    if mask is not None and layer.samples_first and leading in (mask.shape, (mask.numel(),)):
+        places = mask.flatten().nonzero()[:, 0]
+        numbers = place.before + torch.arange(len(places), device=value.device)
+        return CountedRows(places, numbers, place.positions, place.first + places // mask.shape[1])
+    each = max(1, leading.numel() // place.size)  # rows of a sample
+    numbers = place.first * each + torch.arange(leading.numel(), device=value.device)
+    return CountedRows(None, numbers, place.samples * each, numbers // each)
 
 
 def collect_moments(
@@ -46,20 +98,12 @@ def collect_moments(
         z: Targets of its rows [M, O]; None for moments without.
         weight: The weights of its rows [M, C]; None for 1.
     """
-    count = layer.count(value)
-    each = max(1, count // place.size)  # rows of a sample
-    numbers = place.first * each + torch.arange(count, device=value.device)
-    total, most = place.samples * each, max(ROWS if weight is None else FEWER, EACH * layer.width)
-    taken = None
-    if total > most:
-        taken = ((numbers + 1) * most // total > numbers * most // total).nonzero()[:, 0]
-        numbers, z, weight = numbers[taken], _some(z, taken), _some(weight, taken)
+    most = max(ROWS if weight is None else FEWER, EACH * layer.width)
+    taken, samples = counted_rows(layer, value, place).some(most)
+    if taken is not None:
+        z, weight = None if z is None else z[taken], None if weight is None else weight[taken]
     a = layer.rows(value, taken)
-    moments.add(a, a[:, :0] if z is None else z, numbers // each % HELD_OUT == HELD_OUT - 1, weight)
-
-
-def _some(rows: Tensor | None, taken: Tensor) -> Tensor | None:
-    return None if rows is None else rows[taken]
+    moments.add(a, a[:, :0] if z is None else z, samples % HELD_OUT == HELD_OUT - 1, weight)
 
 
 def original_moments(

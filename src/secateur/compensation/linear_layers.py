@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from secateur.structure.axis import Axis, leaves
+from secateur.structure.axis import BATCH, Axis, leaves
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.linear import Linear
 from secateur.structure.ops.registry import arguments, linear_of
@@ -29,6 +29,7 @@ class Layer:
         inputs: The axis of its inputs; of a convolution each has `kernel` rows of W.
         outputs: The axis of its outputs.
         kernel: Positions of the kernel.
+        samples_first: Whether rows are ordered by sample, and within a sample by position.
     """
 
     call: fx.Node
@@ -38,6 +39,7 @@ class Layer:
     inputs: Axis
     outputs: Axis
     kernel: int
+    samples_first: bool
 
     @property
     def width(self) -> int:
@@ -66,10 +68,10 @@ class Layer:
             return view.flatten(leading).flatten(0, leading - 1)
         return view[torch.unravel_index(chosen, view.shape[:leading])].flatten(1)
 
-    def count(self, value: Tensor) -> int:
-        """Return how many rows there are."""
+    def leading(self, value: Tensor) -> torch.Size:
+        """Return the dimensions that rows are counted in, samples and positions."""
         view, leading = self._view(value)
-        return view.shape[:leading].numel()
+        return view.shape[:leading]
 
     def _view(self, value: Tensor) -> tuple[Tensor, int]:
         operands = arguments(self.call)
@@ -144,7 +146,8 @@ def _layer(units: Units, node: fx.Node, linear: Linear) -> Layer:
     inputs, outputs = (axes[0], axes[1]) if linear.inputs_first else (axes[1], axes[0])
     kernel = 1 if linear.inputs_first else weight.meta["val"].shape[2:].numel()
     added = None if bias is None else units.captured.weights[bias.name]
-    return Layer(node, linear, units.captured.weights[weight.name], added, inputs, outputs, kernel)
+    first = leaves(units.net.axes(arguments(node)[linear.operand])[0])[0].size in (BATCH, units.captured.spec.fixed)
+    return Layer(node, linear, units.captured.weights[weight.name], added, inputs, outputs, kernel, first)
 
 
 def _bias(call: fx.Node, linear: Linear) -> fx.Node | None:
