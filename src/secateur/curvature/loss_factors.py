@@ -17,7 +17,7 @@ from secateur.curvature.named_losses import DRAWS, ROOTS, View, split, view_of
 from secateur.errors import DataError
 from secateur.objective.losses import LossFunction, differentiable
 
-DRAWN = 4  # directions for each sample, of a loss of the user's own with many outputs
+DRAWN = 2  # directions for each sample, of a loss of the user's own with many outputs
 
 
 class Factor(NamedTuple):
