@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from secateur.arguments import checked_call, require_flag, require_instance
-from secateur.artifacts import safetensors
+from secateur.artifacts.header import file_size
 from secateur.compensation.compensator import Compensator
 from secateur.cutting.added_biases import with_biases, without_bias
 from secateur.objective.question import Question
@@ -154,7 +154,7 @@ def make_order(
 
     def size(kept: dict[str, tuple[int, ...]]) -> int:
         plan = dataclasses.replace(header, kept_indices=tuple(kept.items()))
-        return safetensors.file_size(question.model, question.units, plan)
+        return file_size(question.model, question.units, plan)
 
     with progress_bar(f"ranking by {ranking.criterion}", progress) as bar:
         plan = rank_units(question, ranking, criterion, compensator, budget, size, bar)
