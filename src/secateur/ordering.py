@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from secateur.arguments import checked_call, require_flag, require_instance
-from secateur.artifacts.header import file_size
+from secateur.artifacts.header import network_sizes
 from secateur.compensation.compensator import Compensator
 from secateur.cutting.added_biases import with_biases, without_bias
 from secateur.objective.question import Question
@@ -152,12 +152,9 @@ def make_order(
     compensator = None if compensation is None else Compensator(question.gated, compensation)
     header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
 
-    def size(kept: dict[str, tuple[int, ...]]) -> int:
-        plan = dataclasses.replace(header, kept_indices=tuple(kept.items()))
-        return file_size(question.model, question.units, plan)
-
+    sizes = network_sizes(question.model, question.units, header)
     with progress_bar(f"ranking by {ranking.criterion}", progress) as bar:
-        plan = rank_units(question, ranking, criterion, compensator, budget, size, bar)
+        plan = rank_units(question, ranking, criterion, compensator, budget, sizes, bar)
     return Ranked(dataclasses.replace(plan, biases=biases), question, compensator)
 
 

@@ -71,11 +71,11 @@ class NetworkSizes:
 
     def params(self, counts: Mapping[str, int]) -> int:
         """Return the number of parameters with so many units left in each set; sets left out are whole."""
-        return int(_products(self.parameters, self._dims(self._counts(counts))).sum())
+        return int(self._parameters(self._dims(self._counts(counts))).sum())
 
     def macs(self, counts: Mapping[str, int]) -> int:
         """Return the multiplications with addition for one sample."""
-        return int(_products(self.multiplications, self._dims(self._counts(counts))).sum())
+        return int(self._multiplications(self._dims(self._counts(counts))).sum())
 
     def file_bytes(self, kept: Mapping[str, Sequence[int]]) -> int:
         """Return the bytes of the file with these units kept in each set, at least one; sets left out are whole."""
@@ -94,11 +94,22 @@ class NetworkSizes:
         pieces = [self._sizes(c, t) for c, t in zip(self._counts_along(sets), torch.split(text, CHUNK), strict=True)]
         return Along(*map(torch.cat, zip(*pieces, strict=True)))
 
+    def after(self, counts: Mapping[str, int], gone_text: int) -> tuple[int, int, int]:
+        """Return parameters, bytes of the file and MACs after some removals from the whole network.
+
+        Args:
+            counts: The number of units left in each set.
+            gone_text: The characters of the removed units' indices, each with a comma.
+        """
+        sizes = self._sizes(self._counts(counts), torch.tensor([self._kept_text - gone_text]))
+        params, written, macs = (int(size) for size in sizes)
+        return params, written, macs
+
     def freed(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Return the bytes of the file's tensors that go with one more unit of each set."""
         now = self._counts(counts)
         less = torch.cat([now, now - torch.eye(len(self.sets), dtype=torch.long)])
-        total = _products(self.tensors, self._dims(less)).sum(1)
+        total = self._tensors(self._dims(less)).sum(1)
         return dict(zip(dict(self.sets), (total[0] - total[1:]).tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
@@ -134,14 +145,35 @@ class NetworkSizes:
 
     def _sizes(self, counts: Tensor, kept_text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dims = self._dims(counts)
-        params, macs = (_products(terms, dims).sum(1) for terms in (self.parameters, self.multiplications))
+        params, macs = self._parameters(dims).sum(1), self._multiplications(dims).sum(1)
         return params, self._file_bytes(dims, kept_text), macs
 
     def _dims(self, counts: Tensor) -> Tensor:
         """Return the dimensions [m, dims] with so many units left [m, sets]."""
-        terms = [term for dim in self.dims for term in dim]
-        owners = torch.tensor([n for n, dim in enumerate(self.dims) for _ in dim], dtype=torch.long)
-        return counts.new_zeros(len(counts), len(self.dims)).index_add(1, owners, _products(terms, counts))
+        products, owners = self._dimensions
+        return counts.new_zeros(len(counts), len(self.dims)).index_add(1, owners, products(counts))
+
+    @cached_property
+    def _dimensions(self) -> tuple[_Products, Tensor]:
+        """The products that dimensions are sums of, and the dimension that each belongs to."""
+        owners = [n for n, dim in enumerate(self.dims) for _ in dim]
+        return _Products([term for dim in self.dims for term in dim]), torch.tensor(owners, dtype=torch.long)
+
+    @cached_property
+    def _parameters(self) -> _Products:
+        return _Products(self.parameters)
+
+    @cached_property
+    def _multiplications(self) -> _Products:
+        return _Products(self.multiplications)
+
+    @cached_property
+    def _tensors(self) -> _Products:
+        return _Products(self.tensors)
+
+    @cached_property
+    def _shapes(self) -> Tensor:
+        return torch.tensor([dim for _, shape in self.tensors for dim in shape], dtype=torch.long)
 
     def _file_bytes(self, dims: Tensor, kept_text: Tensor | int) -> Tensor:
         """Return eight bytes of length, the header padded to a multiple of eight, and the data [m]."""
@@ -150,11 +182,11 @@ class NetworkSizes:
 
     def _file(self, dims: Tensor, kept_text: Tensor | int) -> tuple[Tensor, Tensor]:
         """Return the characters of dimensions, offsets and kept units [m], and the bytes of all tensors [m]."""
-        sizes = _products(self.tensors, dims)
+        sizes = self._tensors(dims)
         ends = sizes.cumsum(1)
-        shapes = _digits(dims)[:, [dim for _, shape in self.tensors for dim in shape]]
+        shapes = _digits(dims)[:, self._shapes]
         data = sizes.sum(1)
-        offsets = 2 * _digits_of_sorted(ends) + 1 - _digits(data)  # each tensor begins where the one before ends
+        offsets = 2 * _digits_of_sorted(ends) - _digits(data)  # each tensor but the first begins where one ends
         return shapes.sum(1) + offsets + kept_text, data
 
 
@@ -173,15 +205,28 @@ def _digits_of_sorted(numbers: Tensor) -> Tensor:
     return (numbers.shape[1] - torch.searchsorted(numbers, powers)).sum(1) + numbers.shape[1]
 
 
-def _products(terms: Sequence[Term], values: Tensor) -> Tensor:
-    """Return the product of each term [m, terms] for values [m, n]."""
-    most = max((len(places) for _, places in terms), default=0)
-    padded = torch.tensor([[*places, *[-1] * (most - len(places))] for _, places in terms], dtype=torch.long)
-    values = torch.cat([values, values.new_ones(len(values), 1)], 1)  # the last stands for no further factor
-    product = torch.tensor([times for times, _ in terms], dtype=torch.long).expand(len(values), -1)
-    for column in range(most):
-        product = product * values[:, padded[:, column]]
-    return product
+class _Products:
+    """The products of terms for many values at once.
+
+    Args:
+        terms: Whole numbers times some values, by their places.
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        most = max((len(places) for _, places in terms), default=0)
+        self.times = torch.tensor([times for times, _ in terms], dtype=torch.long)
+        self.columns = [
+            torch.tensor([places[column] if column < len(places) else -1 for _, places in terms], dtype=torch.long)
+            for column in range(most)
+        ]
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Return the product of each term [m, terms] for values [m, n]."""
+        values = torch.cat([values, values.new_ones(len(values), 1)], 1)  # the last stands for no further factor
+        product = self.times.expand(len(values), -1)
+        for column in self.columns:
+            product = product * values[:, column]
+        return product
 
 
 class _Dimensions:
