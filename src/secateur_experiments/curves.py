@@ -55,10 +55,10 @@ class Curve:
 
 
 def curve_of(plan: Plan) -> Curve:
-    """Return the losses and accuracies of a plan, whose states were all measured."""
-    states = plan.states
-    accuracies, losses = [state.accuracy or 0.0 for state in states], [state.loss or 0.0 for state in states]
-    return Curve(range(len(states)), accuracies, sum(plan.sizes.values()), loss=losses)
+    """Return the losses and accuracies of a plan where they were measured."""
+    points = [(n, state.accuracy or 0.0, state.loss) for n, state in enumerate(plan.states) if state.loss is not None]
+    removed, accuracies, losses = zip(*points, strict=True)
+    return Curve(removed, accuracies, sum(plan.sizes.values()), loss=losses)
 
 
 def units_of(share: float, total: int) -> int:

@@ -1,4 +1,4 @@
-"""The written file: content, size, loading, refusals."""
+"""The written file: content, size (secateur.artifacts.header), loading, refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 import secateur as sc
 from cases import CASES, random_kept
-from secateur.artifacts.safetensors import check_path, file_size, save, to_bytes, whole_file
+from secateur.artifacts.header import file_size
+from secateur.artifacts.safetensors import check_path, save, to_bytes, whole_file
 from secateur.errors import ArgumentError, ArtifactError, PlanError, SecateurError
 from secateur.reference import RandomNetwork
 

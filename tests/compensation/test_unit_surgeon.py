@@ -194,6 +194,25 @@ def test_scales_are_between_bounds_and_one_for_each_set(seed: int) -> None:
         assert 1 / SPAN <= scale <= SPAN
 
 
+@pytest.mark.parametrize(("open_set", "consumer"), [("0", "2"), ("2", "4")])
+def test_sets_that_keep_all_units_cost_no_work(open_set: str, consumer: str) -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 8), nn.Sigmoid(), nn.Linear(8, 3)
+    model, x = nn.Sequential(*layers).double(), torch.randn(60, 4).double()
+    units = sc.find_units(model, x)
+    gated = GatedLoss(model, units, (x, torch.randint(0, 3, (60,))), "cross_entropy")
+    surgeons = UnitSurgeon(Compensator(gated)), UnitSurgeon(Compensator(gated), names={open_set})
+    g = surgeons[0].compensator.ones.clone()
+    for surgeon in surgeons:
+        surgeon.begin(g)
+    everything, some = (units.split(surgeon.saliency(g)) for surgeon in surgeons)
+    torch.testing.assert_close(some[open_set], everything[open_set], rtol=1e-12, atol=0)
+    (protected,) = {"0", "2"} - {open_set}
+    assert some[protected].tolist() == [torch.inf] * len(some[protected])
+    assert [layer.weight for layer in surgeons[1].block_obs] == [f"{consumer}.weight"]
+    assert len(surgeons[1].scales) == 1
+
+
 def test_units_of_cells_that_no_layer_makes_up_for_have_their_measured_rise() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:

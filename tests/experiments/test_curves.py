@@ -7,6 +7,8 @@ import math
 import pytest
 
 from experiments.studies import study
+from secateur.planning.plan import Plan
+from secateur.planning.state import State, Step
 from secateur_experiments.curves import Curve, best, curve_of, middle, rows, units_of, within
 from secateur_experiments.study import Way
 
@@ -45,6 +47,13 @@ def test_the_curve_of_a_plan_has_its_states():
     assert list(curve.accuracy) == [state.accuracy for state in plan.states]
     assert list(curve.loss) == [state.loss for state in plan.states]
     assert len(set(curve.loss)) == 6
+
+
+def test_the_curve_of_a_plan_has_the_points_that_were_measured():
+    steps = tuple(Step(loss, loss and 0.5, 1, 1, 1, "a", n, None) for n, loss in enumerate([None, 0.25, None, 0.75]))
+    curve = curve_of(Plan((("a", (4, 5)),), State(0.125, 1.0, 1, 1, 1), steps))
+    assert (list(curve.removed), curve.total) == ([0, 2, 4], 6)
+    assert (list(curve.loss), list(curve.accuracy)) == ([0.125, 0.25, 0.75], [1.0, 0.5, 0.5])
 
 
 def test_rows_are_medians_and_a_curve_given_up_counts_as_the_lowest():

@@ -15,7 +15,7 @@ from secateur.artifacts.measure import Sizes
 from secateur.errors import ArgumentError
 from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
-from secateur.reporting.page import Page, Section, html
+from secateur.reporting.page import Page, Section, html, text_of
 from secateur.reporting.result_page import result_page
 from secateur.result import Result
 
@@ -129,6 +129,29 @@ def test_what_was_not_measured_is_said_and_not_drawn():
     assert [picture.caption for picture in section(page, "trade-off").pictures] == ["Bytes against units removed"]
     assert section(page, "trade-off").text[-1] == "What is not shown was not measured."
     assert "–" in html(page)
+
+
+def test_losses_are_drawn_where_they_were_measured_and_blank_elsewhere():
+    result = shrunk()
+    plan = result.plan
+    assert isinstance(plan, Plan)
+    some = tuple(step if n in (2, 4) else replace(step, loss=None, accuracy=None) for n, step in enumerate(plan.steps))
+    page = page_of(replace(result, plan=replace(plan, steps=some)))
+    assert [row[3] for row in rows(page, "steps")] == [
+        plan.states[0].loss,
+        None,
+        None,
+        some[2].loss,
+        None,
+        some[4].loss,
+    ]
+    note = section(page, "steps").tables[0].note
+    assert note is not None
+    assert note.endswith("A dash for loss or accuracy: not measured.")
+    loss, _, size = section(page, "trade-off").pictures
+    assert loss.alt.startswith(f"Line chart of loss: {text_of(plan.states[0].loss)} with 0 removed, ")
+    assert loss.alt.endswith(f"{text_of(some[4].loss)} with 5.")
+    assert size.alt.endswith("with 5.")
 
 
 def test_a_network_that_nothing_was_removed_from_has_a_page():

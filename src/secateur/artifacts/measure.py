@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from secateur.arguments import checked_call
-from secateur.artifacts.safetensors import file_size
+from secateur.artifacts.header import file_size
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
 from secateur.structure.units import Units, find_units

@@ -13,14 +13,13 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from secateur.arguments import checked_call, require_model, require_path
+from secateur.artifacts.header import FORMAT, KEY, metadata, metadata_of, tensors_of
 from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
 from secateur.cutting.weight_masks import Masks, count_moved, freeze
@@ -28,55 +27,6 @@ from secateur.errors import ArgumentError, ArtifactError, ModelError
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
 from secateur.structure.inputs import InputSpec
-from secateur.structure.units import Units
-
-FORMAT = 1
-KEY = "secateur"  # one entry: safetensors writes several in no fixed order
-
-# The dtypes as safetensors names them, in the order in which it writes them.
-_NAMES = {
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.float32: "F32",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors to write: every parameter and persistent buffer once, tied ones under their first name.
-
-    Raises:
-        ArtifactError: A tensor is of a type that safetensors does not know.
-    """
-    first: dict[Tensor, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            first.setdefault(tensor, name)
-            if tensor.dtype not in _NAMES:
-                raise ArtifactError(f"{name}: safetensors holds no {tensor.dtype}")
-    return {name: tensor for tensor, name in first.items()}
-
-
-def metadata(plan: Plan) -> dict[str, str]:
-    """Return a file's metadata: format version, kept indices, input specification, how the plan was made."""
-    return _metadata(plan.inputs, kept=plan.kept, **plan.options_to_json())
-
-
-def _metadata(inputs: InputSpec | None, **removed: Any) -> dict[str, str]:
-    content = {"format": FORMAT, "inputs": inputs and inputs.to_json(), **removed}
-    return {KEY: json.dumps(content, separators=(",", ":"))}
 
 
 def to_bytes(model: nn.Module, plan: Plan) -> bytes:
@@ -109,36 +59,11 @@ def weights_to_bytes(model: nn.Module, masks: Masks, inputs: InputSpec | None) -
     if not masks.keys() <= tensors.keys():
         raise ArtifactError(f"not in the model's state_dict: {', '.join(sorted(masks.keys() - tensors.keys()))}")
     entries, masked = pack(tensors, {name: mask.cpu() for name, mask in masks.items()})
-    return serialize(entries, _metadata(inputs, masked=masked))
+    return serialize(entries, metadata_of(inputs, masked=masked))
 
 
 def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(model).items()}
-
-
-def file_size(model: nn.Module, units: Units, plan: Plan) -> int:
-    """Return the bytes of the file that the model will be written to when cut by a plan, without making it.
-
-    The file consists of eight bytes of length, a JSON header padded to a multiple of eight, and the data.
-
-    Args:
-        model: The network, with the biases that the plan adds.
-        units: The network's units.
-        plan: Says which units are kept, what the inputs are, and how it was made: all of it is written.
-    """
-    shapes = units.shapes({name: len(indices) for name, indices in plan.kept_indices})
-    tensors = [
-        (name, tensor.dtype, shapes.get(name, tuple(tensor.shape))) for name, tensor in tensors_of(model).items()
-    ]
-    order = list(_NAMES)
-    offset = 0
-    header: dict[str, object] = {"__metadata__": metadata(plan)}
-    for name, dtype, shape in sorted(tensors, key=lambda t: (order.index(t[1]), t[0])):
-        end = offset + dtype.itemsize * torch.Size(shape).numel()
-        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + -(-length // 8) * 8 + offset
 
 
 def save(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> int:

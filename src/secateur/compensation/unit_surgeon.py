@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -27,17 +28,19 @@ class UnitSurgeon:
     Args:
         compensator: The compensator of the original network; changed.
         costs: Whether saliencies will be asked for.
+        names: The sets that units are removed from; None for all. Of others there is no saliency.
     """
 
-    def __init__(self, compensator: Compensator, costs: bool = True) -> None:
+    def __init__(self, compensator: Compensator, costs: bool = True, names: Collection[str] | None = None) -> None:
         self.compensator, self.units, self.costs = compensator, compensator.units, costs
+        self.open_sets = [s for s in self.units if names is None or s.name in names]
         gated = {s.name for s in self.units if s.removal == "gated"}
         self.sets = {s.name: layers_of(s, compensator.layers) if s.name in gated else [] for s in self.units}
         self.compensable = {s.name for s in self.units if compensable(s, compensator.layers)}
         self.numbers = self.units.split(torch.arange(self.units.total, device=compensator.ones.device))
         self.weighted = compensator.settings.weighting == "ggn"
         self.block_obs: dict[Layer, BlockOBS] = {}
-        self.scales = [1.0] * len(self.units)
+        self.scales = [1.0] * len(self.open_sets)
         self._places: dict[tuple[str, Layer], Tensor] = {}
         self.scaled_at: int | None = None
         self.measured: Tensor | None = None  # rises of units that are no layer's, at the last fit
@@ -53,7 +56,8 @@ class UnitSurgeon:
         self.measured = None
         gone = int((g == 0).sum())
         again = self.costs and (self.scaled_at is None or gone - self.scaled_at >= TENTH * len(g))
-        layers = self.compensator.layers
+        needed = {layer for unit_set in self.open_sets for layer in self.sets[unit_set.name]}
+        layers = [layer for layer in self.compensator.layers if layer in needed]
         sliced = self.gated.sliced(g)
         curved = curvature(sliced, layers, g) if self.costs and self.weighted else {}
         for layer, matrix in curved.items():  # of outputs that are gone but not sliced out there is none
@@ -62,7 +66,7 @@ class UnitSurgeon:
         self.block_obs = {layer: self._block_obs(layer, curved.get(layer)) for layer in layers}
         if again:
             self.scaled_at = gone
-            self.scales = [self._scale(unit_set, g) for unit_set in self.units]
+            self.scales = [self._scale(unit_set, g) for unit_set in self.open_sets]
 
     def _fitted_outputs(self, layer: Layer) -> Tensor:
         return self.compensator.fitted[layer].outputs
@@ -84,11 +88,11 @@ class UnitSurgeon:
     def saliency(self, g: Tensor) -> Tensor:
         """Return the rise of the loss that each unit's removal is predicted to cause [K], float64."""
         if self.measured is None:
-            others = [self._left(s, g) for s in self.units if s.name not in self.compensable]
+            others = [self._left(s, g) for s in self.open_sets if s.name not in self.compensable]
             units = torch.cat([*others, g.new_empty(0, dtype=torch.long)])
             self.measured = rises(self.gated, g, units) if len(units) else torch.full_like(g, torch.inf).double()
         rise = self.measured.masked_fill(g == 0, torch.inf)
-        for unit_set, scale in zip(self.units, self.scales, strict=True):
+        for unit_set, scale in zip(self.open_sets, self.scales, strict=True):
             if unit_set.name in self.compensable:
                 left = self._left(unit_set, g)
                 rise[left] = scale * self._costs(unit_set, left, self.block_obs)

@@ -136,14 +136,14 @@ class Budget:
             gone: How many units each set has lost there.
             sizes: How many units each set had.
         """
-        return (
-            self._removed_enough(gone, sizes)
-            and state.bytes <= _bound(self.bytes)
-            and state.params <= _bound(self.params)
-            and self.good_enough(start, state)
-        )
+        return self.removed_enough(gone, sizes) and self.small_enough(state) and self.good_enough(start, state)
 
-    def _removed_enough(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+    def small_enough(self, state: State) -> bool:
+        """Return whether bytes and parameters are within their bounds."""
+        return state.bytes <= _bound(self.bytes) and state.params <= _bound(self.params)
+
+    def removed_enough(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+        """Return whether as many units are gone, of each set or of all, as have to go."""
         if self.scope == "set":
             enough = all(gone.get(name, 0) >= quota for name, quota in self.removable(sizes).items())
         else:
@@ -151,10 +151,13 @@ class Budget:
         return enough and sum(gone.values()) >= (self.remove_units or 0)
 
     def good_enough(self, start: State, state: State) -> bool:
-        """Return whether loss and accuracy have changed no more since the start than is allowed."""
+        """Return whether loss and accuracy have changed no more since the start than is allowed.
+
+        Where they were not measured nobody knows, and the answer is no.
+        """
         bounds = (("loss", -1, self.max_loss_increase), ("accuracy", 1, self.max_accuracy_drop))
         return all(
-            sign * (getattr(start, name) - getattr(state, name)) <= bound + _ROUNDING
+            (now := getattr(state, name)) is not None and sign * (getattr(start, name) - now) <= bound + _ROUNDING
             for name, sign, bound in bounds
             if bound is not None
         )
@@ -206,8 +209,7 @@ class Budget:
             )
 
     def _check_fits(self, states: Sequence[State], sizes: Mapping[str, int]) -> None:
-        for state in states:
-            self.check_measured(state)
+        self.check_measured(states[0])
         allowed = self.removable(sizes)
         for name, gone in Counter(state.set for state in states if isinstance(state, Step)).items():
             if gone > allowed[name]:

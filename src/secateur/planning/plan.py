@@ -194,11 +194,16 @@ class Plan:
         if self.start is None:
             rows = [(name, len(kept), " ".join(map(str, kept))) for name, kept in self.kept_indices]
             return table(["unit set", "kept", "indices"], rows, "plan written by hand")
-        every = max(1, -(-len(self.steps) // 20))
-        shown = [n for n in range(len(self.steps) + 1) if n % every == 0 or n == len(self.steps)]
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
         title = self._title() + (f"; loss and accuracy on {self.basis}" if self.basis else "")
-        return table(columns, [self._row(n) for n in shown], title) + (f"\n{self.swaps}" if self.swaps else "")
+        return table(columns, [self._row(n) for n in self._shown()], title) + (f"\n{self.swaps}" if self.swaps else "")
+
+    def _shown(self) -> list[int]:
+        """Return the points of the table: some twenty, evenly among those measured, and the last."""
+        last = len(self.steps)
+        known = [n for n, state in enumerate(self.states) if state.loss is not None] or range(last + 1)
+        every = max(1, -(-(len(known) - 1) // 20))
+        return sorted({*known[::every], last})
 
     def _title(self) -> str:
         title = f"{len(self.steps)} of {sum(self.sizes.values())} units removed, {self.criterion} / {self.ranking}"

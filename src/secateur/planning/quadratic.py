@@ -80,30 +80,31 @@ def rank_quadratic(
         The removals, in a new order if some were exchanged, and what the exchanges did.
     """
     parabola, refresh = None, ranking.refresh
-    while (candidates := order.candidates()) and not order.enough():
-        if parabola is None or (refresh is not None and len(order.steps) % refresh == 0):
+    while order.may_go.any() and not order.enough():
+        if parabola is None or (refresh is not None and len(order.removed) % refresh == 0):
             parabola = Quadratic(gated, order.g, ranking.criterion)
-        _remove(order, parabola, candidates)
-        on_step(len(order.steps), order.longest)
+        _remove(order, parabola)
+        on_step(len(order.removed), order.longest)
     if parabola is None or not ranking.swaps:
         return order, None
     swaps = swap(parabola, gated.units.set_of_each, order.allows)
     return (_reordered(order, parabola) if swaps.number else order), swaps
 
 
-def _remove(order: RemovalOrder, parabola: Quadratic, candidates: list[int]) -> None:
+def _remove(order: RemovalOrder, parabola: Quadratic) -> None:
     saliency = parabola.saliency()
-    best = order.least(saliency, candidates)
+    best = order.least(saliency)
     order.remove(best, saliency[best].item())
     parabola.change(best, 0.0)
 
 
 def _reordered(order: RemovalOrder, parabola: Quadratic) -> RemovalOrder:
     """Return the removals of the parabola's removed units, in the order in which it would take them."""
-    fresh, chosen = order.restarted(), (parabola.g == 0).nonzero()[:, 0].tolist()
+    fresh = order.restarted()
+    fresh.may_go &= parabola.g == 0
     parabola.move(fresh.g)
-    while candidates := [k for k in chosen if fresh.g[k] != 0]:
-        _remove(fresh, parabola, candidates)
+    while fresh.may_go.any():
+        _remove(fresh, parabola)
     return fresh
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +17,10 @@ from secateur.objective.leave_one_out import rises
 from secateur.objective.question import Question
 from secateur.options import CURVATURES, Ranking
 from secateur.planning.budget import Budget
+from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
-from secateur.planning.removal_order import FileSize, OnStep, RemovalOrder
+from secateur.planning.removal_order import OnStep, RemovalOrder, removable
 from secateur.saliency.criterion import Criterion, criteria
 from secateur.saliency.score import apply_threshold, find_criterion, saliency_of
 
@@ -31,9 +34,9 @@ def criteria_for(ranking: str) -> list[str]:
 
 def rank_units(
     question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
-    file_size: FileSize, on_step: OnStep = lambda *_: None,
+    network: NetworkSizes, on_step: OnStep = lambda *_: None,
 ) -> Plan:  # fmt: skip
-    """Return the order of removals; `secateur.rank` is this with the size of the written file filled in.
+    """Return the order of removals; `secateur.rank` is this with the sizes of the network and its file filled in.
 
     Args:
         question: The model, its units and the data.
@@ -41,7 +44,7 @@ def rank_units(
         criterion: Computes the saliencies.
         compensator: Fits the weights that stay after each removal; None to leave them as they are.
         budget: The bounds at which to stop; None to go on until one unit is left in each set.
-        file_size: Returns the bytes of the written file for the units kept.
+        network: The sizes of the network and of its file for any units kept.
         on_step: Called after each step.
 
     Returns:
@@ -52,15 +55,16 @@ def rank_units(
         DataError: The criterion needs data or a loss, and there is none.
     """
     find_criterion(criterion, question.gated)
-    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs")
+    open_sets = {name for name, limit in removable(network, budget).items() if limit}
+    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets)
     gated = question.gated if surgeon is None else surgeon.gated
     if ranking.ranking == "quadratic":
-        order, swaps = rank_quadratic(gated, RemovalOrder(question, file_size, budget, surgeon), ranking, on_step)
+        order, swaps = rank_quadratic(gated, RemovalOrder(question, network, budget, surgeon), ranking, on_step)
     else:
-        order, swaps = RemovalOrder(question, file_size, budget, surgeon, ranking.refresh), None
+        order, swaps = RemovalOrder(question, network, budget, surgeon, ranking.refresh), None
         _BySaliency(criterion, gated, order, ranking).run(on_step)
     return Plan(
-        tuple(order.kept().items()), order.start, tuple(order.steps), question.units.captured.spec,
+        tuple(order.kept().items()), order.start, order.steps(), question.units.captured.spec,
         ranking, compensator.settings if compensator else None, swaps,
         basis=order.basis,
     )  # fmt: skip
@@ -77,18 +81,36 @@ class _BySaliency:
 
     def run(self, on_step: OnStep) -> None:
         """Remove units until the budget is satisfied, or none may go."""
-        order, saliency = self.order, None
-        while (candidates := order.candidates()) and not order.enough():
-            if saliency is None or self.ranking.ranking == "iterative":
-                saliency = self._scores(candidates)
-            best = order.least(saliency, candidates)
-            predicted = saliency[best].item()  # infinite where the criterion could judge none that is left
-            order.remove(best, predicted if self.criterion.in_loss_units and math.isfinite(predicted) else None)
-            on_step(len(order.steps), order.longest)
+        for k, saliency in self._iterative() if self.ranking.ranking == "iterative" else self._single():
+            predicted = self.criterion.in_loss_units and math.isfinite(saliency)  # infinite: it could judge none left
+            self.order.remove(k, saliency if predicted else None)
+            on_step(len(self.order.removed), self.order.longest)
 
-    def _scores(self, candidates: list[int]) -> Tensor:
+    def _iterative(self) -> Iterator[tuple[int, float]]:
+        """Yield the units to remove, each with its saliency by what is left before it."""
+        while self._goes_on():
+            saliency = self._scores()
+            k = self.order.least(saliency)
+            yield k, saliency[k].item()
+
+    def _single(self) -> Iterator[tuple[int, float]]:
+        """Yield the units to remove, each with its saliency at the start."""
+        if not self._goes_on():
+            return
+        saliency, candidates = self._scores(), self.order.may_go.nonzero()[:, 0]
+        values, places = saliency[candidates].sort(stable=True)
+        ties = [len(list(group)) for _, group in itertools.groupby(values.tolist())]
+        for tied in torch.split(candidates[places], ties):
+            while len(tied := tied[self.order.may_go[tied]]) and self._goes_on():
+                yield (k := self.order.choose(tied)), saliency[k].item()
+
+    def _goes_on(self) -> bool:
+        return bool(self.order.may_go.any()) and not self.order.enough()
+
+    def _scores(self) -> Tensor:
         """Return the saliencies of the candidates [K]; those that are not on the shortlist are infinite."""
         g, shortlist = self.order.g, self.ranking.shortlist
+        candidates = self.order.may_go.nonzero()[:, 0].to(g.device)
         surgeon = self.order.surgeon if self.criterion.name == "obs" else None
         short = shortlist is not None and shortlist < len(candidates)
         if surgeon is not None:
@@ -97,7 +119,7 @@ class _BySaliency:
             criterion = find_criterion(CHEAP, self.gated) if short else self.criterion
             values = saliency_of(criterion, self.gated, g)
         if short:
-            best = torch.tensor(candidates, device=g.device)[values[candidates].argsort(stable=True)[:shortlist]]
+            best = candidates[values[candidates].argsort(stable=True)[:shortlist]]
             return (rises(self.gated, g, best) if surgeon is None else surgeon.exact(g, best)).cpu()
         values[candidates] = apply_threshold(values[candidates], self.ranking.threshold)
         return values.cpu()

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from secateur.compensation.unit_surgeon import UnitSurgeon
 from secateur.objective.question import Question
 from secateur.planning.budget import Budget
+from secateur.planning.loss_curve import LossCurve
+from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.state import Basis, State, Step
 
-FileSize = Callable[[dict[str, tuple[int, ...]]], int]  # bytes of the written file, by the units kept
 OnStep = Callable[[int, int], None]  # steps made, steps there can be
+
+
+def removable(sizes: NetworkSizes, budget: Budget | None) -> dict[str, int]:
+    """Return how many units each set may lose, by the budget or down to one."""
+    return (budget or Budget(remove_units=0)).removable(dict(sizes.sets))
 
 
 class RemovalOrder:
@@ -22,28 +29,32 @@ class RemovalOrder:
 
     Args:
         question: The model, its units and the data; its judge measures loss and accuracy.
-        file_size: Returns the bytes of the written file for the units kept.
+        network: The sizes of the network for any units kept.
         budget: The bounds at which to stop.
         surgeon: Lets the weights make up for each unit that goes; None to leave them as they are.
         refresh: After how many removals the surgeon fits all weights again; None for a hundredth of what can go.
     """
 
     def __init__(
-        self, question: Question, file_size: FileSize, budget: Budget | None, surgeon: UnitSurgeon | None = None,
+        self, question: Question, network: NetworkSizes, budget: Budget | None, surgeon: UnitSurgeon | None = None,
         refresh: int | None = None,
     ) -> None:  # fmt: skip
-        self.question, self.gated, self.units = question, question.judge, question.units
-        self.file_size, self.budget = file_size, budget
+        self.question, self.units, self.network, self.budget = question, question.units, network, budget
         self.g = question.ones.clone()
-        self.sizes = {unit_set.name: unit_set.size for unit_set in self.units}
-        self.limits = (budget or Budget(remove_units=0)).removable(self.sizes)
+        self.sizes, self.limits = dict(network.sets), removable(network, budget)
+        self.set_of_each = self.units.set_of_each
+        self.may_go = torch.tensor(list(self.limits.values()))[self.set_of_each] > 0
         self.gone: Counter[str] = Counter()
-        self.steps: list[Step] = []
+        self.gone_text = 0  # characters of their indices, each with a comma
+        self.removed: list[int] = []
+        self.predicted: list[float | None] = []
         self.surgeon, self.refresh = surgeon, refresh or -(-self.longest // 100)
         if surgeon is not None:
-            self.gated = self.gated.with_weights(surgeon.compensator.weights)
             surgeon.begin(self.g)
-        self.start = State(**self._measure())
+        self.curve = LossCurve(question, surgeon.compensator if surgeon else None, self.longest, network.macs({}))
+        self.curve.measure(0, self.g)
+        self.small = False  # whether the budget's sizes have held
+        self.start = State(*self.curve.at(0), *network.after({}, 0))
         self.basis = self._basis()
         if budget is not None:
             budget.check_measured(self.start)
@@ -52,14 +63,14 @@ class RemovalOrder:
 
     def restarted(self) -> RemovalOrder:
         """Return an order for the same question and budget, with no removals."""
-        return RemovalOrder(self.question, self.file_size, self.budget, self.surgeon, self.refresh)
+        return RemovalOrder(self.question, self.network, self.budget, self.surgeon, self.refresh)
 
     def _basis(self) -> Basis | None:
         """Return the samples that losses are measured on; None where there are no losses."""
         if self.start.loss is None:
             return None
         fitted = self.surgeon is not None and self.question.judged_on == "data"
-        predictions = 0 if self.start.accuracy is None else self.gated.predictions(self.g)
+        predictions = 0 if self.start.accuracy is None else self.curve.judge.predictions(self.g)
         return Basis(self.question.judged_on, self.question.samples, fitted, predictions)
 
     @property
@@ -69,45 +80,61 @@ class RemovalOrder:
 
     def _check_possible(self, budget: Budget) -> None:
         """Refuse a size that is out of reach, before any time is spent on the order."""
-        least = {name: tuple(range(size - self.limits[name])) for name, size in self.sizes.items()}
-        state = State(self.start.loss, self.start.accuracy, **self._sizes(least))
+        least = {name: range(size - self.limits[name]) for name, size in self.sizes.items()}
+        state = self._state_of_kept(least)
         if budget.least and not budget.holds(self.start, state, self.limits, self.sizes):
             raise budget.unmet(self.longest, self.units.total, state)
 
-    def candidates(self) -> list[int]:
-        """Return the units that may go next."""
-        open_sets = {name for name, limit in self.limits.items() if self.gone[name] < limit}
-        present = (self.g != 0).tolist()
-        return [k for k, (name, _) in enumerate(self.units.places) if present[k] and name in open_sets]
-
     def enough(self) -> bool:
         """Return whether a budget that asks for as few removals as possible is satisfied."""
-        if self.budget is None or not self.budget.least:
+        budget = self.budget
+        if budget is None or not budget.least or not budget.removed_enough(self.gone, self.sizes):
             return False
-        state = self.steps[-1] if self.steps else self.start
-        return self.budget.holds(self.start, state, self.gone, self.sizes)
+        sizes = self.network.after(self._counts(self.gone), self.gone_text)
+        if not budget.small_enough(State(None, None, *sizes)):
+            return False
+        if budget.bounds_quality and not self.small:
+            self.small = True
+            self.curve.measure(len(self.removed), self.g)
+        return self._good_enough(len(self.removed))
 
-    def least(self, saliency: Tensor, candidates: list[int]) -> int:
-        """Return the candidate of least saliency; of tied ones the one that frees most bytes, then the first."""
-        values = saliency[candidates].tolist()
-        lowest = min(values)
-        tied = [k for k, value in zip(candidates, values, strict=True) if value == lowest]
-        return tied[0] if len(tied) == 1 else min(tied, key=lambda k: (-self._freed(self.units.places[k][0]), k))
+    def _good_enough(self, removals: int) -> bool:
+        loss, accuracy = self.curve.at(removals)
+        return self.budget is None or self.budget.good_enough(
+            self.start, replace(self.start, loss=loss, accuracy=accuracy)
+        )
 
-    def _freed(self, name: str) -> int:
-        counts = {n: size - self.gone[n] for n, size in self.sizes.items()}
-        return self.units.bytes(counts) - self.units.bytes(counts | {name: counts[name] - 1})
+    def least(self, saliency: Tensor) -> int:
+        """Return the unit of least saliency [K] that may go; of tied ones the one that `choose` takes."""
+        candidates = self.may_go.nonzero()[:, 0]
+        values = saliency[candidates]
+        return self.choose(candidates[values == values.min()])
+
+    def choose(self, tied: Tensor) -> int:
+        """Return the unit that frees most bytes, of several the first."""
+        if len(tied) > 1:
+            freed = self.network.freed(self._counts(self.gone))
+            bytes_freed = torch.tensor(list(freed.values()))[self.set_of_each[tied]]
+            tied = tied[bytes_freed == bytes_freed.max()]
+        return int(tied[0])
 
     def remove(self, k: int, predicted: float | None) -> None:
-        """Remove one unit and measure what is left."""
+        """Remove one unit, and measure what is left where that is due."""
         name, index = self.units.places[k]
         self.g[k] = 0
+        self.may_go[k] = False
         self.gone[name] += 1
-        if self.surgeon is not None and (len(self.steps) + 1) % self.refresh == 0:
+        self.gone_text += len(f"{index},")
+        if self.gone[name] == self.limits[name]:
+            self.may_go &= self.set_of_each != self.set_of_each[k]
+        self.removed.append(k)
+        self.predicted.append(predicted)
+        if self.surgeon is not None and len(self.removed) % self.refresh == 0:
             self.surgeon.begin(self.g)
         elif self.surgeon is not None:
             self.surgeon.remove(self.g, k)
-        self.steps.append(Step(**self._measure(), set=name, index=index, predicted=predicted))
+        if self.curve.due(len(self.removed)):
+            self.curve.measure(len(self.removed), self.g)
 
     def allows(self, back: int, out: int) -> bool:
         """Return whether the budget's sizes still hold with one removed unit back and another one gone instead."""
@@ -117,8 +144,7 @@ class RemovalOrder:
         gone[self.units.places[out][0]] += 1
         if self.budget is None or any(count > self.limits[name] for name, count in gone.items()):
             return False
-        state = State(self.start.loss, self.start.accuracy, **self._sizes(self._kept(g)))
-        return self.budget.holds(self.start, state, gone, self.sizes)
+        return self.budget.holds(self.start, self._state_of_kept(self._kept(g)), gone, self.sizes)
 
     def kept(self) -> dict[str, tuple[int, ...]]:
         """Return unit set → the indices of the units that are left."""
@@ -128,15 +154,25 @@ class RemovalOrder:
         pieces = self.units.split(g.cpu())
         return {name: tuple(piece.nonzero()[:, 0].tolist()) for name, piece in pieces.items()}
 
-    def _measure(self) -> dict[str, Any]:
-        measurable = self.gated.has_data and self.gated.has_loss
-        loss, accuracy = self.gated.measure(self.g) if measurable else (None, None)
-        return {"loss": loss, "accuracy": accuracy, **self._sizes(self.kept())}
+    def steps(self) -> tuple[Step, ...]:
+        """Return the removals, each with what it left; measured at the end, too, and where a budget of quality ends."""
+        self.curve.measure(len(self.removed), self.g)
+        if self.budget is not None and self.budget.bounds_quality and not self.budget.least:
+            self.curve.refine(self.removed, self._good_enough)
+        places = [self.units.places[k] for k in self.removed]
+        sets = self.set_of_each[torch.tensor(self.removed, dtype=torch.long)]
+        along = self.network.along(sets, torch.tensor([index for _, index in places], dtype=torch.long))
+        params, written, macs = (values.tolist() for values in along)
+        return tuple(
+            Step(*self.curve.at(n), params[n], written[n], macs[n], *place, predicted)
+            for n, (place, predicted) in enumerate(zip(places, self.predicted, strict=True), 1)
+        )
 
-    def _sizes(self, kept: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    def _counts(self, gone: Mapping[str, int]) -> dict[str, int]:
+        return {name: size - gone[name] for name, size in self.sizes.items()}
+
+    def _state_of_kept(self, kept: Mapping[str, Sequence[int]]) -> State:
+        """Return the sizes with these units left, with loss and accuracy of the start."""
         counts = {name: len(indices) for name, indices in kept.items()}
-        return {
-            "params": self.units.params(counts),
-            "bytes": self.file_size(kept),
-            "macs": self.units.macs(counts),
-        }
+        sizes = self.network.params(counts), self.network.file_bytes(kept), self.network.macs(counts)
+        return State(self.start.loss, self.start.accuracy, *sizes)

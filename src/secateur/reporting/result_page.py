@@ -220,7 +220,7 @@ def _steps(plan: Plan | WeightPlan) -> Section:
     ]
     note = (
         "Predicted: how much the criterion expects the loss to rise by that step; magnitude, activation and random "
-        "expect nothing."
+        "expect nothing. A dash for loss or accuracy: not measured."
     )
     return Section("steps", "Steps", tables=[Table(columns, rows, "What is left after each step", note)])
 
