@@ -68,7 +68,7 @@ def shrink(
     loss: opt.Loss = None,
     include: opt.Include = "gated",
     criterion: opt.Criterion = None,
-    ranking: opt.Ranking = "iterative",
+    ranking: opt.Ranking = None,
     threshold: opt.Threshold = None,
     validation: opt.Validation = None,
     shortlist: opt.Shortlist = None,

@@ -73,7 +73,10 @@ Scope = Annotated[
 ]
 MinUnits = Annotated[int, typer.Option(help="units that each set keeps")]
 Protect = Annotated[list[str] | None, typer.Option(help="unit set to leave whole; may be repeated")]
-Ranking = Annotated[str, typer.Option(help="single, iterative or quadratic")]
+Ranking = Annotated[
+    str | None,
+    typer.Option(help="single, iterative, quadratic or layerwise; iterative if left out, of large networks layerwise"),
+]
 Validation = Annotated[str | None, typer.Option(metavar="DATA", help="where loss and accuracy are measured")]
 Shortlist = Annotated[
     int | None,

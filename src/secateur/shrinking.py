@@ -41,7 +41,7 @@ def shrink(
     example_inputs: Any = None,
     units: Units | None = None,
     criterion: str | Saliency | None = None,
-    ranking: str = "iterative",
+    ranking: str | None = None,
     threshold: str | None = None,
     validation: Any = None,
     seed: int = 0,
@@ -80,7 +80,7 @@ def shrink(
         example_inputs: As for `find_units`; None for the first batch's.
         units: The units that `find_units` returns; None to find them.
         criterion: As for `rank`.
-        ranking: "single", "iterative" or "quadratic".
+        ranking: As for `rank`.
         threshold: "mean" or "median".
         validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
             Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
@@ -142,8 +142,8 @@ def shrink(
         return _without_weights(question, weight_criterion, loop, budget, progress)
     loop.refuse_for_units()
     compensation = _compensation(compensate, fitting, data)
-    options = resolve(Ranking(criterion, **order), compensation, budget)
-    return _shrunk(question, make_order(question, *options, compensation, budget, progress), budget)
+    resolve(Ranking(criterion, **order), compensation, budget)
+    return _shrunk(question, make_order(question, Ranking(criterion, **order), compensation, budget, progress), budget)
 
 
 def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compensation | None:

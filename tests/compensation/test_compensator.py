@@ -278,7 +278,7 @@ def test_layers_that_keep_their_weights_are_known_too_if_asked(weighting: str) -
     assert [one.weight for one in compensation.fitted] == ["2.weight", "4.weight", "6.weight"]
     assert compensation.weights.keys() == before.keys()
     assert all(torch.equal(compensation.weights[name], tensor) for name, tensor in before.items())
-    fit, inputs, outputs = compensation.fitted[first]
+    _, fit, inputs, outputs = compensation.fitted[first]
     a = made.model[0](made.x).sigmoid().detach()
     left = [1, 2, 4, 5, 6]  # of its outputs two are gone
     assert torch.equal(fit.weight[0], made.model[2].weight[left].T)

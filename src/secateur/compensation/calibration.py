@@ -10,7 +10,14 @@ from torch import Tensor
 
 from secateur.compensation.linear_layers import Layer
 from secateur.compensation.ridge import Moments
-from secateur.compensation.targets import draws_of, sample_weights, trace_layers
+from secateur.compensation.targets import (
+    add_curvature,
+    draws_of,
+    no_curvature,
+    positive,
+    sample_weights,
+    trace_layers,
+)
 from secateur.objective.gated_loss import GatedLoss
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
@@ -106,24 +113,42 @@ def collect_moments(
     moments.add(a, a[:, :0] if z is None else z, samples % HELD_OUT == HELD_OUT - 1, weight)
 
 
-def original_moments(
-    gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer]
-) -> dict[Layer, Moments]:
-    """Return the moments of what layers take in the original network, without targets: one forward pass.
+class Observation(NamedTuple):
+    """What one pass over the data tells of some layers.
+
+    Attributes:
+        moments: Second moments of what each layer takes.
+        curvature: B, how much the loss minds changes of what each gives [O, O]; empty where it was not asked for, and
+            where samples of the loss have no curvature of their own.
+    """
+
+    moments: dict[Layer, Moments]
+    curvature: dict[Layer, Tensor]
+
+
+def observe(
+    gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer], curved: bool = False
+) -> Observation:
+    """Return what layers take in the original network, and how much the loss minds what they give.
+
+    One forward pass, with the curvature also the backward passes of `curvature`.
 
     Args:
         gated: The network and its data.
         g: Gates of 1.
         layers: The layers.
         weighted: The ones among them whose outputs count by the loss's curvature.
+        curved: Whether the curvature is asked for.
     """
     moments = {layer: Moments(layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
+    matrices = no_curvature(gated, layers if curved else (), g)
     operands = {layer: layer.operand(layer.call) for layer in layers}
-    draw = draws_of(gated)
+    draws = draws_of(gated), draws_of(gated)
     for batch, place in zip(gated.cached, batch_places(gated), strict=True) if layers else ():
-        values = trace_layers(gated, batch, operands.values(), g, weighted)
-        weight = sample_weights(gated, batch, weighted, values, draw)
+        values = trace_layers(gated, batch, operands.values(), g, list(matrices) or weighted)
+        weight = sample_weights(gated, batch, weighted, values, draws[0])
         for layer in layers:
             value = values[gated.graph.copies[operands[layer]]].detach()
             collect_moments(moments[layer], layer, value, place, None, weight.get(layer))
-    return moments
+        add_curvature(matrices, gated, batch, values, draws[1])
+    return Observation(moments, positive(matrices))

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx
 
 from secateur.compensation.batch_norm import BatchNorm, ChannelStatistics, find_norms
-from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, original_moments
+from secateur.compensation.calibration import BatchPlace, Observation, batch_places, collect_moments, observe
+from secateur.compensation.fitted_layer import FittedLayer
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
 from secateur.compensation.ridge import Moments, RidgeFit, fit
 from secateur.compensation.targets import draws_of, last_layers, sample_weights, trace_layers
@@ -48,14 +49,6 @@ class Walk(NamedTuple):
     steps: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
     targets: dict[Layer, tuple[Tensor, Tensor | None]]
     place: BatchPlace
-
-
-class FittedLayer(NamedTuple):
-    """A layer's fit, the numbers of the inputs and outputs that it is about, and which of the inputs are kept."""
-
-    fit: RidgeFit
-    inputs: Tensor  # kept
-    outputs: Tensor
 
 
 class Compensator:
@@ -93,7 +86,7 @@ class Compensator:
         self._batches = batch_places(gated)
         self._first = {layer for layer in self.layers if self._is_first(layer)}
         self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
-        self._weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
+        self.weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
         self._check_memory(layers)
 
     def _is_first(self, layer: Layer) -> bool:
@@ -105,7 +98,7 @@ class Compensator:
         return operand.op == "placeholder"
 
     def _needed(self, layer: Layer) -> int:
-        blocks = layer.outputs.size if layer in self._weighted else 1
+        blocks = layer.outputs.size if layer in self.weighted else 1
         return MATRICES * 8 * layer.width**2 * blocks
 
     def _check_memory(self, layers: list[Layer]) -> None:
@@ -148,7 +141,7 @@ class Compensator:
             for layer in (*first, *rest):
                 ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._outputs(layer, g)
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
-                self.weights.update(self.tensors(layer, fitted.weight) if layer in first else {})
+                self.weights.update(fitted if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
             held = list(self._walks(sliced, g, stops)) if stops and self._fits_memory(stops) else None
             for i, stop in enumerate(stops):
@@ -168,7 +161,7 @@ class Compensator:
     def _add_known(self, layers: Iterable[Layer]) -> None:
         new = [layer for layer in layers if layer not in self._known]
         self._known.update(
-            original_moments(self.original, self.ones, new, [layer for layer in self._weighted if layer in new])
+            observe(self.original, self.ones, new, [layer for layer in self.weighted if layer in new]).moments
         )
 
     def fork(self) -> Compensator:
@@ -193,7 +186,7 @@ class Compensator:
 
     def _walks(self, sliced: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
         layers = [stop for stop in stops if isinstance(stop, Layer)]
-        weighted, calls = [layer for layer in self._weighted if layer in layers], [layer.call for layer in layers]
+        weighted, calls = [layer for layer in self.weighted if layer in layers], [layer.call for layer in layers]
         draw = draws_of(self.original)
         halts = {sliced.graph.copies[stop.call] for stop in stops}
         for batch, shrunk, place in zip(self.original.cached, sliced.cached, self._batches, strict=True):
@@ -233,7 +226,7 @@ class Compensator:
             weight = None if weight is None else weight[:, outs]
             collect_moments(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
             met.append(values)
-        return self.tensors(layer, self._solve(layer, moments, ins, outs, g).weight), met
+        return self._solve(layer, moments, ins, outs, g), met
 
     def _outputs(self, layer: Layer, g: Tensor) -> Tensor:
         """Return the columns of a layer's matrix that are left: by the gates alone, whatever is sliced out already."""
@@ -250,28 +243,23 @@ class Compensator:
             bias = None
         return torch.stack(weight.chunk(blocks, 1)), None if bias is None else bias.reshape(blocks, -1)
 
-    def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> RidgeFit:
+    def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> dict[str, Tensor]:
         kept = layer.rows_kept(KeepMask(masks(self.units, g))).to(g.device)[ins]
         solution = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
-        self.fitted[layer] = FittedLayer(solution, ins[kept], outs)
-        return solution
+        self.fitted[layer] = FittedLayer(layer, solution, ins[kept], outs)
+        return self.fitted[layer].tensors(self.named, solution.weight)
 
-    def tensors(self, layer: Layer, weight: Tensor, inputs: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the parameters of a fitted layer with new weights [C, D', o] of some inputs; without the others.
+    def observe(self, layers: list[Layer], curved: bool) -> Observation:
+        """Return what some layers take in the original, and with it how much the loss minds what they give."""
+        weighted = [layer for layer in self.weighted if layer in layers]
+        return observe(self.original, self.ones, layers, weighted, curved and self.settings.weighting == "ggn")
 
-        Args:
-            layer: The layer.
-            weight: The weights.
-            inputs: Their numbers, None for all that it was fitted with. Of the others the parameter keeps what it has.
-        """
-        fitted, old = self.fitted[layer], self.named[layer.weight]
-        inputs = fitted.inputs if inputs is None else inputs
-        tensors = {layer.weight: layer.tensor(old, inputs, fitted.outputs, weight.transpose(0, 1).flatten(1))}
-        bias = fitted.fit.bias_for(weight, torch.searchsorted(fitted.inputs, inputs))
-        if layer.bias is not None and bias is not None:
-            old = self.named[layer.bias]
-            tensors[layer.bias] = old.index_put((fitted.outputs,), bias.flatten().to(old))
-        return tensors
+    def optimum(self, layer: Layer, moments: Moments) -> FittedLayer:
+        """Return a layer of the original network, whose weights are the best there are; a function of the moments."""
+        ins, outs = torch.arange(layer.inputs.size * layer.kernel), torch.arange(layer.outputs.size)
+        ins, outs = ins.to(self.ones.device), outs.to(self.ones.device)
+        present, ridge = self._present(layer, moments.blocks, ins, outs), self.settings.ridge
+        return FittedLayer(layer, fit(moments, *present, ridge, torch.ones_like(ins, dtype=torch.bool)), ins, outs)
 
     def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss) -> Met:
         statistics, met = ChannelStatistics(), []

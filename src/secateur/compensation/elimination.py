@@ -28,14 +28,14 @@ class Summation(NamedTuple):
         second: AᵀA, the second moments of its inputs [C, D, D].
         ridge: λ [C, 1, 1].
         weight: W [C, D, o].
-        root: R with B = R Rᵀ, how much the loss minds changes of its outputs [C, o, r].
+        curvature: B, how much the loss minds changes of its outputs [C, o, o]; None where it minds all alike.
         rows: The rows of W that belong to each unit [K, p].
     """
 
     second: Tensor
     ridge: Tensor
     weight: Tensor
-    root: Tensor
+    curvature: Tensor | None
     rows: Tensor
 
 
@@ -47,9 +47,9 @@ class Elimination:
     """
 
     def __init__(self, layer: Summation) -> None:
-        second, ridge, weight, root, rows = layer
+        second, ridge, weight, self.curvature, rows = layer
         self.inverse = invert(factorise(second.clone(), ridge))
-        self.width, self.weights = weight.shape[2], torch.cat([weight, weight @ root], 2)  # W, and W R
+        self.weights = weight.clone()
         self.names = torch.arange(second.shape[1], device=second.device)  # of the rows of W that are in the matrices
         self.units, self.rows = torch.arange(len(rows), device=rows.device), rows  # and where each unit's are
         self.size, self.left = len(rows), torch.ones_like(self.units, dtype=torch.bool)
@@ -61,8 +61,13 @@ class Elimination:
         self.columns = self.inverse.new_empty(c, d, 0)
         self.targets = self.weights.new_empty(c, 0, self.weights.shape[2])
         self.diagonal = self.inverse[:, self.rows[:, :, None], self.rows[:, None, :]]
-        w = self.weights[:, self.rows, self.width :]
-        self.gram = w @ w.mT
+        w = self.weights[:, self.rows]
+        self.gram = self._weighed(w) @ w.mT
+
+    def _weighed(self, weights: Tensor) -> Tensor:
+        """Return weights [C, ..., o] times B."""
+        b = self.curvature
+        return weights if b is None else weights @ (b if weights.ndim == 3 else b[:, None])
 
     def costs(self) -> Tensor:
         """Return what the removal of each unit adds to the ridge objective [K], infinite for those that are gone."""
@@ -83,7 +88,7 @@ class Elimination:
         factor = torch.linalg.solve_triangular(root.mT, column, upper=True, left=False)  # L
         w = self.weights[:, rows] - self.columns[:, rows] @ self.targets
         target = torch.linalg.solve_triangular(root, w, upper=False)  # S⁻¹ W_P
-        self._update_blocks(factor, target[:, :, self.width :])
+        self._update_blocks(factor, target)
         self.columns, self.targets = torch.cat([self.columns, factor], 2), torch.cat([self.targets, target], 1)
         self.left[place] = False
         self.diagonal[:, place] = torch.eye(len(rows)).to(self.diagonal)
@@ -92,10 +97,10 @@ class Elimination:
 
     def _update_blocks(self, factor: Tensor, target: Tensor) -> None:
         of_units = factor[:, self.rows]  # [C, K, p, p]
-        product = self.weights[:, :, self.width :] @ target.mT
-        product -= self.columns @ (self.targets[:, :, self.width :] @ target.mT)  # W R tᵀ
+        weighed = self._weighed(target).mT
+        product = self.weights @ weighed - self.columns @ (self.targets @ weighed)  # W B tᵀ
         mixed = product[:, self.rows] @ of_units.mT
-        self.gram += of_units @ (target @ target.mT)[:, None] @ of_units.mT - mixed - mixed.mT
+        self.gram += of_units @ (target @ weighed)[:, None] @ of_units.mT - mixed - mixed.mT
         self.diagonal -= of_units @ of_units.mT
 
     def _stays(self) -> Tensor:
@@ -117,5 +122,5 @@ class Elimination:
 
     def weight(self) -> tuple[Tensor, Tensor]:
         """Return which rows of W are left, and W there [C, n, o]."""
-        stays, w = self._stays(), self.weights[:, :, : self.width]
-        return self.names[stays], w[:, stays] - self.columns[:, stays] @ self.targets[:, :, : self.width]
+        stays = self._stays()
+        return self.names[stays], self.weights[:, stays] - self.columns[:, stays] @ self.targets

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from secateur.compensation.cholesky import NOT_FINITE, factorise
 from secateur.errors import DataError
 
 ROWS = 2**14  # that are multiplied at a time
@@ -22,14 +23,14 @@ FLOOR = 0.1  # of the mean weight of all rows, added to each: some have none
 GRID = tuple(10.0**power for power in range(-7, 1))  # ridges that are tried
 RIDGE = 1e-4  # where nothing is held out to try them on
 TINY = 1e-30  # of a mean square, where all inputs are constant
-NOT_FINITE = "compensation: the activations' second moments are not finite or not positive on this data"
+LARGE = 2048  # inputs from which sums are held in float32: they are of some hundred thousand products at most
 ROUNDING = 1e-6  # of the targets' squares: errors below it are none
 
 
 class Sums(NamedTuple):
     """The sums Σ ω x xᵀ [C, X, X], Σ ω x zᵀ [C, X, o], Σ ω z² [C, o] over rows x = (a, 1), targets z; X = D + 1.
 
-    All are float64. What is left of the diagonal may be missing in the first.
+    All are float64, where inputs are many the first is float32. What is left of the diagonal may be missing in it.
     """
 
     xx: Tensor
@@ -39,8 +40,12 @@ class Sums(NamedTuple):
     @classmethod
     def none(cls, blocks: int, inputs: int, outputs: int, device: torch.device) -> Sums:
         """Return the sums over no rows."""
-        shapes = (blocks, inputs + 1, inputs + 1), (blocks, inputs + 1, outputs), (blocks, outputs)
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+        x, dtype = inputs + 1, torch.float32 if inputs >= LARGE else torch.float64
+        return cls(
+            torch.zeros(blocks, x, x, dtype=dtype, device=device),
+            torch.zeros(blocks, x, outputs, dtype=torch.float64, device=device),
+            torch.zeros(blocks, outputs, dtype=torch.float64, device=device),
+        )
 
     def add(self, x: Tensor, z: Tensor, weight: Tensor | None) -> None:
         """Take in rows [M, X], targets [M, O], weights [M, C] or 1."""
@@ -57,8 +62,13 @@ class Sums(NamedTuple):
         self.zz.add_((weighted_z * z).sum(0))
 
     def whole(self) -> Sums:
-        """Return the sums with what is left of the diagonal."""
-        return self._replace(xx=self.xx.triu() + self.xx.triu(1).mT)
+        """Return the sums with what is left of the diagonal, written in its place."""
+        for i in range(0, self.xx.shape[1], COLUMNS):
+            rows = self.xx[:, i : i + COLUMNS]
+            self.xx[:, i + COLUMNS :, i : i + COLUMNS] = rows[:, :, i + COLUMNS :].mT
+            square = rows[:, :, i : i + COLUMNS]
+            square.copy_(square.triu() + square.triu(1).mT)
+        return self
 
     def plus(self, other: Sums) -> Sums:
         """Return the sums over the rows of both."""
@@ -139,10 +149,10 @@ class Moments:
 
     def normal(self, sums: Sums, centred: bool) -> NormalEquations:
         """Return the normal equations of some of the sums; about the means where there is a bias to take these."""
-        total = sums.xx[:, -1:, -1:].clamp(min=TINY)
+        total = sums.xx[:, -1:, -1:].double().clamp(min=TINY)
         a, z = sums.xx[:, -1, :-1] / total[:, 0], sums.xz[:, -1] / total[:, 0]
         about = NormalEquations(
-            sums.xx[:, :-1, :-1] / total - a[:, :, None] * a[:, None, :],
+            (sums.xx[:, :-1, :-1] / total).baddbmm_(a[:, :, None], a[:, None, :], alpha=-1),
             sums.xz[:, :-1] / total - a[:, :, None] * z[:, None, :],
             sums.zz / total[:, 0] - z.square(),
             a + self._origin[0],
@@ -167,7 +177,8 @@ class NormalEquations(NamedTuple):
     def about(self, a: Tensor, z: Tensor) -> NormalEquations:
         """Return the equations about other points, from those about the means."""
         a, z = (self.a - a)[:, :, None], (self.z - z)[:, :, None]
-        return self._replace(aa=self.aa + a @ a.mT, az=self.az + a @ z.mT, zz=self.zz + z[:, :, 0].square())
+        aa, az = self.aa.baddbmm(a, a.mT), self.az.baddbmm(a, z.mT)
+        return self._replace(aa=aa, az=az, zz=self.zz + z[:, :, 0].square())
 
     def with_targets_of(self, weight: Tensor, bias: Tensor) -> NormalEquations:
         """Return the equations for the targets that weights [C, D, o] and a bias [C, o] make of the inputs."""
@@ -176,6 +187,8 @@ class NormalEquations(NamedTuple):
 
     def only(self, kept: Tensor) -> NormalEquations:
         """Return the equations for the inputs kept."""
+        if bool(kept.all()):
+            return self
         places = kept.nonzero()[:, 0]
         return self._replace(aa=self.aa[:, places][:, :, places], az=self.az[:, places], a=self.a[:, places])
 
@@ -186,10 +199,9 @@ class NormalEquations(NamedTuple):
             DataError: It has no solution: the data hold NaN or infinite values.
         """
         λ = ridge * self.strength()
-        factor, failed = torch.linalg.cholesky_ex(self.aa + λ * torch.eye(self.aa.shape[1]).to(self.aa))
-        if bool(failed.any()) or not bool(factor.isfinite().all() & self.az.isfinite().all()):
+        if not bool(self.az.isfinite().all()):
             raise DataError(NOT_FINITE)
-        return torch.cholesky_solve(self.az + λ * weight, factor)
+        return torch.cholesky_solve(self.az + λ * weight, factorise(self.aa.clone(), λ))
 
     def error(self, weight: Tensor) -> Tensor:
         """Return the mean square of what is missing, summed over outputs, per block [C]."""
@@ -258,10 +270,23 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
 
 
 def _best(part: NormalEquations, held: NormalEquations, weight: Tensor) -> float:
-    """Return the ridge nearest to the usual one among those within one percent of the best on what is held out."""
-    errors = [held.error(_tried(part, weight, ridge)).sum().nan_to_num(torch.inf).item() for ridge in GRID]
+    """Return the ridge nearest to the usual one among those within one percent of the best on what is held out.
+
+    Where inputs are many, each a factorisation of seconds, only as long as the error falls on the way from the usual one.
+    """
+
+    errors = dict[float, float]()
+    usual = GRID.index(RIDGE)
+    for ridges in (GRID[usual:], GRID[usual::-1]):
+        last = math.inf
+        for ridge in ridges:
+            if ridge not in errors:
+                errors[ridge] = held.error(_tried(part, weight, ridge)).sum().nan_to_num(torch.inf).item()
+            if errors[ridge] >= last and math.isfinite(last) and len(part.a[0]) >= LARGE:
+                break
+            last = errors[ridge]
     rounding = ROUNDING * held.zz.sum().item()
-    good = [ridge for ridge, error in zip(GRID, errors, strict=True) if error <= max(1.01 * min(errors), rounding)]
+    good = [ridge for ridge, value in errors.items() if value <= max(1.01 * min(errors.values()), rounding)]
     return min(good, key=lambda ridge: abs(math.log(ridge / RIDGE)), default=RIDGE)
 
 

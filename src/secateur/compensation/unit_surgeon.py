@@ -72,7 +72,7 @@ class UnitSurgeon:
         return self.compensator.fitted[layer].outputs
 
     def _block_obs(self, layer: Layer, curved: Tensor | None) -> BlockOBS:
-        fit, inputs, _ = self.compensator.fitted[layer]
+        _, fit, inputs, _ = self.compensator.fitted[layer]
         blocks, _, width = fit.weight.shape
         if not self.costs:
             root = fit.weight.new_zeros(blocks, width, 0)
@@ -123,7 +123,10 @@ class UnitSurgeon:
         self._strike(unit_set, torch.tensor([k], device=g.device), self.block_obs)
         for layer in self.sets[unit_set.name]:
             obs = self.block_obs[layer]
-            self.compensator.change(self.compensator.tensors(layer, obs.weight(), obs.names))
+            self.compensator.change(self._tensors(layer, obs.weight(), obs.names))
+
+    def _tensors(self, layer: Layer, weight: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+        return self.compensator.fitted[layer].tensors(self.compensator.named, weight, inputs)
 
     def _strike(self, unit_set: UnitSet, units: Tensor, block_obs: dict[Layer, BlockOBS]) -> None:
         for layer in self.sets[unit_set.name]:
@@ -145,7 +148,7 @@ class UnitSurgeon:
         for layer in self.sets[unit_set.name]:
             obs = self.block_obs[layer]
             weight = obs.weight(obs.change(self._rows(unit_set, layer, unit, obs)[0]))
-            changed |= self.compensator.tensors(layer, weight, obs.names)
+            changed |= self._tensors(layer, weight, obs.names)
         without = g.index_fill(0, unit, 0)
         return self.gated.sliced(without).with_weights(changed).loss(without)
 

@@ -21,7 +21,6 @@ from secateur.objective.loss_checks import batches_for_loss
 from secateur.objective.losses import (
     LossFunction,
     check_start,
-    count_predictions,
     differentiable,
     find_loss,
     loss_and_accuracy,
@@ -230,12 +229,16 @@ class GatedLoss:
 
     def measure(self, g: Tensor) -> tuple[float, float | None]:
         """Return E(g) and the accuracy, None where there are no classes."""
+        return self.assess(g)[:2]
+
+    def assess(self, g: Tensor) -> tuple[float, float | None, int]:
+        """Return E(g), the accuracy and the number of predictions that it is taken over, None and 0 without classes."""
         with torch.no_grad():
             runs = self.sliced(g).outputs(g)
-            loss, right = loss_and_accuracy(
+            loss, accuracy, predictions = loss_and_accuracy(
                 self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs)
             )
-            return self.checked(g, loss), right
+            return self.checked(g, loss), accuracy, predictions
 
     def checked(self, g: Tensor, loss: float) -> float:
         """Return E(g).
@@ -246,11 +249,6 @@ class GatedLoss:
         if bool((g == 1).all()):
             check_start(loss)
         return loss
-
-    def predictions(self, g: Tensor) -> int:
-        """Return how many predictions an accuracy is taken over; 0 where there are no classes."""
-        with torch.no_grad():
-            return count_predictions(self.loss_function, ((out, batch.targets) for batch, out in self.outputs(g)))
 
     def outputs(self, g: Tensor) -> Iterator[tuple[CachedBatch, Any]]:
         """Yield each batch and what the network returns for it."""

@@ -39,6 +39,24 @@ def hold_back(batches: list[Batch], whole: bool) -> tuple[list[Batch], list[Batc
     return fitted, held
 
 
+def some_samples(batches: list[Batch], most: int, whole: bool) -> list[Batch]:
+    """Return at most so many samples, but one or one batch, evenly taken from all batches.
+
+    Args:
+        batches: All data.
+        most: The number.
+        whole: Whether batches cannot be divided.
+    """
+    total, first, chosen = sum(batch.size for batch in batches), 0, list[Batch]()
+    for batch in batches:
+        numbers = torch.arange(first, first + batch.size)
+        rows = ((numbers + 1) * most // total > numbers * most // total).nonzero()[:, 0]
+        first += batch.size
+        if len(rows):
+            chosen.append(batch if whole else _rows(batch, rows))
+    return chosen[: max(1, most // batches[0].size)] if whole else chosen
+
+
 def _by_samples(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     fitted, held, first = list[Batch](), list[Batch](), 0
     for batch in batches:

@@ -105,13 +105,18 @@ class Question:
             seed=self.seed, max_memory=self.max_memory,
         )  # fmt: skip
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether batches cannot be divided, since the model's code fixes their size."""
+        return self.units.captured.spec.fixed is not None
+
     def holding_back(self) -> Question:
         """Return the question with every fifth sample held back from the data, to judge what the others are fitted to.
 
         Raises:
             DataError: There are too few samples.
         """
-        fitted, held = hold_back(self.gated.batches, self.units.captured.spec.fixed is not None)
+        fitted, held = hold_back(self.gated.batches, self.whole_batches)
         question = copy.copy(self)
         question.__dict__ |= {
             "gated": self.gated.on_batches(fitted),

@@ -1,80 +1,129 @@
-"""prototype"""
+"""The layerwise ranking: each set's own order from one pass over the data, and any budget shared among the sets.
+
+Where `iterative` measures and fits again after every removal or so, here the curves of all sets are made once, in closed
+form, put into units of the measured loss at a few sizes, and allotted together. Then the weights are fitted once at the
+end, layer after layer, and the loss is measured there.
+"""
+
 from __future__ import annotations
-import math
-from collections import Counter
+
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from secateur.compensation.calibration import original_moments
-from secateur.compensation.removal_path import removal_path
-from secateur.compensation.elimination import Summation
-from secateur.compensation.ridge import fit
-from secateur.compensation.targets import curvature
-from secateur.compensation.linear_layers import layers_of, compensable
-from secateur.planning.curves import Curve, allot
 
-SHARES=(.2,.4,.6,.8,.9,.97)
+from secateur.compensation.compensator import Compensator
+from secateur.objective.question import Question
+from secateur.options import Ranking
+from secateur.planning.allotment import allotted_steps, end_of
+from secateur.planning.budget import Budget
+from secateur.planning.curves import Curve
+from secateur.planning.network_sizes import NetworkSizes
+from secateur.planning.plan import Curves, Plan
+from secateur.planning.removal_order import OnStep, removable
+from secateur.planning.set_curves import set_curves
+from secateur.planning.state import Basis, State, Step
+from secateur.saliency.criterion import Criterion
 
-def summation(compensator, layer, unit_set, moments, curved):
-    w=layer.matrix(compensator.named[layer.weight]).double()
-    blocks=moments.blocks
-    ins=torch.arange(layer.inputs.size*layer.kernel)
-    outs=torch.arange(layer.outputs.size)
-    present,bias=compensator._present(layer,blocks,ins,outs)
-    f=fit(moments,present,bias,compensator.settings.ridge,torch.ones(len(ins),dtype=torch.bool))
-    if curved is None: root=torch.eye(f.weight.shape[2]).to(f.weight).expand(blocks,-1,-1)
-    elif blocks>1: root=curved.diagonal().sqrt()[:,None,None]
-    else:
-        v,u=torch.linalg.eigh(curved); root=(u*v.clamp(min=0).sqrt())[None]
-    return f, Summation(f.second,f.ridge,f.weight,root,layer.rows_of_units(unit_set))
+TRIALS = 12  # fits at most, by which the end of a budget of quality is sought
 
-def curves_of(compensator, gated, g, limits, shares=SHARES, verbose=False):
-    import dataclasses, copy
-    ones=compensator.ones
-    units=compensator.units
-    sets=[s for s in units if limits[s.name]>0]
-    layers=[l for l in compensator.layers if any(l in layers_of(s,compensator.layers) for s in sets)]
-    weighted=[l for l in compensator._weighted if l in layers]
-    with torch.no_grad():
-        moments=original_moments(gated,g,layers,weighted)
-    curved=curvature(gated,layers,g) if compensator.settings.weighting=='ggn' else {}
-    start=gated.loss(g)
-    named=dict(compensator.named)|dict(gated.weights)
-    comp=copy.copy(compensator); comp.named=named; comp.fitted={}
-    numbers=units.split(torch.arange(units.total))
-    out=[]
-    from secateur.compensation.compensator import FittedLayer
-    for s in sets:
-        ls=layers_of(s,layers)
-        nums=numbers[s.name]; left=(g[nums]!=0).nonzero()[:,0]
-        pairs=[summation(comp,l,s,moments[l],curved.get(l)) for l in ls]
-        pairs=[(f,x._replace(rows=x.rows[left])) for f,x in pairs]
-        for l,(f,_) in zip(ls,pairs):
-            comp.fitted[l]=FittedLayer(f,torch.arange(l.inputs.size*l.kernel),torch.arange(l.outputs.size))
-        n=limits[s.name]
-        points={max(1,min(n,round(share*len(left)))) for share in shares}
-        order=[];pred=[0.];h=g.clone();meas={}
-        for k,p in enumerate(removal_path([x for _,x in pairs],n,points),1):
-            u=int(left[p.unit]); order.append(u);pred.append(pred[-1]+p.cost);h[nums[u]]=0
-            if p.weights is not None:
-                ch=dict(gated.weights)
-                for l,(names,w) in zip(ls,p.weights): ch|=comp.tensors(l,w,names)
-                meas[k]=gated.with_weights(ch).loss(h)-start
-        out.append((s.name,order,pred,meas))
-        if verbose: print(s.name,[(k,round(pred[k],5),round(m,5)) for k,m in meas.items()])
-    return start,out
 
-def rescale(order,pred,meas,span=1000.):
-    """piecewise log-linear ratio"""
-    ks=sorted(meas); ratios=[]
-    for k in ks:
-        r=meas[k]/pred[k] if pred[k]>0 else 1.
-        ratios.append(min(span,max(r,1e-2)))
-    rises=[0.]
-    for n in range(1,len(pred)):
-        if n<=ks[0]: q=ratios[0]
-        elif n>=ks[-1]: q=ratios[-1]
-        else:
-            i=next(i for i in range(1,len(ks)) if ks[i]>=n)
-            t=(n-ks[i-1])/(ks[i]-ks[i-1]); q=math.exp((1-t)*math.log(ratios[i-1])+t*math.log(ratios[i]))
-        rises.append(max(rises[-1],q*pred[n]))
-    return rises
+def rank_layerwise(
+    question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
+    network: NetworkSizes, on_set: OnStep = lambda *_: None,
+) -> Plan:  # fmt: skip
+    """Return the plan: the curves, and the removals that the budget asks for, measured at their end.
+
+    Args:
+        question: The model, its units and the data.
+        ranking: The settings, which the plan keeps.
+        criterion: As for `set_curves`.
+        compensator: Fits the weights that stay; None to leave them as they are.
+        budget: The bounds that must hold; None to go on until one unit is left in each set.
+        network: The sizes of the network and of its file for any units kept.
+        on_set: Called after each set whose curve is made.
+
+    Raises:
+        BudgetError: The budget is out of reach.
+        DataError: The criterion needs data or a loss, and there is none.
+    """
+    ends = _Ends(question, compensator, network)
+    if budget is not None:
+        budget.check_measured(ends.start)
+        budget.check_resolution(ends.predictions)
+        ends.check_possible(budget)
+    curves = set_curves(question, criterion, compensator, removable(network, budget), on_set)
+    steps = ends.measured(allotted_steps(curves, network, budget), budget)
+    made = Curves(tuple(curves), network)
+    plan = Plan(
+        made.whole, ends.start, (), question.units.captured.spec, ranking,
+        compensator.settings if compensator else None, basis=ends.basis(compensator), curves=made,
+    )  # fmt: skip
+    return plan.with_steps(steps)
+
+
+class _Ends:
+    """What is measured at the ends that an order may have."""
+
+    def __init__(self, question: Question, compensator: Compensator | None, network: NetworkSizes) -> None:
+        self.question, self.compensator, self.network = question, compensator, network
+        self.sizes = dict(network.sets)
+        self.measurable = question.judge.has_data and question.judge.has_loss
+        loss, accuracy, self.predictions = (
+            question.judge.assess(question.ones) if self.measurable else (None, None, 0)
+        )
+        self.start = State(loss, accuracy, *network.after({}, 0))
+
+    def basis(self, compensator: Compensator | None) -> Basis | None:
+        """Return the samples that losses are measured on; None where there are no losses."""
+        if not self.measurable:
+            return None
+        fitted = compensator is not None and self.question.judged_on == "data"
+        return Basis(self.question.judged_on, self.question.samples, fitted, self.predictions)
+
+    def check_possible(self, budget: Budget) -> None:
+        """Refuse a size that is out of reach, before any time is spent on the curves."""
+        limits = budget.removable(self.sizes)
+        least = {name: range(size - limits[name]) for name, size in self.sizes.items()}
+        counts = {name: len(kept) for name, kept in least.items()}
+        sizes = self.network.params(counts), self.network.file_bytes(least), self.network.macs(counts)
+        state = State(self.start.loss, self.start.accuracy, *sizes)
+        if budget.least and not budget.holds(self.start, state, limits, self.sizes):
+            raise budget.unmet(sum(limits.values()), sum(self.sizes.values()), state)
+
+    def measured(self, steps: tuple[Step, ...], budget: Budget | None) -> tuple[Step, ...]:
+        """Return the steps that the budget asks for, with loss and accuracy at their end."""
+        if budget is None:
+            return steps
+        end = end_of(steps, self.start, budget, self.sizes)
+        if self.measurable and end:
+            steps = self._with(steps, end)
+            if not budget.least and not budget.good_enough(self.start, steps[end - 1]):
+                end, steps = self._sought(steps, budget)
+        return steps[:end]
+
+    def _sought(self, steps: tuple[Step, ...], budget: Budget) -> tuple[int, tuple[Step, ...]]:
+        """Return the last end that is good enough, found by halving what lies between it and the first that is not."""
+        good, bad = 0, len(steps)
+        for _ in range(TRIALS):
+            if bad - good < 2:
+                break
+            middle = (good + bad) // 2
+            steps = self._with(steps, middle)
+            good, bad = (middle, bad) if budget.good_enough(self.start, steps[middle - 1]) else (good, middle)
+        return good, steps
+
+    def _with(self, steps: tuple[Step, ...], n: int) -> tuple[Step, ...]:
+        """Return the steps with what is measured after n of them, all weights fitted there."""
+        g, judge = self._gates(steps[:n]), self.question.judge
+        if self.compensator is not None:
+            self.compensator.fit(g)
+            judge = judge.with_weights(self.compensator.weights)
+        loss, accuracy = judge.measure(g)
+        return (*steps[: n - 1], dataclasses.replace(steps[n - 1], loss=loss, accuracy=accuracy), *steps[n:])
+
+    def _gates(self, steps: Sequence[Step]) -> Tensor:
+        numbers = {place: n for n, place in enumerate(self.question.units.places)}
+        gone = [numbers[step.set, step.index] for step in steps]
+        return self.question.ones.index_fill(0, torch.tensor(gone, device=self.question.ones.device), 0)

@@ -13,12 +13,43 @@ import torch
 from secateur.arguments import describe, require_instance
 from secateur.errors import ArgumentError, PlanError
 from secateur.options import Compensation, Ranking
+from secateur.planning.allotment import allotted_steps, end_of
 from secateur.planning.budget import Budget
+from secateur.planning.curves import Curve
+from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.state import Basis, State, Step, Swaps, accuracy_of, three_digits
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.text import format_bytes, table
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of all sets and the sizes of the network: all that it takes to allot any budget.
+
+    Attributes:
+        sets: The curve of each set that may lose units.
+        network: The sizes of the network for any units kept.
+    """
+
+    sets: tuple[Curve, ...]
+    network: NetworkSizes
+
+    @property
+    def whole(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The indices of all units of each set."""
+        return tuple((name, tuple(range(size))) for name, size in self.network.sets)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; `from_json` reads it."""
+        return {"sets": [asdict(curve) for curve in self.sets], "network": self.network.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Curves:
+        """Return the curves that `to_json` wrote."""
+        curves = (Curve(c["set"], tuple(c["order"]), tuple(c["rises"])) for c in data["sets"])
+        return cls(tuple(curves), NetworkSizes.from_json(data["network"]))
 
 
 @dataclass(frozen=True)
@@ -36,6 +67,8 @@ class Plan:
         swaps: The exchanges of removed units for others; None without them.
         biases: The names of layers that get a bias, which makes up for removed units.
         basis: The samples that losses and accuracies were measured on; None where they were not.
+        curves: The curves of all sets, from which a layerwise plan allots any budget again; None of other rankings.
+        reason: Why this ranking was taken where none was asked for.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -51,6 +84,8 @@ class Plan:
     swaps: Swaps | None = None
     biases: tuple[str, ...] = ()
     basis: Basis | None = None
+    curves: Curves | None = None
+    reason: str | None = None
 
     @property
     def criterion(self) -> str:
@@ -120,7 +155,26 @@ class Plan:
                     "with rank(..., budget=budget), which holds every fifth sample back, or with validation="
                 )
             budget.check_resolution(self.basis.predictions)
+        if self.curves is not None:
+            return self._allotted(self.curves, budget)
         return self.prefix(budget.position(self.states, self.sizes))
+
+    def _allotted(self, curves: Curves, budget: Budget) -> Plan:
+        """Return the plan that curves and a budget make; this one, with what was measured, if it has the same units."""
+        assert self.start is not None
+        if budget.max_accuracy_drop is not None:
+            raise ArgumentError(f"{budget}: curves predict no accuracy; make the plan with rank(..., budget=budget)")
+        steps = allotted_steps(curves.sets, curves.network, budget)
+        plan = replace(self, kept_indices=curves.whole, steps=(), basis=None).with_steps(
+            steps[: end_of(steps, self.start, budget, dict(curves.network.sets))]
+        )
+        return self if plan.kept == self.kept else plan
+
+    def with_steps(self, steps: tuple[Step, ...]) -> Plan:
+        """Return the plan with further removals."""
+        gone = {(step.set, step.index) for step in steps}
+        kept = tuple((name, tuple(i for i in left if (name, i) not in gone)) for name, left in self.kept_indices)
+        return replace(self, kept_indices=kept, steps=(*self.steps, *steps))
 
     def prefix(self, n: int) -> Plan:
         """Return the plan that ends after the first n steps."""
@@ -138,6 +192,8 @@ class Plan:
                 "format": FORMAT,
                 **self.options_to_json(),
                 "swaps": self.swaps and asdict(self.swaps),
+                "curves": self.curves and self.curves.to_json(),
+                "reason": self.reason,
                 "basis": self.basis and asdict(self.basis),
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
@@ -182,6 +238,8 @@ class Plan:
                 tuple(Step(**step) for step in data["steps"]),
                 data["inputs"] and InputSpec.from_json(data["inputs"]),
                 swaps=data["swaps"] and Swaps(**data["swaps"]),
+                curves=data.get("curves") and Curves.from_json(data["curves"]),
+                reason=data.get("reason"),
                 basis=data.get("basis") and Basis(**data["basis"]),
                 **cls.options_from_json(data),
             )

@@ -17,6 +17,7 @@ from secateur.objective.leave_one_out import rises
 from secateur.objective.question import Question
 from secateur.options import CURVATURES, Ranking
 from secateur.planning.budget import Budget
+from secateur.planning.layerwise import rank_layerwise
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
@@ -55,6 +56,8 @@ def rank_units(
         DataError: The criterion needs data or a loss, and there is none.
     """
     find_criterion(criterion, question.gated)
+    if ranking.ranking == "layerwise":
+        return rank_layerwise(question, ranking, criterion, compensator, budget, network, on_step)
     open_sets = {name for name, limit in removable(network, budget).items() if limit}
     surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets)
     gated = question.gated if surgeon is None else surgeon.gated
