@@ -25,6 +25,7 @@ from secateur.saliency.criterion import Criterion, criteria
 from secateur.saliency.score import apply_threshold, find_criterion, saliency_of
 
 CHEAP = "taylor1"  # makes the shortlist: one backward pass
+SHORTLIST = 64  # units whose rise is measured each time where no layer makes up for them
 
 
 def criteria_for(ranking: str) -> list[str]:
@@ -56,7 +57,8 @@ def rank_units(
     """
     find_criterion(criterion, question.gated)
     open_sets = {name for name, limit in removable(network, budget).items() if limit}
-    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets)
+    short = SHORTLIST if ranking.ranking == "iterative" else None
+    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets, short)
     gated = question.gated if surgeon is None else surgeon.gated
     if ranking.ranking == "quadratic":
         order, swaps = rank_quadratic(gated, RemovalOrder(question, network, budget, surgeon), ranking, on_step)
