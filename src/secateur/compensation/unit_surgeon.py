@@ -29,9 +29,15 @@ class UnitSurgeon:
         compensator: The compensator of the original network; changed.
         costs: Whether saliencies will be asked for.
         names: The sets that units are removed from; None for all. Of others there is no saliency.
+        shortlist: The number of units that no layer makes up for whose rise is measured, the least ones by taylor1;
+            the others' saliency is infinite until these are gone. None for all.
     """
 
-    def __init__(self, compensator: Compensator, costs: bool = True, names: Collection[str] | None = None) -> None:
+    def __init__(
+        self, compensator: Compensator, costs: bool = True, names: Collection[str] | None = None,
+        shortlist: int | None = None,
+    ) -> None:  # fmt: skip
+        self.shortlist = shortlist
         self.compensator, self.units, self.costs = compensator, compensator.units, costs
         self.open_sets = [s for s in self.units if names is None or s.name in names]
         gated = {s.name for s in self.units if s.removal == "gated"}
@@ -87,16 +93,29 @@ class UnitSurgeon:
 
     def saliency(self, g: Tensor) -> Tensor:
         """Return the rise of the loss that each unit's removal is predicted to cause [K], float64."""
-        if self.measured is None:
-            others = [self._left(s, g) for s in self.open_sets if s.name not in self.compensable]
-            units = torch.cat([*others, g.new_empty(0, dtype=torch.long)])
-            self.measured = rises(self.gated, g, units) if len(units) else torch.full_like(g, torch.inf).double()
+        others = torch.cat([g.new_empty(0, dtype=torch.long), *(self._left(s, g) for s in self._unreached)])
+        if self.measured is None or (len(others) and not self.measured[others].isfinite().any()):
+            self.measured = torch.full_like(g, torch.inf).double()
+            if len(others):
+                self.measured = rises(self.gated, g, self._short(others, g))
         rise = self.measured.masked_fill(g == 0, torch.inf)
         for unit_set, scale in zip(self.open_sets, self.scales, strict=True):
             if unit_set.name in self.compensable:
                 left = self._left(unit_set, g)
                 rise[left] = scale * self._costs(unit_set, left, self.block_obs)
         return rise
+
+    @property
+    def _unreached(self) -> list[UnitSet]:
+        """The sets that no layer makes up for."""
+        return [unit_set for unit_set in self.open_sets if unit_set.name not in self.compensable]
+
+    def _short(self, units: Tensor, g: Tensor) -> Tensor:
+        """Return the units whose rise is measured."""
+        if self.shortlist is None or len(units) <= self.shortlist:
+            return units
+        taylor = -self.gated.gradient(g)[units]
+        return units[taylor.argsort(stable=True)[: self.shortlist]]
 
     def _left(self, unit_set: UnitSet, g: Tensor) -> Tensor:
         units = self.numbers[unit_set.name]

@@ -26,6 +26,7 @@ from secateur.saliency.criterion import Criterion, criteria
 from secateur.saliency.score import apply_threshold, find_criterion, saliency_of
 
 CHEAP = "taylor1"  # makes the shortlist: one backward pass
+SHORTLIST = 64  # units whose rise is measured each time where no layer makes up for them
 
 
 def criteria_for(ranking: str) -> list[str]:
@@ -59,7 +60,8 @@ def rank_units(
     if ranking.ranking == "layerwise":
         return rank_layerwise(question, ranking, criterion, compensator, budget, network, on_step)
     open_sets = {name for name, limit in removable(network, budget).items() if limit}
-    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets)
+    short = SHORTLIST if ranking.ranking == "iterative" else None
+    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets, short)
     gated = question.gated if surgeon is None else surgeon.gated
     if ranking.ranking == "quadratic":
         order, swaps = rank_quadratic(gated, RemovalOrder(question, network, budget, surgeon), ranking, on_step)
@@ -114,15 +116,24 @@ class _BySaliency:
         """Return the saliencies of the candidates [K]; those that are not on the shortlist are infinite."""
         g, shortlist = self.order.g, self.ranking.shortlist
         candidates = self.order.may_go.nonzero()[:, 0].to(g.device)
-        surgeon = self.order.surgeon if self.criterion.name == "obs" else None
-        short = shortlist is not None and shortlist < len(candidates)
-        if surgeon is not None:
-            values = surgeon.saliency(g)
-        else:
-            criterion = find_criterion(CHEAP, self.gated) if short else self.criterion
-            values = saliency_of(criterion, self.gated, g)
-        if short:
-            best = candidates[values[candidates].argsort(stable=True)[:shortlist]]
-            return (rises(self.gated, g, best) if surgeon is None else surgeon.exact(g, best)).cpu()
-        values[candidates] = apply_threshold(values[candidates], self.ranking.threshold)
-        return values.cpu()
+        if shortlist is None or shortlist >= len(candidates):
+            values = self._saliency(self.criterion, candidates)
+            values[candidates] = apply_threshold(values[candidates], self.ranking.threshold)
+            return values.cpu()
+        cheap = find_criterion(CHEAP, self.gated) if self._surgeon is None else self.criterion
+        best = candidates[self._saliency(cheap, candidates)[candidates].argsort(stable=True)[:shortlist]]
+        return (rises(self.gated, g, best) if self._surgeon is None else self._surgeon.exact(g, best)).cpu()
+
+    def _saliency(self, criterion: Criterion, candidates: Tensor) -> Tensor:
+        """Return the candidates' saliencies [K]; others have one, too, where they cost nothing more."""
+        if self._surgeon is not None:
+            return self._surgeon.saliency(self.order.g)
+        if criterion.name != "oracle":
+            return saliency_of(criterion, self.gated, self.order.g)
+        values = rises(self.gated, self.order.g, candidates)
+        criterion.check_saliencies([values[candidates]])
+        return values
+
+    @property
+    def _surgeon(self) -> UnitSurgeon | None:
+        return self.order.surgeon if self.criterion.name == "obs" else None
