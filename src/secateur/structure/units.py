@@ -14,11 +14,11 @@ from secateur.arguments import checked_call, require_instance, require_model
 from secateur.errors import ArgumentError, ModelError, choose
 from secateur.process_state import one_at_a_time
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
-from secateur.structure.capture import Captured, capture, sizes
-from secateur.structure.graph_run import check_capture
+from secateur.structure.capture import Captured, sizes
 from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model, named_tensors
 from secateur.structure.kinds import Kinds
+from secateur.structure.lengths import capture_lengths
 from secateur.structure.ops.net import Axes, Net
 from secateur.structure.ops.registry import name_of
 from secateur.structure.producers import Producer, find_producers, name_leaves
@@ -314,8 +314,7 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
     """Return all units that can be removed, for inputs given as (args, kwargs)."""
     choose("include", include, {"gated": True, "all": True})
     call = like_model(model, call)
-    captured = capture(model, call)
-    check_capture(model, captured, call)
+    captured = capture_lengths(model, call)
     return Units(captured, infer(captured), model, include)
 
 
