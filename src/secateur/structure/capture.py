@@ -52,7 +52,7 @@ class Captured:
         call = self.spec.match(call, where, sizes)
         known = {"samples": max(2, batch_size(call)), **{name: size for name, (size, _) in sizes.items()}}
         for guard in self.guards:
-            if not eval(guard, {"math": math, "torch": torch}, known):  # noqa: S307 - PyTorch's own words
+            if not eval(guard, {"math": math, "torch": torch}, known):
                 got = ", ".join(f"{name} = {size}, {place}" for name, (size, place) in sizes.items())
                 raise DataError(f"{where}inputs: the model was captured for sizes with {guard}, got {got}")
         return call
@@ -281,4 +281,4 @@ def _guards(program: ExportedProgram, spec: InputSpec, names: list[str]) -> tupl
     guards = [place.sub(lambda m: sizes.get((m[1], int(m[2])), m[0]), code) for code in program._guards_code]
     if any("L[" in guard for guard in guards):
         raise ModelError("sizes of inputs that are fixed are compared with others")
-    return tuple(dict.fromkeys(guard for guard in guards if re.search(r"\bn\d+\b", guard)))
+    return tuple(dict.fromkeys(g for g in guards if re.search(r"\bn\d+\b", g) and not re.fullmatch(r"(\w+) == \1", g)))

@@ -20,6 +20,7 @@ from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
 
 
 def first_line(error: Exception) -> str:
+    """Return what an error says first; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 

@@ -87,11 +87,12 @@ def _with_free_sizes(model: nn.Module, call: Call) -> InputSpec:
         for dim, size in enumerate(getattr(value, "shape", None) or (), 1):
             if size >= SHORTEST:
                 by_size.setdefault(size, []).append((key, dim))
-    free: set[Place] = set()
-    for places in by_size.values():
-        trials = [places] if _runs(model, call, places) else [[place] for place in places]
-        free |= {place for trial in trials for place in trial if trial is places or _runs(model, call, trial)}
-    return spec.with_sizes(lambda key, dim, size: Free(f"{key} {dim}", int(size)) if (key, dim) in free else size)
+    free: dict[Place, Free] = {}
+    for size, places in by_size.items():
+        alone = [[place] for place in places] if len(places) > 1 else []
+        trials = [places] if _runs(model, call, places) else [trial for trial in alone if _runs(model, call, trial)]
+        free |= {place: Free(str(place), size) for trial in trials for place in trial}
+    return spec.with_sizes(lambda key, dim, size: free.get((key, dim), size))
 
 
 def _runs(model: nn.Module, call: Call, places: list[Place]) -> bool:

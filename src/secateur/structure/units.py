@@ -17,11 +17,10 @@ from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sli
 from secateur.structure.capture import Captured, sizes
 from secateur.structure.infer import infer
 from secateur.structure.inputs import Call, as_call, like_model, named_tensors
-from secateur.structure.kinds import Kinds
 from secateur.structure.lengths import capture_lengths
 from secateur.structure.ops.net import Axes, Net
 from secateur.structure.ops.registry import name_of
-from secateur.structure.producers import Producer, find_producers, name_leaves
+from secateur.structure.producers import Kinds, Producer, find_producers, name_leaves
 from secateur.structure.unit_set import Fixed, UnitSet
 from secateur.text import format_bytes, table
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
 from secateur.structure.axis import Axis, fix, is_fixed, leaf, product, unify
@@ -71,7 +70,7 @@ def resize_squeeze(net: Net, node: fx.Node, operands: dict[str, Any], left: Keep
     asked = range(len(axes)) if operands.get("dim") is None else operands["dim"]
     dims = [k % len(axes) for k in ([asked] if isinstance(asked, int) else asked)]
     ones = [dim for dim in dims if axes[dim].size == 1]
-    return {"target": torch.ops.aten.squeeze.dims, "self": operands["self"], "dim": ones}
+    return {"target": "squeeze.dims", "self": operands["self"], "dim": ones}
 
 
 @resize("view", "reshape", "_unsafe_view", "expand")
