@@ -15,6 +15,8 @@ from secateur.structure.capture import is_free, sizes
 Axes = list[Axis]  # of one tensor, one per dimension
 
 
+OF_INPUTS = "how many positions there are depends on the inputs"
+
 Kind = Literal["head", "head width", "recurrent width"]
 
 
@@ -161,7 +163,7 @@ class Net:
         """
         axis = self.axes(operand)[dim] if axis is None else axis
         if is_free(operand.meta["val"].shape[dim]):
-            fix(axis, "how many positions there are depends on the inputs")
+            fix(axis, OF_INPUTS)
         self.consumers.append(Consumer(node, operand, dim, axis, partner, partner_dim, occurrence))
 
     def state_kind(self, kind: Kind, *axes: Axis) -> None:
