@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.errors import DataError
-from secateur.structure.capture import Captured, counts_samples, is_free, times
+from secateur.structure.capture import Captured, broken_guard, counts_samples, is_free, name_of_size, times
 from secateur.structure.inputs import check_as_captured
 from secateur.structure.module_calls import ModuleCall
 from secateur.structure.sliced_graph import Sliced
@@ -28,7 +28,8 @@ class CapturedForward:
         weights: The names of those weights in the module.
         constants: Tensors that the module made itself.
         call: The call of the module that was captured.
-        shapes: The shapes of the tensors among its inputs; a word for a dimension of any size.
+        shapes: The shapes of the tensors among its inputs; a name for a size that depends on the network's inputs.
+        guards: What the network's code takes for granted of such sizes.
         keywords: The order of keyword inputs, where the module is the whole network.
     """
 
@@ -40,9 +41,11 @@ class CapturedForward:
         constants: list[Tensor],
         call: ModuleCall,
         shapes: dict[fx.Node, list[int | str]],
+        guards: tuple[str, ...],
         keywords: tuple[str, ...] | None,
     ) -> None:
         self.module, self.weights, self.constants, self.keywords = module, weights, constants, keywords
+        self.guards = guards
         self.name, self.in_spec, self.out_spec, self.plain = call.name, call.in_spec, call.out_spec, call.constants
         self.shapes = [None if node is None else shapes[node] for node in call.inputs]
         self.places = [call.inputs.index(node) for node in dict.fromkeys(call.inputs) if node is not None]
@@ -63,11 +66,15 @@ class CapturedForward:
             DataError: It is called in another way than when it was captured.
         """
         values = self._in_order(args, kwargs)
+        sizes: dict[str, int] = {}
         for shape, then, now in zip(self.shapes, self.plain, values, strict=True):
             check_as_captured(self.name or "inputs", shape is not None, then, now)
-            if shape is not None and not _fits(now.shape, shape):
-                wanted = ", ".join(map(str, shape))
+            if shape is not None and not _fits(now.shape, shape, sizes):
+                wanted = ", ".join(str(size if size == "samples" else sizes.get(str(size), size)) for size in shape)
                 raise DataError(f"{self.name or 'inputs'}: captured for ({wanted}), got {tuple(now.shape)}")
+        broken = broken_guard(self.guards, sizes)
+        if broken is not None:
+            raise DataError(f"{self.name or 'inputs'}: captured for sizes with {broken}, got {sizes}")
         weights = [_find(self.module, name) for name in self.weights]
         constants = [tensor.to(weights[0].device) if weights else tensor for tensor in self.constants]
         results = self.code.forward(*weights, *constants, *(values[place] for place in self.places))
@@ -86,9 +93,13 @@ class CapturedForward:
         return [*args, *(kwargs[name] for name in self.keywords)]
 
 
-def _fits(shape: torch.Size, wanted: list[int | str]) -> bool:
+def _fits(shape: torch.Size, wanted: list[int | str], sizes: dict[str, int]) -> bool:
+    """Return whether a tensor has the shape that is wanted; the sizes of free dimensions are added to those known."""
     pairs = zip(shape, wanted, strict=False)
-    return len(shape) == len(wanted) and all(isinstance(size, str) or size == have for have, size in pairs)
+    return len(shape) == len(wanted) and all(
+        size == "any" or (size if isinstance(size, int) else sizes.setdefault(size, have)) == have
+        for have, size in pairs
+    )
 
 
 def captured_parts(network: nn.Module) -> tuple[str, ...]:
@@ -149,14 +160,13 @@ def _captured_forward(
     tensors = [captured.constants[placeholders[n]] for n in constants]
     keywords = None if call.name else captured.keywords
     own_names = [name.removeprefix(prefix) for name in names]
-    return CapturedForward(module, graph, own_names, tensors, call, shapes, keywords)
+    return CapturedForward(module, graph, own_names, tensors, call, shapes, captured.guards, keywords)
 
 
 def _shape(node: fx.Node, sliced: Sliced) -> list[int | str]:
     pairs = zip(sliced.net.axes(node), node.meta["val"].shape, strict=True)
     return [
-        "samples" if counts_samples(size) else "any" if is_free(size) else sliced.left.count(axis)
-        for axis, size in pairs
+        name_of_size(size) if counts_samples(size) or is_free(size) else sliced.left.count(axis) for axis, size in pairs
     ]
 
 

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,12 +50,22 @@ class Captured:
         """
         sizes: dict[str, tuple[int, str]] = {}
         call = self.spec.match(call, where, sizes)
-        known = {"samples": max(2, batch_size(call)), **{name: size for name, (size, _) in sizes.items()}}
-        for guard in self.guards:
-            if not eval(guard, {"math": math, "torch": torch}, known):
-                got = ", ".join(f"{name} = {size}, {place}" for name, (size, place) in sizes.items())
-                raise DataError(f"{where}inputs: the model was captured for sizes with {guard}, got {got}")
+        known = {name: size for name, (size, _) in sizes.items()}
+        broken = broken_guard(self.guards, known | {"samples": batch_size(call)})
+        if broken is not None:
+            got = ", ".join(f"{name} = {size}, {place}" for name, (size, place) in sizes.items())
+            raise DataError(f"{where}inputs: the model was captured for sizes with {broken}, got {got}")
         return call
+
+
+def broken_guard(guards: Iterable[str], sizes: Mapping[str, int]) -> str | None:
+    """Return which guard does not hold for these sizes, by the names of free dimensions; None if all known do."""
+    known = {**sizes, "samples": max(2, sizes.get("samples", 2))}  # as many as it was captured with, at least
+    for guard in guards:
+        with contextlib.suppress(NameError):  # of sizes that are not known here
+            if not eval(guard, {"math": math, "torch": torch}, known):  # PyTorch's own words
+                return guard
+    return None
 
 
 def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:
@@ -66,13 +76,13 @@ def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:
 def _number(node: Any, batch: int) -> int:
     """Return a size for so many samples; one that depends on values (u0, u1 ...) is a number like no other."""
     free = _free_sizes(node)
-    known = {s: UNKNOWN if s.name.startswith("u") else free.get(s, batch) for s in node.expr.free_symbols}
-    return int(node.expr.subs(known))
+    others = {s: UNKNOWN if s.name.startswith("u") else batch for s in node.expr.free_symbols}
+    return int(node.expr.subs(others | {symbol: size.size for symbol, size in free.items()}))
 
 
-def _free_sizes(node: Any) -> dict[Any, int]:
-    """Return the example's sizes of the symbols that stand for free dimensions other than that of the samples."""
-    known: dict[Any, int] = getattr(node.shape_env, "free_sizes", {})
+def _free_sizes(node: Any) -> dict[Any, Free]:
+    """Return the symbols that stand for free dimensions other than that of the samples."""
+    known: dict[Any, Free] = getattr(node.shape_env, "free_sizes", {})
     return known
 
 
@@ -84,6 +94,13 @@ def counts_samples(size: Any) -> bool:
 def is_free(size: Any) -> bool:
     """Return whether a traced size depends on that of a free dimension other than that of the samples."""
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols & _free_sizes(size.node).keys())
+
+
+def name_of_size(size: Any) -> str:
+    """Return "samples", or the name of the free dimension that a traced size is that of; "any" for others."""
+    symbol = size.node.expr
+    unnamed = not symbol.is_Symbol or symbol.name.startswith("u")
+    return "any" if unnamed else _free_sizes(size.node)[symbol].name if is_free(size) else "samples"
 
 
 def times(size: Any, of: Any) -> int | None:
@@ -262,7 +279,7 @@ def _with_names(spec: InputSpec, inputs: dict[int | str, str], graph: fx.Graph) 
         if isinstance(traced, int) or not traced.node.expr.is_Symbol:
             raise ModelError(f"dimension {dim} of input {key!r} is no free size")
         free = named.setdefault(traced.node.expr, Free(f"n{len(named) + 1}", size.size))
-        traced.node.shape_env.free_sizes = {symbol: free.size for symbol, free in named.items()}
+        traced.node.shape_env.free_sizes = named
         return free
 
     return spec.with_sizes(name)
