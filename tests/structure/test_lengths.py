@@ -6,6 +6,7 @@ Covers also secateur.structure.export.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ class Sentences(nn.Module):
 class Layers(nn.Module):
     """Layers by name, and a forward of them."""
 
-    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module) -> None:
+    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module | nn.Parameter) -> None:
         super().__init__()
         self.function = forward
         for name, layer in layers.items():
@@ -62,11 +63,18 @@ class Layers(nn.Module):
         return self.function(self, *inputs)
 
 
+def scaled(m: Any, x: Tensor) -> Tensor:
+    """Numbers of samples and of positions as arguments of a call that takes a parameter."""
+    return m.b(torch.relu(m.a(x)) * m.scale.expand(x.shape[0], x.shape[1], 6)).mean(1)
+
+
 def folded(m: Any, x: Tensor) -> Tensor:
-    """Positions and units in one dimension and apart again, by the sizes of what is computed."""
-    h = torch.tanh(m.a(x)).flatten(1)
-    h = h.view(h.shape[0], h.shape[1] // 6, 6)
-    return m.b(h.reshape(-1, 6).view(x.shape[0], -1, 6)).mean(1)
+    """Positions and units in one dimension and apart again, and positions and samples in one."""
+    h = torch.tanh(m.a(x.mT)).reshape(x.shape[0], (x.shape[1] - 2) * 6)
+    h = h.view(h.shape[0], 6, h.shape[1] // 6).mT
+    flat = torch.relu(h + 1).reshape(h.shape[0] * h.shape[1], 6)
+    flat = flat * m.scale.expand(flat.shape[0], 6) / x.shape[1]
+    return m.b(flat).view(x.shape[0], -1, 3).mean(1)
 
 
 def branching(m: Any, x: Tensor) -> Tensor:
@@ -102,15 +110,17 @@ def two(n: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return sequence(n, length, seed)[0], sequence(n, length + 2, seed + 1)[0]
 
 
-def layers(forward: Callable[..., Tensor], **more: nn.Module) -> Callable[[], nn.Module]:
+def layers(forward: Callable[..., Tensor], **more: nn.Module | nn.Parameter) -> Callable[[], nn.Module]:
     return lambda: Layers(forward, **({"a": nn.Linear(4, 6), "b": nn.Linear(6, 3)} | more))
 
 
 N1, N2 = Free("n1", 7), Free("n2", 9)
 EXAMPLES = {
     "sentences": Example(Sentences, sentence, [(N1,), (N1,)]),
-    "sequences": Example(layers(lambda m, x: m.b(torch.relu(m.a(x))).mean(1)), sequence, [(N1, 4)]),
-    "positions folded": Example(layers(folded), sequence, [(N1, 4)]),
+    "sequences": Example(layers(scaled, scale=nn.Parameter(torch.ones(6))), sequence, [(N1, 4)]),
+    "positions folded": Example(
+        layers(folded, a=nn.Conv1d(4, 6, 3), scale=nn.Parameter(torch.ones(6))), sequence, [(N1, 4)], shortest=4,
+    ),
     "images": Example(
         layers(lambda m, x: m.b(m.norm(m.a(x)).relu().mean((2, 3))), a=nn.Conv2d(2, 6, 3), norm=nn.BatchNorm2d(6)),
         image, [(2, Free("n1", 8), Free("n2", 14))], shortest=4,
@@ -141,6 +151,7 @@ def made(name: str) -> nn.Module:
     return (EXAMPLES | FIXED)[name].model().double()
 
 
+@functools.cache
 def captured(name: str) -> tuple[nn.Module, Captured]:
     model = made(name)
     return model, capture_lengths(model, as_call((EXAMPLES | FIXED)[name].inputs(3, 7)))
@@ -152,12 +163,9 @@ def test_each_size_is_free_that_the_code_leaves_free(name: str) -> None:
     assert [value.shape for value in spec.args] == (EXAMPLES | FIXED)[name].shapes
 
 
-GRAPHS: dict[str, tuple[nn.Module, Captured]] = {}
-
-
 @given(name=st.sampled_from(list(EXAMPLES)), n=st.integers(1, 5), more=st.integers(0, 5), seed=st.integers(0, 99))
 def test_the_graph_computes_what_the_model_does_at_any_length(name: str, n: int, more: int, seed: int) -> None:
-    model, graph = GRAPHS.setdefault(name, captured(name))
+    model, graph = captured(name)
     example = EXAMPLES[name]
     inputs = example.inputs(n, example.shortest + more, seed)
     with torch.no_grad(), evaluating(model):

@@ -47,8 +47,6 @@ def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         if changed:
             _apply(copies[node], changed, copies)
-        if node.target is torch.ops.aten.sym_size.int:
-            copies[node] = _before(graph, node, copies, net, left)
     return Sliced(graph, copies, net, left)
 
 
@@ -78,24 +76,11 @@ def _computed(graph: fx.Graph, copies: dict[fx.Node, fx.Node], value: Any) -> An
         return [_computed(graph, copies, item) for item in value]
     if not isinstance(value, Part):
         return value
-    return _scaled(graph, copies[value.whole], value, counts_samples(value.whole.meta["val"]))
-
-
-def _before(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node], net: Net, left: KeepMask) -> fx.Node:
-    """Return the size that a dimension had before units were gone, which is what other sizes are computed from."""
-    axis = net.axes(node.args[0])[node.args[1]]  # type: ignore[arg-type, index]
-    part = left.size(axis, node)
-    if not isinstance(part, Part) or not part.times:
-        return copies[node]
-    return _scaled(graph, copies[node], Part(node, part.over, part.times), counts_samples(node.meta["val"]))
-
-
-def _scaled(graph: fx.Graph, size: fx.Node, part: Part, samples: bool) -> fx.Node:
-    times = graph.call_function(operator.mul, (size, part.times))
-    scaled = times if part.over == 1 else graph.call_function(operator.floordiv, (times, part.over))
-    for node in (times, scaled):  # numbers that grow with that of the samples, for who runs several batches as one
-        node.meta["samples"] = samples
-    return scaled
+    times = graph.call_function(operator.mul, (copies[value.whole], value.times))
+    size = times if value.over == 1 else graph.call_function(operator.floordiv, (times, value.over))
+    for node in (times, size):  # numbers that grow with that of the samples, for those who run several batches as one
+        node.meta["samples"] = counts_samples(value.whole.meta["val"])
+    return size
 
 
 def slice_tensor(tensor: Tensor, axes: Axes, left: KeepMask) -> Tensor:
