@@ -233,7 +233,7 @@ def test_plain_inputs_are_those_it_was_captured_with() -> None:
         ({"mask": None}, ((), {"x": X, "mask": X[..., :1]}), "inputs: captured with None, got a tensor"),
         ({"mask": X[..., :1]}, ((), {"x": X, "mask": None}), "inputs: captured with a tensor, got None"),
         ({}, ((X[..., :4],), {}), "inputs: captured for (samples, 4, 5), got (3, 4, 4)"),
-        ({}, ((X[0],), {}), "inputs: captured for (samples, n1, 5), got (4, 5)"),
+        ({}, ((X[0],), {}), "inputs: captured for (samples, any, 5), got (4, 5)"),
         ({"mask": X[..., :1]}, ((), {"x": X, "mask": X}), "inputs: captured for (samples, 4, 1), got (3, 4, 5)"),
         (
             {"mask": X[..., :1]}, ((), {"x": X, "mask": X[:, :3, :1]}),

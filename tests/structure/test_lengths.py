@@ -336,3 +336,22 @@ def test_a_length_is_fixed_where_more_units_can_be_removed_then() -> None:
     units = sc.find_units(model, sequence(3, 7)[0])
     assert {s.name: s.size for s in units} == {"a": 6}
     assert units.captured.spec.free == {}
+
+
+def test_a_length_is_fixed_where_the_graph_is_another_at_others() -> None:
+    def odd(m: Any, x: Tensor) -> Tensor:  # a branch that torch.export does not see
+        return m.b(m.a(x)).mean(1) * (2 if f"{x.shape[1]}" == "6" else 1)
+
+    torch.manual_seed(0)
+    model = layers(odd)().double()
+    assert capture_lengths(model, as_call(sequence(3, 7))).spec.free == {}
+    assert capture_lengths(model, as_call(sequence(3, 9))).spec.free == {"n1": 9}
+
+
+def test_a_loss_is_no_mean_whatever_lengths_the_batches_have() -> None:
+    torch.manual_seed(0)
+    model = layers(lambda m, x: m.b(m.a(x).tanh()))().double()
+    data = [(x, torch.ones(*x.shape[:2], 3, dtype=DOUBLE)) for (x,) in (sequence(4, 7), sequence(4, 5), sequence(4, 7))]
+    assert sc.score(model, data, error, criterion="taylor1")["a"].shape == (6,)
+    with pytest.raises(DataError, match=r"^loss: it is not a mean over samples"):
+        sc.score(model, data, lambda outputs, targets: error(outputs, targets) * len(outputs), criterion="taylor1")

@@ -70,7 +70,10 @@ class CapturedForward:
         for shape, then, now in zip(self.shapes, self.plain, values, strict=True):
             check_as_captured(self.name or "inputs", shape is not None, then, now)
             if shape is not None and not _fits(now.shape, shape, sizes):
-                wanted = ", ".join(str(size if size == "samples" else sizes.get(str(size), size)) for size in shape)
+                known = {size: sizes.get(size, "any") for size in shape if isinstance(size, str)} | {
+                    "samples": "samples"
+                }
+                wanted = ", ".join(str(known.get(size, size)) for size in shape)
                 raise DataError(f"{self.name or 'inputs'}: captured for ({wanted}), got {tuple(now.shape)}")
         broken = broken_guard(self.guards, sizes)
         if broken is not None:
