@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.structure.axis import BATCH, Axis, find, leaves, parts
-from secateur.structure.capture import sizes
+from secateur.structure.capture import is_free, sizes
 from secateur.structure.graph_run import compile_graph, outputs
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.net import Consumer
@@ -131,6 +131,8 @@ class GatedGraph:
             NotStackableError: A gated value does not hold the samples along one dimension, slowest.
         """
         dims = [self.samples_dim(edge) for edge in self.edges]
+        if any(is_free(edge.value.shape[dim]) for edge, dim in zip(self.edges, dims, strict=True)):
+            raise NotStackableError  # as many places for each sample as the inputs have
         vectors = [
             self.spread(edge, dim, g, sizes(edge.value, len(g))[dim] // len(g))
             for edge, dim in zip(self.edges, dims, strict=True)
