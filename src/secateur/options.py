@@ -105,7 +105,9 @@ class Ranking:
 
     def _check_shortlist(self, fitted: bool) -> None:
         exact = self.criterion == "oracle" or (self.criterion == "obs" and fitted)
-        if self.shortlist is not None and not (exact and self.ranking in ("iterative", None) and self.threshold is None):
+        if self.shortlist is not None and not (
+            exact and self.ranking in ("iterative", None) and self.threshold is None
+        ):
             raise ArgumentError(
                 "shortlist: is for ranking='iterative' without threshold, with criterion='oracle', or with 'obs' and "
                 "compensate=True"

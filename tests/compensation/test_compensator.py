@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from cases import randomise
 from secateur import find_units
 from secateur.compensation.compensator import Compensator, compensated
-from secateur.compensation.targets import trace_layers
 from secateur.errors import ArgumentError, DataError
+from secateur.objective.gated_graph import GatedGraph
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.options import Compensation
 
@@ -157,10 +157,13 @@ def deep() -> nn.Sequential:
 
 
 def test_without_room_for_all_batches_walks_start_again_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    walks = list[Any]()
-    monkeypatch.setattr(
-        "secateur.compensation.compensator.trace_layers", lambda *given: walks.append(given) or trace_layers(*given)
-    )
+    walks, walk = list[Any](), GatedGraph.walk
+
+    def counted(*given: Any, results: Collection[fx.Node] = (), **options: Any) -> Any:
+        walks.extend([results] if results else [])  # of the original, with halts after its layers
+        return walk(*given, results=results, **options)
+
+    monkeypatch.setattr(GatedGraph, "walk", counted)
     enough, little = (Made(deep(), 5, cuts=(7, 15, 16), max_memory=size) for size in (None, 17_000))
     held = enough.fit(MLP_GONE)
     assert len(walks) == 4  # one for each batch

@@ -26,7 +26,7 @@ from secateur.compensation.targets import draws_of, last_layers, sample_weights,
 from secateur.errors import ArgumentError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import GatedLoss, masks, ones
-from secateur.objective.memory import bytes_of, free_memory
+from secateur.objective.memory import bytes_alive, free_memory
 from secateur.options import Compensation
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
@@ -38,16 +38,18 @@ MATRICES = 8  # of the moments' size that are held at a time
 
 
 class Walk(NamedTuple):
-    """One batch on its way through the shrunk network.
+    """One batch on its way through both networks, side by side.
 
     Attributes:
-        steps: Halts before each layer, with the values so far.
-        targets: What the layers gave in the original [M, O], and how much each number counts.
+        steps: Halts before each layer or norm of the shrunk network, with the values so far.
+        original: Halts after each layer of the original.
+        weights: How much each number counts that a layer gives [M, O].
         place: The batch's place.
     """
 
     steps: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
-    targets: dict[Layer, tuple[Tensor, Tensor | None]]
+    original: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
+    weights: dict[Layer, Tensor]
     place: BatchPlace
 
 
@@ -145,7 +147,7 @@ class Compensator:
             stops = [stop for stop in stops if stop not in first]
             held = list(self._walks(sliced, g, stops)) if stops and self._fits_memory(stops) else None
             for i, stop in enumerate(stops):
-                walks = held if held is not None else (_skip(walk, i) for walk in self._walks(sliced, g, stops))
+                walks = held or (_skip(walk, stops[:i]) for walk in self._walks(sliced, g, stops))
                 self._stop(stop, walks, sliced, g)
 
     def change(self, tensors: dict[str, Tensor]) -> None:
@@ -185,24 +187,22 @@ class Compensator:
         return {graph.origin[node] for node in downstream(gone) if node in graph.origin}
 
     def _walks(self, sliced: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
-        layers = [stop for stop in stops if isinstance(stop, Layer)]
-        weighted, calls = [layer for layer in self.weighted if layer in layers], [layer.call for layer in layers]
-        draw = draws_of(self.original)
-        halts = {sliced.graph.copies[stop.call] for stop in stops}
+        layers, graph = [stop for stop in stops if isinstance(stop, Layer)], self.original.graph
+        weighted, draw = [layer for layer in self.weighted if layer in layers], draws_of(self.original)
+        halts, results = {sliced.graph.copies[s.call] for s in stops}, {graph.copies[layer.call] for layer in layers}
         for batch, shrunk, place in zip(self.original.cached, sliced.cached, self._batches, strict=True):
-            values = trace_layers(self.original, batch, calls, self.ones, weighted)
-            weight = sample_weights(self.original, batch, weighted, values, draw)
-            original = {
-                layer: layer.targets(values[self.original.graph.copies[layer.call]].detach()) for layer in layers
-            }
-            steps = sliced.graph.walk(shrunk.frontier, g, halts, ())
-            yield Walk(steps, {layer: (z, weight.get(layer)) for layer, z in original.items()}, place)
+            values = trace_layers(self.original, batch, (), self.ones, weighted) if weighted else {}
+            yield Walk(
+                sliced.graph.walk(shrunk.frontier, g, halts, ()),
+                graph.walk(batch.frontier, self.ones, (), (), results=results),
+                sample_weights(self.original, batch, weighted, values, draw),
+                place,
+            )
 
     def _fits_memory(self, stops: list[Layer | BatchNorm]) -> bool:
-        """Return whether all batches can halt before a layer at the same time."""
-        nodes = [node for node in self.units.captured.graph.nodes if node.op == "call_function"]
-        each = bytes_of(stop.call for stop in stops) + 4 * max(bytes_of([node]) for node in nodes)
-        return each * self._batches[0].samples <= self.original.memory // 3
+        """Return whether all batches of both networks can halt at the same time."""
+        alive = 2 * bytes_alive(self.units.captured.graph, {stop.call for stop in stops})
+        return alive * self._batches[0].samples <= self.original.memory // 3
 
     def _stop(self, stop: Layer | BatchNorm, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> None:
         """Fit one layer, or estimate one norm's statistics, and let the walks go on with it."""
@@ -222,7 +222,8 @@ class Compensator:
         moments, met = Moments(len(ins), len(outs), self.ones.device), []
         for walk in walks:
             _, values = next(walk.steps)
-            z, weight = walk.targets.pop(layer)
+            call_there, original = next(walk.original)
+            z, weight = layer.targets(original[call_there]), walk.weights.pop(layer, None)
             weight = None if weight is None else weight[:, outs]
             collect_moments(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
             met.append(values)
@@ -285,8 +286,10 @@ def compensated(gated: GatedLoss, g: Tensor, settings: Compensation) -> dict[str
     return compensator.weights
 
 
-def _skip(walk: Walk, n: int) -> Walk:
-    """Go on until n halts are behind."""
-    for _ in itertools.islice(walk.steps, n):
-        pass
+def _skip(walk: Walk, stops: list[Layer | BatchNorm]) -> Walk:
+    """Go on until these halts are behind."""
+    for stop in stops:
+        next(walk.steps)
+        if isinstance(stop, Layer):
+            next(walk.original)
     return walk

@@ -106,9 +106,7 @@ def require_loss(loss: LossFunction | None) -> LossFunction:
     return loss
 
 
-def loss_and_accuracy(
-    loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]
-) -> tuple[float, float | None, int]:
+def loss_and_accuracy(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None, int]:
     """Return mean loss, accuracy and number of predictions from batches' shares, outputs and targets.
 
     Without classes there is no accuracy, and there are 0 predictions.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import psutil
@@ -55,6 +55,16 @@ def bytes_of(nodes: Iterable[fx.Node]) -> int:
         if node.op == "call_function"
         for value in tree_leaves(node.meta.get("val"))
         if isinstance(value, Tensor)
+    )
+
+
+def bytes_alive(graph: fx.Graph, stops: Collection[fx.Node]) -> int:
+    """Return what the values take for one sample that are needed at or after one of these calls, at the worst."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    until = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
+    return max(
+        (bytes_of(node for node, last in until.items() if order[node] <= order[stop] <= last) for stop in stops),
+        default=0,
     )
 
 

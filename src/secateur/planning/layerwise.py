@@ -70,9 +70,7 @@ class _Ends:
         self.question, self.compensator, self.network = question, compensator, network
         self.sizes = dict(network.sets)
         self.measurable = question.judge.has_data and question.judge.has_loss
-        loss, accuracy, self.predictions = (
-            question.judge.assess(question.ones) if self.measurable else (None, None, 0)
-        )
+        loss, accuracy, self.predictions = question.judge.assess(question.ones) if self.measurable else (None, None, 0)
         self.start = State(loss, accuracy, *network.after({}, 0))
 
     def basis(self, compensator: Compensator | None) -> Basis | None:
