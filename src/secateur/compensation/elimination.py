@@ -18,7 +18,7 @@ from torch import Tensor
 
 from secateur.compensation.cholesky import factorise, invert
 
-COLUMNS = 128  # of L that are gathered before they are subtracted from the matrices
+COLUMNS = 256  # of L that are gathered before they are subtracted from the matrices
 
 
 class Summation(NamedTuple):
@@ -42,36 +42,44 @@ class Summation(NamedTuple):
 class Elimination:
     """One layer whose inputs go, unit after unit, while the others make up for them.
 
+    The rows of the units come first in all arrays, unit after unit, so that those of each are a slice.
+
     Args:
         layer: The layer; its matrices are not changed.
     """
 
     def __init__(self, layer: Summation) -> None:
-        second, ridge, weight, self.curvature, rows = layer
-        self.inverse = invert(factorise(second.clone(), ridge))
-        self.weights = weight.clone()
-        self.names = torch.arange(second.shape[1], device=second.device)  # of the rows of W that are in the matrices
-        self.units, self.rows = torch.arange(len(rows), device=rows.device), rows  # and where each unit's are
-        self.size, self.left = len(rows), torch.ones_like(self.units, dtype=torch.bool)
+        (self.size, self.each), inputs = layer.rows.shape, layer.second.shape[1]
+        others = torch.ones(inputs, dtype=torch.bool, device=layer.rows.device)
+        others[layer.rows.flatten()] = False
+        self.names = torch.cat([layer.rows.flatten(), others.nonzero()[:, 0]])  # the rows of W in the arrays
+        self.inverse = invert(factorise(layer.second[:, self.names][:, :, self.names], layer.ridge))
+        self.weights = layer.weight[:, self.names]
+        self.weighed = self.weights if layer.curvature is None else self.weights @ layer.curvature  # W B
+        self.units = torch.arange(self.size, device=self.names.device)  # in the arrays
+        self.left = torch.ones_like(self.units, dtype=torch.bool)
         self._begin()
 
     def _begin(self) -> None:
         """Compute the diagonal blocks of G⁻¹ and W B Wᵀ [C, K, p, p] anew, with no L gathered."""
         c, d, _ = self.inverse.shape
-        self.columns = self.inverse.new_empty(c, d, 0)
-        self.targets = self.weights.new_empty(c, 0, self.weights.shape[2])
-        self.diagonal = self.inverse[:, self.rows[:, :, None], self.rows[:, None, :]]
-        w = self.weights[:, self.rows]
-        self.gram = self._weighed(w) @ w.mT
+        self.gathered = 0
+        self.columns = self.inverse.new_empty(c, d, COLUMNS + self.each)
+        self.targets, self.weighed_targets = (
+            self.weights.new_empty(c, COLUMNS + self.each, self.weights.shape[2]) for _ in range(2)
+        )
+        k, p = len(self.units), self.each
+        blocks = self.inverse[:, : k * p, : k * p].unflatten(1, (k, p)).unflatten(3, (k, p))
+        self.diagonal = blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).contiguous()
+        self.gram = self._of_units(self.weighed) @ self._of_units(self.weights).mT
 
-    def _weighed(self, weights: Tensor) -> Tensor:
-        """Return weights [C, ..., o] times B."""
-        b = self.curvature
-        return weights if b is None else weights @ (b if weights.ndim == 3 else b[:, None])
+    def _of_units(self, rows: Tensor) -> Tensor:
+        """Return the rows [C, D, n] that belong to each unit [C, K, p, n]; a view."""
+        return rows[:, : len(self.units) * self.each].unflatten(1, (-1, self.each))
 
     def costs(self) -> Tensor:
         """Return what the removal of each unit adds to the ridge objective [K], infinite for those that are gone."""
-        if self.rows.shape[1] == 1:
+        if self.each == 1:
             costs = 0.5 * (self.gram / self.diagonal)[:, :, 0, 0].sum(0)
         else:
             costs = 0.5 * torch.linalg.solve(self.diagonal, self.gram).diagonal(dim1=2, dim2=3).sum((0, 2))
@@ -81,46 +89,52 @@ class Elimination:
 
     def remove(self, unit: int) -> None:
         """Strike a unit out, and let those that are left make up for it."""
-        place = int(torch.searchsorted(self.units, unit))
-        rows = self.rows[place]
-        column = self.inverse[:, :, rows] - self.columns @ self.columns[:, rows].mT
+        place, n = int(torch.searchsorted(self.units, unit)), self.gathered
+        rows, more = slice(place * self.each, (place + 1) * self.each), slice(n, n + self.each)
+        before = self.columns[:, rows, :n]
+        column = self.inverse[:, rows].mT - self.columns[:, :, :n] @ before.mT
         root = torch.linalg.cholesky(column[:, rows])
-        factor = torch.linalg.solve_triangular(root.mT, column, upper=True, left=False)  # L
-        w = self.weights[:, rows] - self.columns[:, rows] @ self.targets
-        target = torch.linalg.solve_triangular(root, w, upper=False)  # S⁻¹ W_P
-        self._update_blocks(factor, target)
-        self.columns, self.targets = torch.cat([self.columns, factor], 2), torch.cat([self.targets, target], 1)
-        self.left[place] = False
-        self.diagonal[:, place] = torch.eye(len(rows)).to(self.diagonal)
-        if self.columns.shape[2] >= COLUMNS:
+        inverse = torch.linalg.solve_triangular(root, torch.eye(self.each).to(root), upper=False)  # S⁻¹
+        self.columns[:, :, more] = factor = column @ inverse.mT  # L
+        self.targets[:, more] = inverse @ (self.weights[:, rows] - before @ self.targets[:, :n])
+        self.weighed_targets[:, more] = inverse @ (self.weighed[:, rows] - before @ self.weighed_targets[:, :n])
+        self._update_blocks(factor, self.targets[:, more], self.weighed_targets[:, more].mT)
+        self.gathered, self.left[place] = n + self.each, False
+        self.diagonal[:, place] = torch.eye(self.each).to(self.diagonal)
+        if self.gathered >= COLUMNS:
             self._subtract()
 
-    def _update_blocks(self, factor: Tensor, target: Tensor) -> None:
-        of_units = factor[:, self.rows]  # [C, K, p, p]
-        weighed = self._weighed(target).mT
-        product = self.weights @ weighed - self.columns @ (self.targets @ weighed)  # W B tᵀ
-        mixed = product[:, self.rows] @ of_units.mT
+    def _update_blocks(self, factor: Tensor, target: Tensor, weighed: Tensor) -> None:
+        n = self.gathered
+        product = self.weights @ weighed - self.columns[:, :, :n] @ (self.targets[:, :n] @ weighed)  # W B tᵀ
+        of_units = self._of_units(factor)
+        mixed = self._of_units(product) @ of_units.mT
         self.gram += of_units @ (target @ weighed)[:, None] @ of_units.mT - mixed - mixed.mT
         self.diagonal -= of_units @ of_units.mT
 
     def _stays(self) -> Tensor:
-        """Return which rows of the matrices are no gone unit's."""
+        """Return which rows of the arrays are no gone unit's."""
         stays = torch.ones_like(self.names, dtype=torch.bool)
-        stays[self.rows[~self.left].flatten()] = False
+        stays[: len(self.units) * self.each] = self.left.repeat_interleave(self.each)
         return stays
 
     def _subtract(self) -> None:
         """Subtract what was gathered from the matrices, and strike the rows out that are gone."""
-        stays = self._stays()
-        columns = self.columns[:, stays]
+        stays, n = self._stays(), self.gathered
+        columns = self.columns[:, stays, :n]
         self.inverse = self.inverse[:, stays][:, :, stays].baddbmm_(columns, columns.mT, alpha=-1)
-        self.weights = self.weights[:, stays].baddbmm_(columns, self.targets, alpha=-1)
+        alike = self.weighed is self.weights
+        self.weights = self.weights[:, stays].baddbmm_(columns, self.targets[:, :n], alpha=-1)
+        self.weighed = (
+            self.weights if alike else self.weighed[:, stays].baddbmm_(columns, self.weighed_targets[:, :n], alpha=-1)
+        )
         self.names, self.units = self.names[stays], self.units[self.left]
-        self.rows = (stays.cumsum(0) - 1)[self.rows[self.left]]
         self.left = self.left[self.left]
         self._begin()
 
     def weight(self) -> tuple[Tensor, Tensor]:
-        """Return which rows of W are left, and W there [C, n, o]."""
-        stays = self._stays()
-        return self.names[stays], self.weights[:, stays] - self.columns[:, stays] @ self.targets
+        """Return which rows of W are left, in order, and W there [C, n, o]."""
+        stays, n = self._stays(), self.gathered
+        names, order = self.names[stays].sort()
+        weights = self.weights[:, stays] - self.columns[:, stays, :n] @ self.targets[:, :n]
+        return names, weights[:, order]
