@@ -173,7 +173,9 @@ def make_order(
     sizes = network_sizes(question.model, question.units, header)
     with progress_bar(f"ranking by {ranking.criterion}", progress) as bar:
         plan = rank_units(question, ranking, criterion, compensator, budget, sizes, bar)
-    return Ranked(dataclasses.replace(plan, biases=biases, reason=reason), question, compensator)
+    unfitted = tuple(compensator.unfitted.items()) if compensator else ()
+    made = dataclasses.replace(plan, biases=biases, reason=reason, unfitted=unfitted)
+    return Ranked(made, question, compensator)
 
 
 def _with_biases(question: Question, compensation: Compensation | None) -> tuple[Question, tuple[str, ...]]:

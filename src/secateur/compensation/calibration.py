@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.compensation.linear_layers import Layer
 from secateur.compensation.ridge import Moments
+from secateur.compensation.row_ridge import RowMoments, rows_kept
 from secateur.compensation.targets import (
     add_curvature,
     draws_of,
@@ -92,8 +93,27 @@ def counted_rows(layer: Layer, value: Tensor, place: BatchPlace) -> CountedRows:
     return CountedRows(None, numbers, place.samples * each, numbers // each)
 
 
+def rows_of_its_own(layer: Layer, samples: int) -> int | None:
+    """Return how many rows of a layer are kept where it has fewer rows than inputs; None where it has moments."""
+    return rows_kept(layer.inputs.size * layer.kernel, samples * layer.positions)
+
+
+def moments_for(layer: Layer, samples: int, inputs: int, outputs: int, device: torch.device) -> Moments | RowMoments:
+    """Return empty moments of a layer's inputs, or where it has fewer rows than inputs empty rows.
+
+    Args:
+        layer: The layer.
+        samples: Those of all data.
+        inputs: How many inputs are there.
+        outputs: How many outputs have targets.
+        device: The device.
+    """
+    kind = Moments if rows_of_its_own(layer, samples) is None else RowMoments
+    return kind(inputs, outputs, device)
+
+
 def collect_moments(
-    moments: Moments, layer: Layer, value: Tensor, place: BatchPlace, z: Tensor | None, weight: Tensor | None
+    moments: Moments | RowMoments, layer: Layer, value: Tensor, place: BatchPlace, z: Tensor | None, weight: Tensor | None
 ) -> None:
     """Take in a batch of a layer's input: evenly so many rows that all batches give no more than is said above.
 
@@ -105,7 +125,7 @@ def collect_moments(
         z: Targets of its rows [M, O]; None for moments without.
         weight: The weights of its rows [M, C]; None for 1.
     """
-    most = max(ROWS if weight is None else FEWER, EACH * layer.width)
+    most = rows_of_its_own(layer, place.samples) or max(ROWS if weight is None else FEWER, EACH * layer.width)
     taken, samples = counted_rows(layer, value, place).some(most)
     if taken is not None:
         z, weight = None if z is None else z[taken], None if weight is None else weight[taken]
@@ -122,7 +142,7 @@ class Observation(NamedTuple):
             where samples of the loss have no curvature of their own.
     """
 
-    moments: dict[Layer, Moments]
+    moments: dict[Layer, Moments | RowMoments]
     curvature: dict[Layer, Tensor]
 
 
@@ -140,7 +160,10 @@ def observe(
         weighted: The ones among them whose outputs count by the loss's curvature.
         curved: Whether the curvature is asked for.
     """
-    moments = {layer: Moments(layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
+    samples = sum(batch.size for batch in gated.batches)
+    moments = {
+        layer: moments_for(layer, samples, layer.inputs.size * layer.kernel, 0, g.device) for layer in layers
+    }
     matrices = no_curvature(gated, layers if curved else (), g)
     operands = {layer: layer.operand(layer.call) for layer in layers}
     draws = draws_of(gated), draws_of(gated)

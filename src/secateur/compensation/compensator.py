@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,15 +19,15 @@ import torch
 from torch import Tensor, fx
 
 from secateur.compensation.batch_norm import BatchNorm, ChannelStatistics, find_norms
-from secateur.compensation.calibration import BatchPlace, Observation, batch_places, collect_moments, observe
+from secateur.compensation.calibration import BatchPlace, Observation, batch_places, collect_moments, moments_for, observe, rows_of_its_own
 from secateur.compensation.fitted_layer import FittedLayer
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
 from secateur.compensation.ridge import Moments, RidgeFit, fit
+from secateur.compensation.row_ridge import RowMoments, fit_rows
 from secateur.compensation.targets import draws_of, last_layers, sample_weights, trace_layers
-from secateur.errors import ArgumentError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import GatedLoss, masks, ones
-from secateur.objective.memory import bytes_alive, free_memory
+from secateur.objective.memory import bytes_alive
 from secateur.options import Compensation
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
@@ -34,7 +35,7 @@ from secateur.structure.sliced_graph import slice_tensor
 from secateur.text import format_bytes
 
 DEFAULTS = Compensation()
-MATRICES = 8  # of the moments' size that are held at a time
+MATRICES = 4  # of the moments' size that are held at a time
 
 
 class Walk(NamedTuple):
@@ -63,10 +64,10 @@ class Compensator:
     Attributes:
         gated: The network with the weights of the last fit.
         weights: These by name, without those that did not change.
-        fitted: All layers of the last fit.
+        fitted: All layers of the last fit, where they were asked for.
+        unfitted: The weights that cannot be fitted and stay as they are, each with the reason.
 
     Raises:
-        ArgumentError: A layer has more inputs than memory holds a matrix for.
         DataError: There is no data.
     """
 
@@ -74,22 +75,27 @@ class Compensator:
         gated = copy.copy(gated)
         gated.generator = torch.Generator().manual_seed(0)  # whatever else is drawn: a function of gates and data
         self.original, self.settings, self.units = gated, settings, gated.units
-        self.ones = ones(gated.model, self.units)
+        self.ones, self._batches = ones(gated.model, self.units), batch_places(gated)
         self.weights: dict[str, Tensor] = {}
         self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
         self.gated = gated.with_weights(self.weights)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
-        layers = find_layers(self.units) if settings.fit else []
+        self.weighted: list[Layer] = []
+        layers = self._fittable(find_layers(self.units)) if settings.fit else []
         sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in layers}
         self.layers = [layer for layer in layers if any(s.removal == "gated" for s in sets[layer])]
         self._others = {layer: sets[layer] for layer in layers if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, FittedLayer] = {}
-        self._batches = batch_places(gated)
+        self._keeps_fits = False
         self._first = {layer for layer in self.layers if self._is_first(layer)}
-        self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
-        self.weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
-        self._check_memory(layers)
+        self._known: dict[Layer, Moments | RowMoments] = {}  # of what layers take in the original, without targets
+        last = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
+        self.weighted = [layer for layer in last if not self.keeps_rows(layer)]
+
+    def keeps_rows(self, layer: Layer) -> bool:
+        """Return whether a layer has more inputs than rows, and so is fitted by its rows."""
+        return rows_of_its_own(layer, self._batches[0].samples) is not None
 
     def _is_first(self, layer: Layer) -> bool:
         """Return whether no gate is in front of a layer but those on its own inputs."""
@@ -100,25 +106,21 @@ class Compensator:
         return operand.op == "placeholder"
 
     def _needed(self, layer: Layer) -> int:
-        blocks = layer.outputs.size if layer in self.weighted else 1
-        return MATRICES * 8 * layer.width**2 * blocks
+        """Return the bytes that a layer's fit holds at a time."""
+        kept = rows_of_its_own(layer, self._batches[0].samples)
+        if kept is not None:
+            return MATRICES * (4 * kept * layer.width + 8 * kept**2)
+        return MATRICES * 8 * layer.width**2 * (layer.outputs.size if layer in self.weighted else 1)
 
-    def _check_memory(self, layers: list[Layer]) -> None:
-        """Refuse a cap that the moments of a layer do not fit into; without a cap all that is free may be used.
-
-        Raises:
-            ArgumentError: They do not.
-        """
-        gated = self.original
-        most = gated.memory if gated.capped else free_memory(self.ones.device)
-        largest = max(layers, key=self._needed, default=None)
-        if largest is not None and self._needed(largest) > most:
-            needed, what = self._needed(largest), "max_memory is" if gated.capped else "free are"
-            raise ArgumentError(
-                f"compensation: second moments of the {largest.inputs.size * largest.kernel:,} inputs of "
-                f"{largest.weight} take {format_bytes(needed)}, {what} {format_bytes(most)}; use compensate=False "
-                f"or max_memory={needed}"
-            )
+    def _fittable(self, layers: list[Layer]) -> list[Layer]:
+        """Return the layers whose fit the memory allowed holds, and note why the others stay as they are."""
+        most = self.original.memory if self.original.capped else math.inf
+        self.unfitted = {
+            layer.weight: f"its fit takes {format_bytes(self._needed(layer))}, max_memory is {format_bytes(int(most))}"
+            for layer in layers
+            if self._needed(layer) > most
+        }
+        return [layer for layer in layers if layer.weight not in self.unfitted]
 
     def fit(self, g: Tensor, all_layers: bool = False) -> None:
         """Fit the weights for the gates g [K], in one pass where what all batches hold before a layer fits into memory.
@@ -133,7 +135,7 @@ class Compensator:
             return
         self.weights.clear()
         self.fitted.clear()
-        self._fitted_at = g.clone(), all_layers
+        self._fitted_at, self._keeps_fits = (g.clone(), all_layers), all_layers
         sliced, touched = self.gated.sliced(g), self._touched(g)
         stops = [stop for stop in self._stops(g) if stop.call in touched]
         first = [layer for layer in self.layers if layer in stops and layer in self._first]
@@ -219,7 +221,8 @@ class Compensator:
     def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> Met:
         inputs = sliced.graph.kept.indices(layer.inputs).to(g.device)
         ins, outs = layer.rows_of(inputs), self._outputs(layer, g)
-        moments, met = Moments(len(ins), len(outs), self.ones.device), []
+        moments = moments_for(layer, self._batches[0].samples, len(ins), len(outs), self.ones.device)
+        met = list[dict[fx.Node, Any]]()
         for walk in walks:
             _, values = next(walk.steps)
             call_there, original = next(walk.original)
@@ -244,23 +247,41 @@ class Compensator:
             bias = None
         return torch.stack(weight.chunk(blocks, 1)), None if bias is None else bias.reshape(blocks, -1)
 
-    def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> dict[str, Tensor]:
+    def _solve(self, layer: Layer, moments: Moments | RowMoments, ins: Tensor, outs: Tensor, g: Tensor) -> dict[str, Tensor]:
         kept = layer.rows_kept(KeepMask(masks(self.units, g))).to(g.device)[ins]
-        solution = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
-        self.fitted[layer] = FittedLayer(layer, solution, ins[kept], outs)
-        return self.fitted[layer].tensors(self.named, solution.weight)
+        solution = self._fit(moments, *self._present(layer, moments.blocks, ins, outs), kept)
+        fitted = FittedLayer(layer, solution, ins[kept], outs)
+        if self._keeps_fits:
+            self.fitted[layer] = fitted
+        return fitted.tensors(self.named, solution.weight)
+
+    def _fit(
+        self, moments: Moments | RowMoments, weight: Tensor, bias: Tensor | None, kept: Tensor
+    ) -> RidgeFit:
+        by_rows = isinstance(moments, RowMoments)
+        return (
+            fit_rows(moments, weight, bias, self.settings.ridge, kept)
+            if by_rows
+            else fit(moments, weight, bias, self.settings.ridge, kept)
+        )
 
     def observe(self, layers: list[Layer], curved: bool) -> Observation:
         """Return what some layers take in the original, and with it how much the loss minds what they give."""
         weighted = [layer for layer in self.weighted if layer in layers]
         return observe(self.original, self.ones, layers, weighted, curved and self.settings.weighting == "ggn")
 
-    def optimum(self, layer: Layer, moments: Moments) -> FittedLayer:
+    def bytes_of_moments(self, layer: Layer) -> int:
+        """Return what is held of a layer by `observe`."""
+        kept, inputs = rows_of_its_own(layer, self._batches[0].samples), layer.inputs.size * layer.kernel
+        blocks = 1 + (layer.outputs.size if layer in self.weighted else 0)
+        return 8 * layer.outputs.size**2 + (4 * kept * inputs if kept is not None else 16 * blocks * inputs**2)
+
+    def optimum(self, layer: Layer, moments: Moments | RowMoments) -> FittedLayer:
         """Return a layer of the original network, whose weights are the best there are; a function of the moments."""
         ins, outs = torch.arange(layer.inputs.size * layer.kernel), torch.arange(layer.outputs.size)
         ins, outs = ins.to(self.ones.device), outs.to(self.ones.device)
-        present, ridge = self._present(layer, moments.blocks, ins, outs), self.settings.ridge
-        return FittedLayer(layer, fit(moments, *present, ridge, torch.ones_like(ins, dtype=torch.bool)), ins, outs)
+        present = self._present(layer, moments.blocks, ins, outs)
+        return FittedLayer(layer, self._fit(moments, *present, torch.ones_like(ins, dtype=torch.bool)), ins, outs)
 
     def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss) -> Met:
         statistics, met = ChannelStatistics(), []

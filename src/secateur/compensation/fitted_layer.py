@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.compensation.elimination import Summation
 from secateur.compensation.linear_layers import Layer
 from secateur.compensation.ridge import RidgeFit
+from secateur.compensation.row_elimination import RowSummation
 
 
 class FittedLayer(NamedTuple):
@@ -45,7 +46,7 @@ class FittedLayer(NamedTuple):
             tensors[layer.bias] = old.index_put((self.outputs,), bias.flatten().to(old))
         return tensors
 
-    def summation(self, rows: Tensor, curvature: Tensor | None) -> Summation:
+    def summation(self, rows: Tensor, curvature: Tensor | None) -> Summation | RowSummation:
         """Return what the layer makes of units, to remove them one after the other.
 
         Args:
@@ -55,6 +56,9 @@ class FittedLayer(NamedTuple):
         blocks = len(self.fit.weight)
         if curvature is not None:
             curvature = curvature.diagonal()[:, None, None] if blocks > 1 else _without_concave(curvature)[None]
+        if self.fit.second is None:
+            assert self.fit.rows is not None
+            return RowSummation(self.fit.rows, self.fit.ridge, self.fit.weight, curvature, rows)
         return Summation(self.fit.second, self.fit.ridge, self.fit.weight, curvature, rows)
 
 

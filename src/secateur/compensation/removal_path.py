@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from secateur.compensation.elimination import Elimination, Summation
+from secateur.compensation.row_elimination import RowElimination, RowSummation
 
 
 class Point(NamedTuple):
@@ -25,7 +26,7 @@ class Point(NamedTuple):
 
 
 def removal_path(
-    layers: Sequence[Summation], removals: int, points: Collection[int] = (), order: Sequence[int] | None = None
+    layers: Sequence[Summation | RowSummation], removals: int, points: Collection[int] = (), order: Sequence[int] | None = None
 ) -> Iterator[Point]:
     """Yield one removal after the other, the cheapest next; a function of layers and settings alone.
 
@@ -35,7 +36,7 @@ def removal_path(
         points: Numbers of removals after which the weights are asked for.
         order: The units in their order, where that is known before.
     """
-    eliminations = [Elimination(layer) for layer in layers]
+    eliminations = [Elimination(lay) if isinstance(lay, Summation) else RowElimination(lay) for lay in layers]
     for n in range(removals):
         costs = sum((elimination.costs() for elimination in eliminations[1:]), eliminations[0].costs())
         unit = int(costs.argmin()) if order is None else order[n]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -215,15 +216,18 @@ class RidgeFit(NamedTuple):
         weight: [C, D', o].
         target: The means of what it should give [C, o], for a bias to meet; None without one.
         ridge: λ, absolute [C, 1, 1].
-        second: The inputs' second moments [C, D', D'], about their means where there is a bias.
+        second: The inputs' second moments [C, D', D'], about their means where there is a bias; None where there are
+            more inputs than rows.
         mean: The inputs' means [C, D'].
+        rows: In their place Y [n, D'], with YᵀY the second moments.
     """
 
     weight: Tensor
     target: Tensor | None
     ridge: Tensor
-    second: Tensor
+    second: Tensor | None
     mean: Tensor
+    rows: Tensor | None = None
 
     @property
     def bias(self) -> Tensor | None:
@@ -285,8 +289,18 @@ def _best(part: NormalEquations, held: NormalEquations, weight: Tensor) -> float
             if errors[ridge] >= last and math.isfinite(last) and len(part.a[0]) >= LARGE:
                 break
             last = errors[ridge]
-    rounding = ROUNDING * held.zz.sum().item()
-    good = [ridge for ridge, value in errors.items() if value <= max(1.01 * min(errors.values()), rounding)]
+    return nearest_to_usual(errors, held.zz.sum().item())
+
+
+def nearest_to_usual(errors: Mapping[float, float], squares: float) -> float:
+    """Return the ridge nearest to the usual one among those whose error is within one percent of the least.
+
+    Args:
+        errors: The error of each ridge on what is held out.
+        squares: The squares of the targets there, of which a small part is rounding.
+    """
+    most = max(1.01 * min(errors.values()), ROUNDING * squares)
+    good = [ridge for ridge, value in errors.items() if value <= most]
     return min(good, key=lambda ridge: abs(math.log(ridge / RIDGE)), default=RIDGE)
 
 

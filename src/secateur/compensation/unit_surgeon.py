@@ -41,8 +41,9 @@ class UnitSurgeon:
         self.compensator, self.units, self.costs = compensator, compensator.units, costs
         self.open_sets = [s for s in self.units if names is None or s.name in names]
         gated = {s.name for s in self.units if s.removal == "gated"}
-        self.sets = {s.name: layers_of(s, compensator.layers) if s.name in gated else [] for s in self.units}
-        self.compensable = {s.name for s in self.units if compensable(s, compensator.layers)}
+        layers = [layer for layer in compensator.layers if not compensator.keeps_rows(layer)]
+        self.sets = {s.name: layers_of(s, layers) if s.name in gated else [] for s in self.units}
+        self.compensable = {s.name for s in self.units if compensable(s, layers)}
         self.numbers = self.units.split(torch.arange(self.units.total, device=compensator.ones.device))
         self.weighted = compensator.settings.weighting == "ggn"
         self.block_obs: dict[Layer, BlockOBS] = {}

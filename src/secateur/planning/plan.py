@@ -69,6 +69,7 @@ class Plan:
         basis: The samples that losses and accuracies were measured on; None where they were not.
         curves: The curves of all sets, from which a layerwise plan allots any budget again; None of other rankings.
         reason: Why this ranking was taken where none was asked for.
+        unfitted: Weights that cannot make up for removed units and stay as they are, each with the reason.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -86,6 +87,7 @@ class Plan:
     basis: Basis | None = None
     curves: Curves | None = None
     reason: str | None = None
+    unfitted: tuple[tuple[str, str], ...] = ()
 
     @property
     def criterion(self) -> str:
@@ -194,6 +196,7 @@ class Plan:
                 "swaps": self.swaps and asdict(self.swaps),
                 "curves": self.curves and self.curves.to_json(),
                 "reason": self.reason,
+                "unfitted": [list(pair) for pair in self.unfitted],
                 "basis": self.basis and asdict(self.basis),
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
@@ -240,6 +243,7 @@ class Plan:
                 swaps=data["swaps"] and Swaps(**data["swaps"]),
                 curves=data.get("curves") and Curves.from_json(data["curves"]),
                 reason=data.get("reason"),
+                unfitted=tuple((str(name), str(why)) for name, why in data.get("unfitted", ())),
                 basis=data.get("basis") and Basis(**data["basis"]),
                 **cls.options_from_json(data),
             )

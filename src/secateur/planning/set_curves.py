@@ -92,26 +92,32 @@ class _Paths:
         self.numbers = question.units.split(torch.arange(question.units.total, device=question.ones.device))
         self.layers = [] if compensator is None else compensator.layers
         self.fitted = {s.name for s in sets if compensator is not None and compensable(s, self.layers)}
-        self.observation = self._observe()
+        self.observation = Observation({}, {})
         self._saliency: Tensor | None = None
 
-    def _observe(self) -> Observation:
-        needed = [layer for layer in self.layers if any(layer in layers_of(s, [layer]) for s in self._fitted_sets)]
-        if self.compensator is None or not needed:
-            return Observation({}, {})
-        return self.compensator.observe(needed, self.criterion.name == "obs")
-
-    @property
-    def _fitted_sets(self) -> list[UnitSet]:
-        return [unit_set for unit_set in self.sets if unit_set.name in self.fitted]
+    def _observe(self, unit_set: UnitSet) -> None:
+        """Learn of the layers of a set, and with them of those of the next sets, as many as memory holds."""
+        compensator = self.compensator
+        assert compensator is not None
+        waiting = [s for s in self.sets[self.sets.index(unit_set) :] if s.name in self.fitted]
+        needed = dict.fromkeys(layers_of(unit_set, self.layers))
+        for other in waiting:
+            more = needed | dict.fromkeys(layers_of(other, self.layers))
+            if sum(map(compensator.bytes_of_moments, more)) > self.question.gated.memory // 3:
+                break
+            needed = more
+        self.observation = Observation({}, {})  # frees what is not needed any more
+        self.observation = compensator.observe(list(needed), self.criterion.name == "obs")
 
     def of(self, unit_set: UnitSet, removals: int) -> Path:
         """Return the path of one set, with the weights at the points where it is measured."""
         points = probed(unit_set.size, removals)
         order = None if self.criterion.name == "obs" and unit_set.name in self.fitted else self._order(unit_set)
-        layers = [self._layer(layer) for layer in layers_of(unit_set, self.layers) if unit_set.name in self.fitted]
-        if not layers:
+        if unit_set.name not in self.fitted:
             return Path(self._alone(unit_set, removals, points), [])
+        if any(layer not in self.observation.moments for layer in layers_of(unit_set, self.layers)):
+            self._observe(unit_set)
+        layers = [self._layer(layer) for layer in layers_of(unit_set, self.layers)]
         summations = [
             fitted.summation(
                 fitted.layer.rows_of_units(unit_set).to(self.question.ones.device),
