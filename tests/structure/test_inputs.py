@@ -154,7 +154,8 @@ def test_samples_have_the_form_and_range_that_was_seen(spec: TensorSpec, n: int,
 
     sample = draw()
     assert sample.dtype == getattr(torch, spec.dtype)
-    assert tuple(sample.shape) == (() if spec.shape is None else (n, *spec.shape))
+    sizes = [size.size if isinstance(size, Free) else size for size in spec.shape or ()]
+    assert tuple(sample.shape) == (() if spec.shape is None else (n, *sizes))
     assert sample.equal(draw())
     if not sample.is_floating_point() and sample.numel():
         assert spec.low <= int(sample.min()) <= int(sample.max()) <= spec.high

@@ -1,7 +1,7 @@
 """From a module to a graph of ATen calls: what is kept of an exported program.
 
-`torch.export` in eval mode with a dynamic batch, and other free dimensions where they are asked for. The graph names its
-weights and does not hold them, so that it can be run with others (see `run`).
+`torch.export` in eval mode with a dynamic batch, and other free dimensions where they are asked for. The graph names
+its weights and does not hold them, so that it can be run with others (see `run`).
 """
 
 from __future__ import annotations
