@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import secateur as sc
 from secateur.errors import DataError
 from secateur.objective.data import batches
-from secateur.reference import dense_gauss_newton, dense_hessian, leave_one_out, weight_hessian
+from secateur.reference import dense_gauss_newton, dense_hessian, leave_one_out, weight_ggn, weight_hessian
 from secateur.structure.capture import Captured, evaluating
 from secateur.structure.graph_run import run
 from secateur.structure.inputs import Free, as_call
@@ -265,11 +265,15 @@ def test_interactions_are_those_of_the_reference_batch_by_batch(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["sequences", "positions folded", "images"])
-def test_single_weights_are_scored_on_batches_of_different_lengths(name: str) -> None:
+@pytest.mark.parametrize("criterion", ["obd", "obd_ggn"])
+def test_single_weights_are_scored_on_batches_of_different_lengths(name: str, criterion: str) -> None:
     model = made(name).eval()
     data = data_of(name, model)
-    scores = sc.score(model, data, "squared_error", criterion="obd", granularity="weight")
-    curvature = average(data, lambda x, t: weight_hessian(model, x, t, error)[1].diagonal())
+    scores = sc.score(model, data, "squared_error", criterion=criterion, granularity="weight")
+    ggn = criterion == "obd_ggn"
+    curvature = average(
+        data, lambda x, t: (weight_ggn(model, x, t, error) if ggn else weight_hessian(model, x, t, error)[1]).diagonal()
+    )
     parameters = torch.cat([p.detach().flatten() for p in model.parameters()])
     expected = dict(zip(dict(model.named_parameters()), (parameters.square() * curvature / 2).split(
         [p.numel() for p in model.parameters()]), strict=True))  # fmt: skip

@@ -70,10 +70,7 @@ class CapturedForward:
         for shape, then, now in zip(self.shapes, self.plain, values, strict=True):
             check_as_captured(self.name or "inputs", shape is not None, then, now)
             if shape is not None and not _fits(now.shape, shape, sizes):
-                known = {size: sizes.get(size, "any") for size in shape if isinstance(size, str)} | {
-                    "samples": "samples"
-                }
-                wanted = ", ".join(str(known.get(size, size)) for size in shape)
+                wanted = _described(shape, sizes)
                 raise DataError(f"{self.name or 'inputs'}: captured for ({wanted}), got {tuple(now.shape)}")
         broken = broken_guard(self.guards, sizes)
         if broken is not None:
@@ -103,6 +100,11 @@ def _fits(shape: torch.Size, wanted: list[int | str], sizes: dict[str, int]) -> 
         size == "any" or (size if isinstance(size, int) else sizes.setdefault(size, have)) == have
         for have, size in pairs
     )
+
+
+def _described(shape: list[int | str], sizes: dict[str, int]) -> str:
+    words = [sizes.get(size, "any") if isinstance(size, str) and size != "samples" else size for size in shape]
+    return ", ".join(map(str, words))
 
 
 def captured_parts(network: nn.Module) -> tuple[str, ...]:

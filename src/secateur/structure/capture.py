@@ -1,7 +1,7 @@
-"""From a module to a graph of ATen calls: the only file that knows how to capture a model.
+"""From a module to a graph of ATen calls: what is kept of an exported program.
 
-`torch.export` in eval mode with a dynamic batch. The graph names its weights and does not hold them, so
-that it can be run with others (see `run`).
+`torch.export` in eval mode with a dynamic batch, and other free dimensions where they are asked for. The graph names
+its weights and does not hold them, so that it can be run with others (see `run`).
 """
 
 from __future__ import annotations
@@ -61,11 +61,16 @@ class Captured:
 def broken_guard(guards: Iterable[str], sizes: Mapping[str, int]) -> str | None:
     """Return which guard does not hold for these sizes, by the names of free dimensions; None if all known do."""
     known = {**sizes, "samples": max(2, sizes.get("samples", 2))}  # as many as it was captured with, at least
-    for guard in guards:
-        with contextlib.suppress(NameError):  # of sizes that are not known here
-            if not eval(guard, {"math": math, "torch": torch}, known):  # PyTorch's own words
-                return guard
-    return None
+    return next((guard for guard in guards if not _holds(guard, known)), None)
+
+
+def _holds(guard: str, sizes: Mapping[str, int]) -> bool:
+    try:
+        return bool(eval(guard, {"math": math, "torch": torch}, sizes))  # PyTorch's own words
+    except NameError:  # of sizes that are not known here
+        return True
+    except ArithmeticError:
+        return False
 
 
 def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import DataError, ModelError
+from secateur.errors import SecateurError
 from secateur.structure.capture import Captured, call_model, capture, check_finite, evaluating
 from secateur.structure.graph_run import check_capture
 from secateur.structure.inputs import Call, Free, InputSpec, TensorSpec, like_model, map_tensors
@@ -40,7 +40,7 @@ def capture_lengths(model: nn.Module, call: Call) -> Captured:
     call = like_model(model, call)
     spec = _with_free_sizes(model, call)
     if spec.free:
-        with contextlib.suppress(DataError, ModelError):
+        with contextlib.suppress(SecateurError, RuntimeError, IndexError):  # as the graph may end at other sizes
             captured = capture(model, call, spec)
             check_capture(model, captured, call)
             check_capture(model, captured, one_shorter(few(call), captured.spec))

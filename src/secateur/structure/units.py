@@ -281,11 +281,13 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
 
     The model is captured by `torch.export`; each dimension of each value becomes an axis, and axes that an
     operation ties together are one (see `secateur.structure.axis`). An axis that reaches no input, output
-    or unknown operation is a unit set. Cost: one export, seconds; inference itself is milliseconds.
+    or unknown operation is a unit set. Cost: one export, seconds, or two where a size is free that the first cannot
+    leave free; a few passes of two samples; inference itself is milliseconds.
 
     Args:
         model: Any `torch.nn.Module` that torch.export can capture; left as it was.
-        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first.
+        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first. Where the
+            model leaves other sizes free (lengths of sequences, sizes of images), data may have others than these.
         include: "gated": the sets whose units can be removed exactly as by a gate of zero; "all": also those
             over which a norm or another statistic is taken (`removal` "sliced").
 
