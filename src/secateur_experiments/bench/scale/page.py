@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from secateur.reporting.plots import STYLES, plain, write_picture
 from secateur.text import format_bytes, table
 from secateur_experiments.bench.scale.growth import Trend
-from secateur_experiments.bench.scale.measure import Row
+from secateur_experiments.bench.scale.measure import Row, Settings
 from secateur_experiments.bench.scale.rows import ENTRIES, Entry
 
 METHOD = (
@@ -88,6 +89,23 @@ def text(rows: Sequence[Row], trends: Sequence[Trend]) -> str:
     """Return all tables."""
     parts = [figures_table(rows), notes(rows)] if rows else []
     return "\n\n".join(part for part in [*parts, growth_table(trends) if trends else ""] if part)
+
+
+def command(only: Sequence[str], quick: bool, settings: Settings) -> str:
+    """Return the command that measures the same again.
+
+    >>> command(["MiniLM"], False, Settings(3))
+    'secateur bench scale --only MiniLM --runs 3 --out DIR'
+    """
+    folders = {"--mnist DIR": settings.folders.mnist, "--zoo DIR": settings.folders.shim}
+    words = [
+        *(f"--only {shlex.quote(name)}" for name in only),
+        *(["--quick"] if quick else []),
+        f"--runs {settings.runs}",
+        *(f"--ranking {name}" for name in [settings.ranking] if name),
+        *(option for option, folder in folders.items() if folder),
+    ]
+    return " ".join(["secateur bench scale", *words, "--out DIR"])
 
 
 def document(rows: Sequence[Row], trends: Sequence[Trend], command: str, setting: str, picture: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from secateur.errors import choose
 from secateur_experiments.bench.scale import audio, images, language
 from secateur_experiments.bench.scale.task import Folders, Task
 
 MINUTE, GB = 60.0, 1e9
+GROWTH = "growth"  # no network, but how times grow
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,16 @@ ENTRIES = {
     "torchcrepe full": Entry(partial(audio.pitch_tracker, "full"), {"memory": 2 * GB}),
     "wide_resnet50_2": Entry(images.wide_residual, {"seconds": 20.0}, quick=True),
 }
+
+
+def chosen(only: Sequence[str], quick: bool) -> list[str]:
+    """Return the names of what is measured: those asked for, else the quick networks, else all and the growth.
+
+    Raises:
+        ArgumentError: One of the names is unknown.
+    """
+    for name in only:
+        choose("only", name, dict.fromkeys([*ENTRIES, GROWTH]))
+    if only:
+        return list(dict.fromkeys(only))
+    return [name for name, entry in ENTRIES.items() if entry.quick] if quick else [*ENTRIES, GROWTH]
