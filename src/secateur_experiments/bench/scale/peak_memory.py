@@ -22,7 +22,7 @@ def with_peak(work: Callable[[], Result]) -> tuple[Result, int]:
         while not done.wait(EVERY):
             seen.append(max(seen.pop(), process.memory_info().rss))
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True, name="peak memory")
     thread.start()
     try:
         result = work()
