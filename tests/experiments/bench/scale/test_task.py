@@ -56,13 +56,12 @@ def test_what_is_not_installed_is_absent():
 
 
 def test_the_shim_is_imported_from_its_folder_once(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tvshim", raising=False)
     with pytest.raises(SecateurError, match=r"zoo: there is no tvshim\.py in"):
         tasks.with_shim(tmp_path)
     (tmp_path / "tvshim.py").write_text("LOADED = []\n")
-    monkeypatch.delitem(sys.modules, "tvshim", raising=False)
     tasks.with_shim(tmp_path)
     first = sys.modules["tvshim"]
     tasks.with_shim(tmp_path)
-    assert sys.modules["tvshim"] is first
+    assert sys.modules.pop("tvshim") is first
     assert str(tmp_path) not in sys.path
-    monkeypatch.delitem(sys.modules, "tvshim")
