@@ -77,6 +77,7 @@ def test_all_units_but_one_of_each_set_that_may_lose_some_go_and_data_pass_twice
 
 def test_the_unit_that_goes_next_costs_least_when_the_others_make_up_for_it():
     made = task()
+    made.model[5].weight.data *= torch.tensor([1.0, 9.0, 4.0, 0.5, 6.0])
     unit_set, layer = made.units["3"], find_layers(made.units)[1]
     moments = floors.observe(made.model, [layer], made.data)
     second, weight = moments[layer] + floors.ridge_of(moments[layer]) * torch.eye(5), made.model[5].weight.T.detach()
