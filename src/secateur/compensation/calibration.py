@@ -113,7 +113,12 @@ def moments_for(layer: Layer, samples: int, inputs: int, outputs: int, device: t
 
 
 def collect_moments(
-    moments: Moments | RowMoments, layer: Layer, value: Tensor, place: BatchPlace, z: Tensor | None, weight: Tensor | None
+    moments: Moments | RowMoments,
+    layer: Layer,
+    value: Tensor,
+    place: BatchPlace,
+    z: Tensor | None,
+    weight: Tensor | None,
 ) -> None:
     """Take in a batch of a layer's input: evenly so many rows that all batches give no more than is said above.
 
@@ -161,9 +166,7 @@ def observe(
         curved: Whether the curvature is asked for.
     """
     samples = sum(batch.size for batch in gated.batches)
-    moments = {
-        layer: moments_for(layer, samples, layer.inputs.size * layer.kernel, 0, g.device) for layer in layers
-    }
+    moments = {layer: moments_for(layer, samples, layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
     matrices = no_curvature(gated, layers if curved else (), g)
     operands = {layer: layer.operand(layer.call) for layer in layers}
     draws = draws_of(gated), draws_of(gated)

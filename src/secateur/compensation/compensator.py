@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, fx
 
 from secateur.compensation.batch_norm import BatchNorm, ChannelStatistics, find_norms
-from secateur.compensation.calibration import BatchPlace, Observation, batch_places, collect_moments, moments_for, observe, rows_of_its_own
+from secateur.compensation.calibration import (
+    BatchPlace,
+    Observation,
+    batch_places,
+    collect_moments,
+    moments_for,
+    observe,
+    rows_of_its_own,
+)
 from secateur.compensation.fitted_layer import FittedLayer
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
 from secateur.compensation.ridge import Moments, RidgeFit, fit
@@ -80,18 +88,20 @@ class Compensator:
         self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
         self.gated = gated.with_weights(self.weights)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
-        self.weighted: list[Layer] = []
-        layers = self._fittable(find_layers(self.units)) if settings.fit else []
+        layers = find_layers(self.units) if settings.fit else []
         sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in layers}
-        self.layers = [layer for layer in layers if any(s.removal == "gated" for s in sets[layer])]
+        gated_layers = [layer for layer in layers if any(s.removal == "gated" for s in sets[layer])]
+        last = last_layers(gated_layers) if settings.weighting == "ggn" and gated.has_loss else []
+        self.weighted = [layer for layer in last if not self.keeps_rows(layer)]
+        layers = self._fittable(layers)
+        self.layers = [layer for layer in layers if layer in gated_layers]
         self._others = {layer: sets[layer] for layer in layers if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, FittedLayer] = {}
         self._keeps_fits = False
         self._first = {layer for layer in self.layers if self._is_first(layer)}
         self._known: dict[Layer, Moments | RowMoments] = {}  # of what layers take in the original, without targets
-        last = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
-        self.weighted = [layer for layer in last if not self.keeps_rows(layer)]
+        self.weighted = [layer for layer in self.weighted if layer in self.layers]
 
     def keeps_rows(self, layer: Layer) -> bool:
         """Return whether a layer has more inputs than rows, and so is fitted by its rows."""
@@ -247,7 +257,9 @@ class Compensator:
             bias = None
         return torch.stack(weight.chunk(blocks, 1)), None if bias is None else bias.reshape(blocks, -1)
 
-    def _solve(self, layer: Layer, moments: Moments | RowMoments, ins: Tensor, outs: Tensor, g: Tensor) -> dict[str, Tensor]:
+    def _solve(
+        self, layer: Layer, moments: Moments | RowMoments, ins: Tensor, outs: Tensor, g: Tensor
+    ) -> dict[str, Tensor]:
         kept = layer.rows_kept(KeepMask(masks(self.units, g))).to(g.device)[ins]
         solution = self._fit(moments, *self._present(layer, moments.blocks, ins, outs), kept)
         fitted = FittedLayer(layer, solution, ins[kept], outs)
@@ -255,9 +267,7 @@ class Compensator:
             self.fitted[layer] = fitted
         return fitted.tensors(self.named, solution.weight)
 
-    def _fit(
-        self, moments: Moments | RowMoments, weight: Tensor, bias: Tensor | None, kept: Tensor
-    ) -> RidgeFit:
+    def _fit(self, moments: Moments | RowMoments, weight: Tensor, bias: Tensor | None, kept: Tensor) -> RidgeFit:
         by_rows = isinstance(moments, RowMoments)
         return (
             fit_rows(moments, weight, bias, self.settings.ridge, kept)

@@ -26,7 +26,10 @@ class Point(NamedTuple):
 
 
 def removal_path(
-    layers: Sequence[Summation | RowSummation], removals: int, points: Collection[int] = (), order: Sequence[int] | None = None
+    layers: Sequence[Summation | RowSummation],
+    removals: int,
+    points: Collection[int] = (),
+    order: Sequence[int] | None = None,
 ) -> Iterator[Point]:
     """Yield one removal after the other, the cheapest next; a function of layers and settings alone.
 

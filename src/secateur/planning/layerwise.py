@@ -18,7 +18,6 @@ from secateur.objective.question import Question
 from secateur.options import Ranking
 from secateur.planning.allotment import allotted_steps, end_of
 from secateur.planning.budget import Budget
-from secateur.planning.curves import Curve
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Curves, Plan
 from secateur.planning.removal_order import OnStep, removable
