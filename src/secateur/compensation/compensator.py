@@ -268,12 +268,9 @@ class Compensator:
         return fitted.tensors(self.named, solution.weight)
 
     def _fit(self, moments: Moments | RowMoments, weight: Tensor, bias: Tensor | None, kept: Tensor) -> RidgeFit:
-        by_rows = isinstance(moments, RowMoments)
-        return (
-            fit_rows(moments, weight, bias, self.settings.ridge, kept)
-            if by_rows
-            else fit(moments, weight, bias, self.settings.ridge, kept)
-        )
+        if isinstance(moments, RowMoments):
+            return fit_rows(moments, weight, bias, self.settings.ridge, kept)
+        return fit(moments, weight, bias, self.settings.ridge, kept)
 
     def observe(self, layers: list[Layer], curved: bool) -> Observation:
         """Return what some layers take in the original, and with it how much the loss minds what they give."""

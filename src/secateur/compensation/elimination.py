@@ -69,13 +69,14 @@ class Elimination:
             self.weights.new_empty(c, COLUMNS + self.each, self.weights.shape[2]) for _ in range(2)
         )
         k, p = len(self.units), self.each
-        blocks = self.inverse[:, : k * p, : k * p].unflatten(1, (k, p)).unflatten(3, (k, p))
+        blocks = self.inverse[:, : k * p, : k * p].reshape(c, k, p, k, p)
         self.diagonal = blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).contiguous()
         self.gram = self._of_units(self.weighed) @ self._of_units(self.weights).mT
 
     def _of_units(self, rows: Tensor) -> Tensor:
         """Return the rows [C, D, n] that belong to each unit [C, K, p, n]; a view."""
-        return rows[:, : len(self.units) * self.each].unflatten(1, (-1, self.each))
+        used = rows[:, : len(self.units) * self.each]
+        return used.reshape(len(used), -1, self.each, used.shape[2])
 
     def costs(self) -> Tensor:
         """Return what the removal of each unit adds to the ridge objective [K], infinite for those that are gone."""
@@ -83,7 +84,7 @@ class Elimination:
             costs = 0.5 * (self.gram / self.diagonal)[:, :, 0, 0].sum(0)
         else:
             costs = 0.5 * torch.linalg.solve(self.diagonal, self.gram).diagonal(dim1=2, dim2=3).sum((0, 2))
-        all_costs = costs.new_full((self.size,), torch.inf)
+        all_costs: Tensor = costs.new_full((self.size,), torch.inf)
         all_costs[self.units] = costs.masked_fill(~self.left, torch.inf)
         return all_costs
 

@@ -276,7 +276,7 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
 def _best(part: NormalEquations, held: NormalEquations, weight: Tensor) -> float:
     """Return the ridge nearest to the usual one among those within one percent of the best on what is held out.
 
-    Where inputs are many, each a factorisation of seconds, only as long as the error falls on the way from the usual one.
+    Where inputs are many, each a factorisation of seconds, only as long as the error falls on the way from the usual.
     """
     errors = dict[float, float]()
     usual = GRID.index(RIDGE)

@@ -88,11 +88,12 @@ class RowElimination:
     def _costs(self, units: Tensor, factor: Tensor, change: Tensor) -> Tensor:
         rows, b = self.layer.rows[units], self.layer.curvature
         y = self.layer.data[:, rows.flatten()].double()
-        w = (self.layer.weight[0, rows.flatten()] + y.T @ change).unflatten(0, rows.shape)
-        solved = torch.linalg.solve_triangular(factor, y, upper=False).unflatten(1, rows.shape).movedim(1, 0)
+        w = (self.layer.weight[0, rows.flatten()] + y.T @ change).reshape(*rows.shape, -1)
+        solved = torch.linalg.solve_triangular(factor, y, upper=False).reshape(-1, *rows.shape).movedim(1, 0)
         blocks = (torch.eye(rows.shape[1]).to(solved) - solved.mT @ solved) / self.layer.ridge  # of G⁻¹
         gram = (w if b is None else w @ b) @ w.mT
-        return 0.5 * torch.linalg.solve(blocks, gram).diagonal(dim1=1, dim2=2).sum(1)
+        costs: Tensor = 0.5 * torch.linalg.solve(blocks, gram).diagonal(dim1=1, dim2=2).sum(1)
+        return costs
 
     def weight(self) -> tuple[Tensor, Tensor]:
         """Return which rows of W are left, in order, and W there [1, n, o]."""

@@ -80,7 +80,11 @@ class _Centred(NamedTuple):
 
 
 def fit_rows(moments: RowMoments, weight: Tensor, bias: Tensor | None, ridge: float | None, kept: Tensor) -> RidgeFit:
-    """Return what `secateur.compensation.ridge.fit` does, of rows."""
+    """Return what `secateur.compensation.ridge.fit` does, of rows.
+
+    Raises:
+        DataError: There is no solution: activations are not finite.
+    """
     a, z, held = moments.rows()
     if not moments.outputs:
         z = a @ weight[0].to(a) + (0 if bias is None else bias[0].to(a))

@@ -80,6 +80,7 @@ class UnitSurgeon:
 
     def _block_obs(self, layer: Layer, curved: Tensor | None) -> BlockOBS:
         _, fit, inputs, _ = self.compensator.fitted[layer]
+        assert fit.second is not None  # layers with more inputs than rows are none of these
         blocks, _, width = fit.weight.shape
         if not self.costs:
             root = fit.weight.new_zeros(blocks, width, 0)

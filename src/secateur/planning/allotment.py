@@ -38,16 +38,15 @@ def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budge
 
 def _worth(network: NetworkSizes, budget: Budget | None) -> Worth:
     """Return what one more unit of each set gains: shares of what has to go, for each bound of a size."""
-    whole: dict[str, int] = {}
-    bounds = [(network.freed, _excess(budget and budget.bytes, network.file_bytes(whole)))]
-    bounds += [(network.params_freed, _excess(budget and budget.params, network.params(whole)))]
-    asked = [(freed, excess) for freed, excess in bounds if excess]
+    bounds = (None, None) if budget is None else (budget.bytes, budget.params)
+    excess = _excess(bounds[0], network.file_bytes({})), _excess(bounds[1], network.params({}))
+    asked = [(freed, more) for freed, more in zip((network.freed, network.params_freed), excess, strict=True) if more]
     if not asked:
         return lambda left: dict.fromkeys(left, 1.0)
 
     def worth(left: Mapping[str, int]) -> dict[str, float]:
-        gains = [(freed(left), excess) for freed, excess in asked]
-        return {name: sum(freed[name] / excess for freed, excess in gains) for name in left}
+        gains = [(freed(left), more) for freed, more in asked]
+        return {name: sum(freed[name] / more for freed, more in gains) for name in left}
 
     return worth
 

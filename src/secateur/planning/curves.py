@@ -79,7 +79,7 @@ def _between(places: Sequence[int], ratios: Sequence[float], n: int) -> float:
     if i == 0 or i == len(places):
         return ratios[min(i, len(places) - 1)]
     share = (n - places[i - 1]) / (places[i] - places[i - 1])
-    return ratios[i - 1] ** (1 - share) * ratios[i] ** share
+    return math.exp((1 - share) * math.log(ratios[i - 1]) + share * math.log(ratios[i]))
 
 
 def allot(curves: Sequence[Curve], sizes: Mapping[str, int], worth: Worth) -> Iterator[tuple[str, int, float]]:

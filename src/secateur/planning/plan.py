@@ -97,7 +97,7 @@ class Plan:
     @property
     def ranking(self) -> str:
         """The name of the ranking."""
-        return "by hand" if self.made_by is None else self.made_by.ranking
+        return "by hand" if self.made_by is None else str(self.made_by.ranking)
 
     @property
     def compensated(self) -> bool:
@@ -162,7 +162,11 @@ class Plan:
         return self.prefix(budget.position(self.states, self.sizes))
 
     def _allotted(self, curves: Curves, budget: Budget) -> Plan:
-        """Return the plan that curves and a budget make; this one, with what was measured, if it has the same units."""
+        """Return the plan that curves and a budget make; this one, with what was measured, if it has the same units.
+
+        Raises:
+            ArgumentError: The budget is of the accuracy, which no curve predicts.
+        """
         assert self.start is not None
         if budget.max_accuracy_drop is not None:
             raise ArgumentError(f"{budget}: curves predict no accuracy; make the plan with rank(..., budget=budget)")
