@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.nn.modules import transformer
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from secateur.errors import ModelError
 from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
+
+MOST_OPERATIONS = 6  # in the term of a size
 
 
 def first_line(error: Exception) -> str:
@@ -87,6 +90,22 @@ def _no_look_at_masks() -> Iterator[None]:
         transformer._detect_is_causal_mask = before
 
 
+@contextlib.contextmanager
+def _only_simple_sizes() -> Iterator[None]:
+    """Stop where sizes become long terms of the inputs' sizes: torch.export reasons on them for minutes."""
+
+    def check(_: nn.Module, args: Any) -> None:
+        sizes: list[Any] = [size for value in args if isinstance(value, Tensor) for size in value.shape]
+        if any(isinstance(size, torch.SymInt) and size.node.expr.count_ops() > MOST_OPERATIONS for size in sizes):
+            raise ModelError("sizes are no simple terms of the inputs' sizes")
+
+    hook = register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) -> ExportedProgram:
     """Return the exported program, functional, in which blocks that only switch something off are inlined.
 
@@ -101,7 +120,8 @@ def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) 
     """
     batch = None if spec.fixed else Dim("batch", min=2)
     try:
-        with _quiet(), _named_inputs(model, call), _no_look_at_masks():
+        simple = _only_simple_sizes() if spec.free else contextlib.nullcontext()
+        with _quiet(), _named_inputs(model, call), _no_look_at_masks(), simple:
             named = inspect.signature(model.forward).bind(*spec.args, **dict(spec.kwargs)).arguments
             shapes = {name: _dynamic(value, batch) for name, value in named.items()}
             copies = map_tensors(call, Tensor.clone)
