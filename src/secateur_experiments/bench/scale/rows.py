@@ -22,8 +22,7 @@ class Entry:
     Attributes:
         build: Makes it, with its data.
         at_most: The bars that figures must not exceed: "seconds" of the job, "ratio" of these to the floor's, "memory"
-            in bytes, or the name of a quality. Where the ratio has none, the floor is
-            not measured.
+            in bytes, or the name of a quality. Where the ratio has none, the floor is not measured.
         at_least: The bars that qualities must reach.
         quick: Whether it is one of the quick ones.
     """
