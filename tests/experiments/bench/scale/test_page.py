@@ -33,6 +33,11 @@ def test_figures_and_bars_stand_side_by_side():
     assert page.notes([DONE, SKIPPED]) == f"- deit_tiny: {SKIPPED.note}"
 
 
+def test_a_line_says_what_was_measured_or_why_it_was_not():
+    assert page.line(SKIPPED) == "deit_tiny: skipped: timm cannot be imported (No module named 'timm')"
+    assert page.line(DONE).startswith("MiniLM: seconds 200 ≤ 90, memory 1.2 GB ≤ 2.0 GB, floor 0.5, ratio 8.04 ≤ 10, ")
+
+
 def test_the_page_says_how_it_was_made_and_shows_what_was_measured():
     text = page.document([DONE, SKIPPED], TRENDS, "secateur bench scale", "Two cores.", "growth.png")
     assert text.startswith(
@@ -66,7 +71,7 @@ def test_the_command_prints_writes_and_passes_on_what_was_asked_for(command_line
     monkeypatch.setattr(growth, "trends", lambda ranking, runs: asked.append((ranking, runs)) or TRENDS)
     words = ("--only", "MiniLM", "--only", "deit_tiny", "--only", "growth", "--runs", "3")
     code, out, err = command_line("bench", "scale", *words, "--out", str(tmp_path))
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"{page.line(DONE)}\n{page.line(SKIPPED)}\n")
     assert out.startswith("scale: medians of 3, ")
     assert page.text([DONE, SKIPPED], TRENDS) in out
     assert asked == [(["MiniLM", "deit_tiny"], Settings(3)), ("layerwise", 3)]
