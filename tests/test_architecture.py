@@ -17,8 +17,8 @@ PACKAGE = Path(secateur.__file__).parent
 EXPERIMENTS = Path(secateur_experiments.__file__).parent
 ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
-    "errors", "plugins", "text", "arguments", "process_state", "options", "reference", "structure", "objective",
-    "curvature", "compensation", "saliency", "planning", "cutting", "artifacts", "reporting", "result",
+    "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference", "structure",
+    "objective", "curvature", "compensation", "saliency", "planning", "cutting", "artifacts", "reporting", "result",
     "weight_pruning", "ordering", "shrinking", "secateur", "optim", "cli_options", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports

@@ -19,7 +19,7 @@ from secateur.planning.plan import Plan
 from secateur.planning.ranking import rank_units
 from secateur.planning.ranking_choice import choose_ranking
 from secateur.process_state import one_at_a_time
-from secateur.reporting.progress import progress_bar
+from secateur.reporting.progress import showing
 from secateur.saliency.criterion import Criterion, Saliency, as_criterion
 from secateur.structure.units import Units, units_of
 
@@ -85,7 +85,7 @@ def rank(
         validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
             Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
         seed: The seed of criteria that draw random numbers.
-        progress: Show a bar on stderr.
+        progress: Show on stderr what is done, and how long it takes on.
         shortlist: The number of units that the iterative oracle evaluates exactly at each step, the least ones by
             ``taylor1``, None for all; or, by ``obs`` with `compensate`, the number evaluated after compensation, None
             for none.
@@ -123,7 +123,8 @@ def rank(
     resolve(order, compensation, budget)
     data, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
     question = Question(model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory)
-    return make_order(question, order, compensation, budget, progress).plan
+    with showing(progress):
+        return make_order(question, order, compensation, budget).plan
 
 
 class Ranked(NamedTuple):
@@ -152,7 +153,7 @@ def resolve(ranking: Ranking, compensation: Compensation | None, budget: Budget 
 
 
 def make_order(
-    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None, progress: bool
+    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None
 ) -> Ranked:
     """Make the order of removals.
 
@@ -171,8 +172,7 @@ def make_order(
     compensator = None if compensation is None else Compensator(question.gated, compensation)
     header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
     sizes = network_sizes(question.model, question.units, header)
-    with progress_bar(f"ranking by {ranking.criterion}", progress) as bar:
-        plan = rank_units(question, ranking, criterion, compensator, budget, sizes, bar)
+    plan = rank_units(question, ranking, criterion, compensator, budget, sizes)
     return Ranked(dataclasses.replace(plan, biases=biases, reason=reason), question, compensator)
 
 

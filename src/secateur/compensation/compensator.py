@@ -21,13 +21,14 @@ from secateur.compensation.batch_norm import BatchNorm, ChannelStatistics, find_
 from secateur.compensation.calibration import BatchPlace, Observation, batch_places, collect_moments, observe
 from secateur.compensation.fitted_layer import FittedLayer
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
-from secateur.compensation.ridge import Moments, RidgeFit, fit
+from secateur.compensation.ridge import Moments, fit
 from secateur.compensation.targets import draws_of, last_layers, sample_weights, trace_layers
 from secateur.errors import ArgumentError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import GatedLoss, masks, ones
 from secateur.objective.memory import bytes_alive, free_memory
 from secateur.options import Compensation
+from secateur.phases import phase
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import slice_tensor
@@ -138,15 +139,15 @@ class Compensator:
         stops = [stop for stop in self._stops(g) if stop.call in touched]
         first = [layer for layer in self.layers if layer in stops and layer in self._first]
         rest = [layer for layer in self.layers if layer not in stops and all_layers]
-        with torch.no_grad():
+        with torch.no_grad(), phase("fitting layers", len({*stops, *rest})) as fitting:
             self._add_known([*first, *rest])
-            for layer in (*first, *rest):
+            for layer in fitting.through([*first, *rest]):
                 ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._outputs(layer, g)
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
                 self.weights.update(fitted if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
             held = list(self._walks(sliced, g, stops)) if stops and self._fits_memory(stops) else None
-            for i, stop in enumerate(stops):
+            for i, stop in fitting.through(enumerate(stops)):
                 walks = held or (_skip(walk, stops[:i]) for walk in self._walks(sliced, g, stops))
                 self._stop(stop, walks, sliced, g)
 

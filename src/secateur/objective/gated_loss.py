@@ -28,6 +28,7 @@ from secateur.objective.losses import (
     require_loss,
 )
 from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
+from secateur.phases import phase
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
 from secateur.structure.graph_run import bind
@@ -233,10 +234,10 @@ class GatedLoss:
 
     def assess(self, g: Tensor) -> tuple[float, float | None, int]:
         """Return E(g), the accuracy and the number of predictions that it is taken over, None and 0 without classes."""
-        with torch.no_grad():
+        with torch.no_grad(), phase("measuring", len(self.batches)) as measuring:
             runs = self.sliced(g).outputs(g)
             loss, accuracy, predictions = loss_and_accuracy(
-                self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs)
+                self.loss_function, ((batch.share, out, batch.targets) for batch, out in measuring.through(runs))
             )
             return self.checked(g, loss), accuracy, predictions
 
