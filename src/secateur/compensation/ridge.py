@@ -274,6 +274,7 @@ def _best(part: NormalEquations, held: NormalEquations, weight: Tensor) -> float
 
     Where inputs are many, each a factorisation of seconds, only as long as the error falls on the way from the usual one.
     """
+
     errors = dict[float, float]()
     usual = GRID.index(RIDGE)
     for ridges in (GRID[usual:], GRID[usual::-1]):
