@@ -46,7 +46,7 @@ from secateur.text import table
 class Commands(TyperGroup):
     """The commands; an interrupt ends one with what was done, and exit code 130."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command.
 
         Raises:
@@ -312,8 +312,9 @@ def interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    """Run a command; exit with 0 when done, 1 if the work failed or a budget cannot be met, 2 on wrong usage,
-    130 when interrupted.
+    """Run a command; exit with 0 when done, 1 if the work failed or a budget cannot be met, 2 on wrong usage.
+
+    An interrupt exits with 130.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, interrupt)

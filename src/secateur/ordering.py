@@ -135,6 +135,22 @@ class Ranked(NamedTuple):
     compensator: Compensator | None
 
 
+class Prepared(NamedTuple):
+    """A question, with samples held back if need be, and the settings in full.
+
+    Attributes:
+        question: The model, its units and the data.
+        ranking: The settings, with a ranking and a criterion.
+        criterion: Computes the saliencies.
+        reason: Why this ranking was taken; None where it was asked for.
+    """
+
+    question: Question
+    ranking: Ranking
+    criterion: Criterion
+    reason: str | None
+
+
 def require_budget(budget: Any) -> None:
     """Refuse a budget that is none.
 
@@ -163,17 +179,24 @@ def make_order(
         BudgetError: The budget is out of reach.
     """
     question, biases = _with_biases(question, compensation)
-    quality, reason = budget is not None and budget.bounds_quality, None
-    if compensation is not None and quality and question.validation is None and question.gated.has_loss:
-        question = question.holding_back()
-    if ranking.ranking is None:
-        ranking, reason = choose_ranking(question, ranking, compensation is not None and compensation.fit, budget)
-    ranking, criterion = resolve(ranking, compensation, budget)
+    question, ranking, criterion, reason = prepared(question, ranking, compensation, budget)
     compensator = None if compensation is None else Compensator(question.gated, compensation)
     header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
     sizes = network_sizes(question.model, question.units, header)
     plan = rank_units(question, ranking, criterion, compensator, budget, sizes)
     return Ranked(dataclasses.replace(plan, biases=biases, reason=reason), question, compensator)
+
+
+def prepared(
+    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None
+) -> Prepared:
+    """Return a question and settings with what is chosen for them."""
+    reason, quality = None, budget is not None and budget.bounds_quality
+    if compensation is not None and quality and question.validation is None and question.gated.has_loss:
+        question = question.holding_back()
+    if ranking.ranking is None:
+        ranking, reason = choose_ranking(question, ranking, compensation is not None and compensation.fit, budget)
+    return Prepared(question, *resolve(ranking, compensation, budget), reason)
 
 
 def _with_biases(question: Question, compensation: Compensation | None) -> tuple[Question, tuple[str, ...]]:

@@ -197,9 +197,9 @@ class GatedLoss:
             held = self.graph.with_weights(frontier, self.weights)
             yield CachedBatch(batch.size, batch.size / n, batch.call, held, batch.targets)
 
-    def few_samples(self) -> tuple[Any, ...]:
-        """Return the frontier of the first samples, at most three."""
-        call = map_tensors((self._batches or [])[0].call, lambda t: t[:3] if t.ndim else t)
+    def few_samples(self, most: int = 3) -> tuple[Any, ...]:
+        """Return the frontier of the first samples, at most so many."""
+        call = map_tensors((self._batches or [])[0].call, lambda t: t[:most] if t.ndim else t)
         frontier = self.graph.frontier(bind(self.units.captured, self.model, call))
         return self.graph.with_weights(frontier, self.weights)
 
