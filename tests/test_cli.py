@@ -6,6 +6,7 @@ Also covers secateur.cli_options.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,9 @@ def train(model):
         model[2].bias += 1
 
 def stop(model):
+    raise KeyboardInterrupt
+
+def stopped():
     raise KeyboardInterrupt
 
 def wide(width):
@@ -355,8 +359,12 @@ def test_an_interrupt_while_training_leaves_no_file(run, tmp_path):
     before = set(tmp_path.iterdir())
     code, out, err = run(*WEIGHTS, "--retrain", "my_models:stop", "--json")
     assert (code, out) == (130, "")
-    assert "Traceback" not in err
+    assert re.fullmatch(r"secateur: interrupted while removing weights by obd, after \d+ s; nothing was written\n", err)
     assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before
+
+
+def test_an_interrupt_before_the_work_exits_as_one_does(run, monkeypatch):
+    assert run("inspect", "my_models:stopped") == (130, "", "secateur: interrupted\n")
 
 
 def test_the_scores_of_weights_are_summed_up_by_parameter(run):

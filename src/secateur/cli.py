@@ -42,7 +42,25 @@ from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import find_units, units_of
 from secateur.text import table
 
+
+class Commands(TyperGroup):
+    """The commands; an interrupt ends one with what was done, and exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command.
+
+        Raises:
+            Exit: It was interrupted.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(f"secateur: {interrupt}" if interrupt.args else "secateur: interrupted", err=True)
+            raise typer.Exit(130) from interrupt
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Shrink trained networks to a byte budget, exactly, and prove it.",
     no_args_is_help=True,
     add_completion=False,
@@ -294,7 +312,10 @@ def interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    """Run a command; exit with 0 when done, 1 when the work failed or a budget cannot be met, 2 on wrong usage."""
+    """Run a command; exit with 0 when done, 1 if the work failed or a budget cannot be met, 2 on wrong usage.
+
+    An interrupt exits with 130.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, interrupt)
     try:

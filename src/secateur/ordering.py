@@ -19,7 +19,7 @@ from secateur.planning.plan import Plan
 from secateur.planning.ranking import rank_units
 from secateur.planning.ranking_choice import choose_ranking
 from secateur.process_state import one_at_a_time
-from secateur.reporting.progress import progress_bar
+from secateur.reporting.progress import showing
 from secateur.saliency.criterion import Criterion, Saliency, as_criterion
 from secateur.structure.units import Units, units_of
 
@@ -85,7 +85,7 @@ def rank(
         validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
             Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
         seed: The seed of criteria that draw random numbers.
-        progress: Show a bar on stderr.
+        progress: Show on stderr what is done, and how long it takes on.
         shortlist: The number of units that the iterative oracle evaluates exactly at each step, the least ones by
             ``taylor1``, None for all; or, by ``obs`` with `compensate`, the number evaluated after compensation, None
             for none.
@@ -123,7 +123,8 @@ def rank(
     resolve(order, compensation, budget)
     data, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
     question = Question(model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory)
-    return make_order(question, order, compensation, budget, progress).plan
+    with showing(progress):
+        return make_order(question, order, compensation, budget).plan
 
 
 class Ranked(NamedTuple):
@@ -132,6 +133,22 @@ class Ranked(NamedTuple):
     plan: Plan
     question: Question
     compensator: Compensator | None
+
+
+class Prepared(NamedTuple):
+    """A question, with samples held back if need be, and the settings in full.
+
+    Attributes:
+        question: The model, its units and the data.
+        ranking: The settings, with a ranking and a criterion.
+        criterion: Computes the saliencies.
+        reason: Why this ranking was taken; None where it was asked for.
+    """
+
+    question: Question
+    ranking: Ranking
+    criterion: Criterion
+    reason: str | None
 
 
 def require_budget(budget: Any) -> None:
@@ -152,7 +169,7 @@ def resolve(ranking: Ranking, compensation: Compensation | None, budget: Budget 
 
 
 def make_order(
-    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None, progress: bool
+    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None
 ) -> Ranked:
     """Make the order of removals.
 
@@ -162,20 +179,26 @@ def make_order(
         BudgetError: The budget is out of reach.
     """
     question, biases = _with_biases(question, compensation)
-    quality, reason = budget is not None and budget.bounds_quality, None
+    question, ranking, criterion, reason = prepared(question, ranking, compensation, budget)
+    compensator = None if compensation is None else Compensator(question.gated, compensation)
+    header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
+    sizes = network_sizes(question.model, question.units, header)
+    plan = rank_units(question, ranking, criterion, compensator, budget, sizes)
+    unfitted = tuple(compensator.unfitted.items()) if compensator else ()
+    made = dataclasses.replace(plan, biases=biases, reason=reason, unfitted=unfitted)
+    return Ranked(made, question, compensator)
+
+
+def prepared(
+    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None
+) -> Prepared:
+    """Return a question and settings with what is chosen for them."""
+    reason, quality = None, budget is not None and budget.bounds_quality
     if compensation is not None and quality and question.validation is None and question.gated.has_loss:
         question = question.holding_back()
     if ranking.ranking is None:
         ranking, reason = choose_ranking(question, ranking, compensation is not None and compensation.fit, budget)
-    ranking, criterion = resolve(ranking, compensation, budget)
-    compensator = None if compensation is None else Compensator(question.gated, compensation)
-    header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
-    sizes = network_sizes(question.model, question.units, header)
-    with progress_bar(f"ranking by {ranking.criterion}", progress) as bar:
-        plan = rank_units(question, ranking, criterion, compensator, budget, sizes, bar)
-    unfitted = tuple(compensator.unfitted.items()) if compensator else ()
-    made = dataclasses.replace(plan, biases=biases, reason=reason, unfitted=unfitted)
-    return Ranked(made, question, compensator)
+    return Prepared(question, *resolve(ranking, compensation, budget), reason)
 
 
 def _with_biases(question: Question, compensation: Compensation | None) -> tuple[Question, tuple[str, ...]]:

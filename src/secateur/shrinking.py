@@ -20,10 +20,11 @@ from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
 from secateur.ordering import Ranked, make_order, require_budget, resolve
+from secateur.phases import phase
 from secateur.planning.budget import Budget
 from secateur.planning.state import State
 from secateur.process_state import one_at_a_time
-from secateur.reporting.progress import progress_bar
+from secateur.reporting.progress import progress_bar, showing
 from secateur.result import Result, Row
 from secateur.saliency.criterion import GRANULARITIES, Criterion, Saliency, as_criterion
 from secateur.structure.units import Units
@@ -85,7 +86,7 @@ def shrink(
         validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
             Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
         seed: The seed of criteria that draw random numbers.
-        progress: Show a bar on stderr.
+        progress: Show on stderr what is done, and how long it takes on.
         shortlist: As for `rank`.
         refresh: As for `rank`.
         swaps: As for `rank`.
@@ -139,11 +140,13 @@ def shrink(
     if granularity == "weight":
         _refuse_for_weights({**order, **fitting}, compensate)
         weight_criterion = as_criterion("obd" if criterion is None else criterion, "weight")
-        return _without_weights(question, weight_criterion, loop, budget, progress)
+        with showing(progress):
+            return _without_weights(question, weight_criterion, loop, budget)
     loop.refuse_for_units()
     compensation = _compensation(compensate, fitting, data)
     resolve(Ranking(criterion, **order), compensation, budget)
-    return _shrunk(question, make_order(question, Ranking(criterion, **order), compensation, budget, progress), budget)
+    with showing(progress):
+        return _shrunk(question, make_order(question, Ranking(criterion, **order), compensation, budget), budget)
 
 
 def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compensation | None:
@@ -184,7 +187,7 @@ def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
     plan, with_bias, weights = ranked.plan.at(budget), ranked.question, dict[str, Tensor]()
     if ranked.compensator is not None:
         plan, weights = fitted_plan(with_bias, ranked.compensator, plan, budget)
-    with holding(with_bias.model, weights):
+    with holding(with_bias.model, weights), phase("cutting and proving"):
         small, difference = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)
         after = measure_units(with_bias.model, with_bias.units, plan)
     start, end = plan.states[0], plan.states[-1]
@@ -205,9 +208,9 @@ def _row(removed: int, state: State) -> Row:
     return Row(removed, state.loss, state.accuracy, state.params, state.bytes)
 
 
-def _without_weights(question: Question, criterion: Criterion, loop: Loop, budget: Budget, progress: bool) -> Result:
+def _without_weights(question: Question, criterion: Criterion, loop: Loop, budget: Budget) -> Result:
     """Remove single weights until the budget is met, and prove it."""
-    with progress_bar(f"removing weights by {criterion.name}", progress) as bar:
+    with progress_bar(f"removing weights by {criterion.name}") as bar:
         network, plan, difference = shrink_weights(question, criterion, loop, budget, on_round=bar)
     end = plan.steps[-1] if plan.steps else plan.start
     whole = measure_units(question.model, question.all_units)

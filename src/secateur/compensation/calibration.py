@@ -20,6 +20,7 @@ from secateur.compensation.targets import (
     trace_layers,
 )
 from secateur.objective.gated_loss import GatedLoss
+from secateur.phases import phase
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
 FEWER = 5_000  # where each output weighs them in its own way, and so has moments of its own;
@@ -165,16 +166,19 @@ def observe(
         weighted: The ones among them whose outputs count by the loss's curvature.
         curved: Whether the curvature is asked for.
     """
+    if not layers:
+        return Observation({}, {})
     samples = sum(batch.size for batch in gated.batches)
     moments = {layer: moments_for(layer, samples, layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
     matrices = no_curvature(gated, layers if curved else (), g)
     operands = {layer: layer.operand(layer.call) for layer in layers}
     draws = draws_of(gated), draws_of(gated)
-    for batch, place in zip(gated.cached, batch_places(gated), strict=True) if layers else ():
-        values = trace_layers(gated, batch, operands.values(), g, list(matrices) or weighted)
-        weight = sample_weights(gated, batch, weighted, values, draws[0])
-        for layer in layers:
-            value = values[gated.graph.copies[operands[layer]]].detach()
-            collect_moments(moments[layer], layer, value, place, None, weight.get(layer))
-        add_curvature(matrices, gated, batch, values, draws[1])
+    with phase("learning moments", len(gated.batches)) as learning:
+        for batch, place in learning.through(zip(gated.cached, batch_places(gated), strict=True)):
+            values = trace_layers(gated, batch, operands.values(), g, list(matrices) or weighted)
+            weight = sample_weights(gated, batch, weighted, values, draws[0])
+            for layer in layers:
+                value = values[gated.graph.copies[operands[layer]]].detach()
+                collect_moments(moments[layer], layer, value, place, None, weight.get(layer))
+            add_curvature(matrices, gated, batch, values, draws[1])
     return Observation(moments, positive(matrices))

@@ -37,6 +37,7 @@ from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import GatedLoss, masks, ones
 from secateur.objective.memory import bytes_alive
 from secateur.options import Compensation
+from secateur.phases import phase
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import slice_tensor
@@ -150,15 +151,15 @@ class Compensator:
         stops = [stop for stop in self._stops(g) if stop.call in touched]
         first = [layer for layer in self.layers if layer in stops and layer in self._first]
         rest = [layer for layer in self.layers if layer not in stops and all_layers]
-        with torch.no_grad():
+        with torch.no_grad(), phase("fitting layers", len({*stops, *rest})) as fitting:
             self._add_known([*first, *rest])
-            for layer in (*first, *rest):
+            for layer in fitting.through([*first, *rest]):
                 ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._outputs(layer, g)
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
                 self.weights.update(fitted if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
             held = list(self._walks(sliced, g, stops)) if stops and self._fits_memory(stops) else None
-            for i, stop in enumerate(stops):
+            for i, stop in fitting.through(enumerate(stops)):
                 walks = held or (_skip(walk, stops[:i]) for walk in self._walks(sliced, g, stops))
                 self._stop(stop, walks, sliced, g)
 

@@ -44,9 +44,14 @@ class Layer:
     samples_first: bool
 
     @property
+    def height(self) -> int:
+        """Rows of W."""
+        return self.inputs.size * self.kernel
+
+    @property
     def width(self) -> int:
         """Rows and columns of W together."""
-        return self.inputs.size * self.kernel + self.outputs.size
+        return self.height + self.outputs.size
 
     @property
     def positions(self) -> int:

@@ -28,6 +28,7 @@ from secateur.objective.losses import (
     require_loss,
 )
 from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
+from secateur.phases import phase
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
 from secateur.structure.graph_run import bind
@@ -196,9 +197,9 @@ class GatedLoss:
             held = self.graph.with_weights(frontier, self.weights)
             yield CachedBatch(batch.size, batch.size / n, batch.call, held, batch.targets)
 
-    def few_samples(self) -> tuple[Any, ...]:
-        """Return the frontier of the first samples, at most three."""
-        call = map_tensors((self._batches or [])[0].call, lambda t: t[:3] if t.ndim else t)
+    def few_samples(self, most: int = 3) -> tuple[Any, ...]:
+        """Return the frontier of the first samples, at most so many."""
+        call = map_tensors((self._batches or [])[0].call, lambda t: t[:most] if t.ndim else t)
         frontier = self.graph.frontier(bind(self.units.captured, self.model, call))
         return self.graph.with_weights(frontier, self.weights)
 
@@ -233,10 +234,10 @@ class GatedLoss:
 
     def assess(self, g: Tensor) -> tuple[float, float | None, int]:
         """Return E(g), the accuracy and the number of predictions that it is taken over, None and 0 without classes."""
-        with torch.no_grad():
+        with torch.no_grad(), phase("measuring", len(self.batches)) as measuring:
             runs = self.sliced(g).outputs(g)
             loss, accuracy, predictions = loss_and_accuracy(
-                self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs)
+                self.loss_function, ((batch.share, out, batch.targets) for batch, out in measuring.through(runs))
             )
             return self.checked(g, loss), accuracy, predictions
 

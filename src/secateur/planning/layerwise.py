@@ -20,7 +20,7 @@ from secateur.planning.allotment import allotted_steps, end_of
 from secateur.planning.budget import Budget
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Curves, Plan
-from secateur.planning.removal_order import OnStep, removable
+from secateur.planning.removal_order import removable
 from secateur.planning.set_curves import set_curves
 from secateur.planning.state import Basis, State, Step
 from secateur.saliency.criterion import Criterion
@@ -30,7 +30,7 @@ TRIALS = 12  # fits at most, by which the end of a budget of quality is sought
 
 def rank_layerwise(
     question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
-    network: NetworkSizes, on_set: OnStep = lambda *_: None,
+    network: NetworkSizes,
 ) -> Plan:  # fmt: skip
     """Return the plan: the curves, and the removals that the budget asks for, measured at their end.
 
@@ -41,7 +41,6 @@ def rank_layerwise(
         compensator: Fits the weights that stay; None to leave them as they are.
         budget: The bounds that must hold; None to go on until one unit is left in each set.
         network: The sizes of the network and of its file for any units kept.
-        on_set: Called after each set whose curve is made.
 
     Raises:
         BudgetError: The budget is out of reach.
@@ -52,7 +51,7 @@ def rank_layerwise(
         budget.check_measured(ends.start)
         budget.check_resolution(ends.predictions)
         ends.check_possible(budget)
-    curves = set_curves(question, criterion, compensator, removable(network, budget), on_set)
+    curves = set_curves(question, criterion, compensator, removable(network, budget))
     steps = ends.measured(allotted_steps(curves, network, budget), budget)
     made = Curves(tuple(curves), network)
     plan = Plan(

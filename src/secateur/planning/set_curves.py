@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from secateur.compensation.removal_path import Point, removal_path
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.held_back import some_samples
 from secateur.objective.question import Question
+from secateur.phases import phase
 from secateur.planning.curves import Curve
 from secateur.saliency.criterion import Criterion
 from secateur.saliency.score import find_criterion, saliency_of
@@ -27,8 +28,6 @@ PASSES = 2  # over the data, at most, that all measurements together take, where
 CHEAP = 5 * 10**11  # multiplications with addition of all measurements together; counted, so that no clock decides
 SUBSTITUTE = "taylor1"  # the order of units that nothing can make up for
 
-OnSet = Callable[[int, int], None]  # sets done, sets there are
-
 
 class Path(NamedTuple):
     """The removals of one set, and the layers that make up for them."""
@@ -38,9 +37,8 @@ class Path(NamedTuple):
 
 
 def set_curves(
-    question: Question, criterion: Criterion, compensator: Compensator | None, limits: Mapping[str, int],
-    on_set: OnSet = lambda *_: None,
-) -> list[Curve]:  # fmt: skip
+    question: Question, criterion: Criterion, compensator: Compensator | None, limits: Mapping[str, int]
+) -> list[Curve]:
     """Return the curve of each set that may lose units; each is a function of its layers, their moments and settings.
 
     One pass over the data for the moments of what layers take and for the curvature of the loss in what they give; then
@@ -51,16 +49,13 @@ def set_curves(
         criterion: ``obs`` for the order that compensation makes; another one for the order of its saliencies.
         compensator: Fits the weights that stay; None to leave them as they are.
         limits: The number of units that each set may lose.
-        on_set: Called after each set.
     """
     sets = [unit_set for unit_set in question.units if limits[unit_set.name]]
     paths = _Paths(question, criterion, compensator, sets)
     probe = _Probe(question, len(sets) * len(SHARES))
-    curves = []
-    for unit_set in sets:
-        curves.append(_curve(unit_set, paths.of(unit_set, limits[unit_set.name]), paths, probe))
-        on_set(len(curves), len(sets))
-    return curves
+    with phase("removal orders of unit sets", sum(limits.values())) as ordering:
+        found = ((unit_set, paths.of(unit_set, limits[unit_set.name])) for unit_set in sets)
+        return [_curve(s, path._replace(points=ordering.through(path.points)), paths, probe) for s, path in found]
 
 
 def probed(size: int, limit: int) -> set[int]:
@@ -141,7 +136,8 @@ class _Paths:
         if self._saliency is None:
             name = SUBSTITUTE if self.criterion.name == "obs" else self.criterion
             criterion, gated = find_criterion(name, self.question.gated), self.question.gated
-            self._saliency = saliency_of(criterion, gated, self.question.ones).cpu()
+            with phase(f"scoring by {criterion.name}"):
+                self._saliency = saliency_of(criterion, gated, self.question.ones).cpu()
         return self._saliency
 
     def _alone(self, unit_set: UnitSet, removals: int, points: set[int]) -> Iterator[Point]:
