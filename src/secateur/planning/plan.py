@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Plan:
         biases: The names of layers that get a bias, which makes up for removed units.
         basis: The samples that losses and accuracies were measured on; None where they were not.
         curves: The curves of all sets, from which a layerwise plan allots any budget again; None of other rankings.
-        reason: Why this ranking was taken where none was asked for.
+        reason: Why this ranking was taken where none was asked for; plans are not compared by it.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -85,7 +85,7 @@ class Plan:
     biases: tuple[str, ...] = ()
     basis: Basis | None = None
     curves: Curves | None = None
-    reason: str | None = None
+    reason: str | None = field(default=None, compare=False)
 
     @property
     def criterion(self) -> str:
