@@ -69,13 +69,14 @@ class Elimination:
             self.weights.new_empty(c, COLUMNS + self.each, self.weights.shape[2]) for _ in range(2)
         )
         k, p = len(self.units), self.each
-        blocks = self.inverse[:, : k * p, : k * p].unflatten(1, (k, p)).unflatten(3, (k, p))
+        blocks = self.inverse[:, : k * p, : k * p].reshape(c, k, p, k, p)
         self.diagonal = blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).contiguous()
         self.gram = self._of_units(self.weighed) @ self._of_units(self.weights).mT
 
     def _of_units(self, rows: Tensor) -> Tensor:
         """Return the rows [C, D, n] that belong to each unit [C, K, p, n]; a view."""
-        return rows[:, : len(self.units) * self.each].unflatten(1, (-1, self.each))
+        units = len(self.units)
+        return rows[:, : units * self.each].reshape(len(rows), units, self.each, rows.shape[2])
 
     def costs(self) -> Tensor:
         """Return what the removal of each unit adds to the ridge objective [K], infinite for those that are gone."""

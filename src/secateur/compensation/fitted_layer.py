@@ -64,4 +64,5 @@ def _without_concave(matrix: Tensor) -> Tensor:
     if not bool(torch.linalg.cholesky_ex(matrix + shift * torch.eye(len(matrix)).to(matrix))[1]):
         return matrix
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0)) @ vectors.T
+    positive: Tensor = (vectors * values.clamp(min=0)) @ vectors.T
+    return positive

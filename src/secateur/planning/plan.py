@@ -95,7 +95,7 @@ class Plan:
     @property
     def ranking(self) -> str:
         """The name of the ranking."""
-        return "by hand" if self.made_by is None else self.made_by.ranking
+        return "by hand" if self.made_by is None else str(self.made_by.ranking)
 
     @property
     def compensated(self) -> bool:
@@ -160,15 +160,22 @@ class Plan:
         return self.prefix(budget.position(self.states, self.sizes))
 
     def _allotted(self, curves: Curves, budget: Budget) -> Plan:
-        """Return the plan that curves and a budget make; this one, with what was measured, if it has the same units."""
+        """Return the plan that curves and a budget make; this one, with what was measured, if it has the same units.
+
+        Raises:
+            ArgumentError: The budget bounds a quality that was not measured there, or was and is not kept.
+        """
         assert self.start is not None
-        if budget.max_accuracy_drop is not None:
-            raise ArgumentError(f"{budget}: curves predict no accuracy; make the plan with rank(..., budget=budget)")
-        steps = allotted_steps(curves.sets, curves.network, budget)
-        plan = replace(self, kept_indices=curves.whole, steps=(), basis=None).with_steps(
-            steps[: end_of(steps, self.start, budget, dict(curves.network.sets))]
-        )
-        return self if plan.kept == self.kept else plan
+        steps, sizes = allotted_steps(curves.sets, curves.network, budget), dict(curves.network.sets)
+        end = end_of(steps, self.start, budget, sizes) if budget.least else len(self.steps)
+        plan = replace(self, kept_indices=curves.whole, steps=(), basis=None).with_steps(steps[:end])
+        measured = plan.kept == self.kept
+        if not (measured and budget.good_enough(self.start, self.states[-1])) and budget.bounds_quality:
+            raise ArgumentError(
+                f"{budget}: along curves the loss is predicted, not measured; make the plan with "
+                "rank(..., budget=budget)"
+            )
+        return self if measured else plan
 
     def with_steps(self, steps: tuple[Step, ...]) -> Plan:
         """Return the plan with further removals."""

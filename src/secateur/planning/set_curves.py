@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.compensation.calibration import Observation, observe
+from secateur.compensation.calibration import Observation
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.fitted_layer import FittedLayer
 from secateur.compensation.linear_layers import Layer, compensable, layers_of
