@@ -39,7 +39,7 @@ def shrink(**options: Any) -> Any:
     ("options", "text"),
     [
         ({"criterion": "orcale"}, "unknown criterion 'orcale'; one of: "),
-        ({"ranking": "best"}, "unknown ranking 'best'; one of: single, iterative, quadratic"),
+        ({"ranking": "best"}, "unknown ranking 'best'; one of: single, iterative, quadratic, layerwise"),
         ({"threshold": "max"}, "unknown threshold 'max'; one of: mean, median"),
         ({"weighting": "all"}, "unknown weighting 'all'; one of: ggn, none"),
         ({"granularity": "layer"}, "unknown granularity 'layer'; one of: unit, weight"),
@@ -70,7 +70,7 @@ def test_what_is_no_option_is_refused_before_the_model_is_captured(
     def export(*_: Any, **__: Any) -> None:
         pytest.fail("the model was captured")
 
-    monkeypatch.setattr(capture, "export", export)
+    monkeypatch.setattr(capture, "export_model", export)
     with pytest.raises(ArgumentError) as raised:
         shrink(**options)
     assert str(raised.value).startswith(text)
@@ -153,7 +153,7 @@ def test_a_plan_and_its_file_say_how_it_was_made(tmp_path: Path) -> None:
     settings = sc.Compensation(ridge=0.01, recalibrate=True)
     result = shrink(compensate=settings, refresh=3)
     plan = result.plan
-    assert (plan.made_by, plan.compensation) == (Ranking("obs", refresh=3), settings)
+    assert (plan.made_by, plan.compensation) == (Ranking("obs", "iterative", refresh=3), settings)
     assert sc.Plan.from_json(plan.to_json()) == plan
     assert {key: json.loads(plan.to_json())[key] for key in ("made_by", "compensation")} == {
         "made_by": {"criterion": "obs", "refresh": 3}, "compensation": {"ridge": 0.01, "recalibrate": True},

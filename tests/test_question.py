@@ -53,7 +53,7 @@ def test_one_call_makes_one_of_each(
 
         return call
 
-    monkeypatch.setattr(capture, "export", counted("exports", capture.export))
+    monkeypatch.setattr(capture, "export_model", counted("exports", capture.export_model))
     monkeypatch.setattr(GatedLoss, "__init__", counted("gated losses", GatedLoss.__init__))
     monkeypatch.setattr(Compensator, "__init__", counted("compensators", Compensator.__init__))
     shrink(network()[1], sc.Budget(remove_fraction=0.4), **options)

@@ -59,11 +59,16 @@ class Ranking:
                 require_whole(name, getattr(self, name), 1, f"a number of {what} above 0")
         require_flag("swaps", self.swaps)
         if self.swaps and self.ranking != "quadratic":
-            raise ArgumentError(f"swaps: is for ranking='quadratic', not {self.ranking!r}")
+            raise ArgumentError(f"swaps: is for ranking='quadratic', not {self._or_default!r}")
         if self.threshold is not None and self.ranking not in (*BY_STEPS, None):
             raise ArgumentError("threshold: is for ranking='single' or 'iterative', where units are estimated apart")
         if self.refresh is not None and self.ranking == "layerwise":
             raise ArgumentError("refresh: is for the other rankings; 'layerwise' fits all weights once, at its end")
+
+    @property
+    def _or_default(self) -> str:
+        """The ranking, or the one that is taken where these settings ask for none."""
+        return self.ranking or "iterative"
 
     def resolved(self, fitted: bool, sized: bool = True) -> Ranking:
         """Return the ranking with the criterion filled in, if it fits the compensation and the budget.
@@ -100,7 +105,7 @@ class Ranking:
     def _check_refresh(self, fitted: bool) -> None:
         if self.refresh is not None and self.ranking != "quadratic" and not fitted:
             raise ArgumentError(
-                f"refresh: is for ranking='quadratic' or compensate=True, not {self.ranking!r} without it"
+                f"refresh: is for ranking='quadratic' or compensate=True, not {self._or_default!r} without it"
             )
 
     def _check_shortlist(self, fitted: bool) -> None:

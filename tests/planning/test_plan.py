@@ -31,7 +31,7 @@ STEPS = (
     Step(0.4, 1.0, 83, 900, 55, "b", 0, -0.2),
     Step(0.7, 0.7, 73, 850, 45, "a", 0, 0.3),
 )
-PLAN = Plan((("a", (1, 3)), ("b", (1, 2))), START, STEPS, None, Ranking("oracle"))
+PLAN = Plan((("a", (1, 3)), ("b", (1, 2))), START, STEPS, None, Ranking("oracle", "iterative"))
 
 
 def random_plan(seed: int, measured: bool) -> Plan:
@@ -65,7 +65,7 @@ def test_a_plan_knows_what_is_kept_what_there_was_and_every_state() -> None:
 def test_a_prefix_keeps_what_only_later_steps_remove(n: int, kept: dict[str, tuple[int, ...]]) -> None:
     prefix = PLAN.prefix(n)
     assert (prefix.kept, prefix.steps, prefix.sizes) == (kept, STEPS[:n], PLAN.sizes)
-    assert (prefix.start, prefix.inputs, prefix.made_by) == (START, None, Ranking("oracle"))
+    assert (prefix.start, prefix.inputs, prefix.made_by) == (START, None, Ranking("oracle", "iterative"))
     assert (prefix.criterion, prefix.ranking) == ("oracle", "iterative")
     assert prefix.prefix(0) == PLAN.prefix(0)
 

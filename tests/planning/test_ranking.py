@@ -460,7 +460,7 @@ def test_magnitude_is_taken_again_without_what_went_with_removed_units() -> None
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"ranking": "best"}, ArgumentError, "unknown ranking 'best'; one of: single, iterative, quadratic"),
+        ({"ranking": "best"}, ArgumentError, "unknown ranking 'best'; one of: single, iterative, quadratic, layerwise"),
         ({"threshold": "max"}, ArgumentError, "unknown threshold 'max'; one of: mean, median"),
         ({"budget": 5}, ArgumentError, "budget: expected secateur.Budget(...), got 5"),
         (

@@ -75,8 +75,8 @@ class Elimination:
 
     def _of_units(self, rows: Tensor) -> Tensor:
         """Return the rows [C, D, n] that belong to each unit [C, K, p, n]; a view."""
-        used = rows[:, : len(self.units) * self.each]
-        return used.reshape(len(used), -1, self.each, used.shape[2])
+        units = len(self.units)
+        return rows[:, : units * self.each].reshape(len(rows), units, self.each, rows.shape[2])
 
     def costs(self) -> Tensor:
         """Return what the removal of each unit adds to the ridge objective [K], infinite for those that are gone."""

@@ -38,9 +38,12 @@ def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budge
 
 def _worth(network: NetworkSizes, budget: Budget | None) -> Worth:
     """Return what one more unit of each set gains: shares of what has to go, for each bound of a size."""
-    bounds = (None, None) if budget is None else (budget.bytes, budget.params)
-    excess = _excess(bounds[0], network.file_bytes({})), _excess(bounds[1], network.params({}))
-    asked = [(freed, more) for freed, more in zip((network.freed, network.params_freed), excess, strict=True) if more]
+    budget = budget or Budget(remove_units=0)
+    bounds = (
+        (network.freed, _excess(budget.bytes, network.file_bytes({}))),
+        (network.params_freed, _excess(budget.params, network.params({}))),
+    )
+    asked = [(freed, excess) for freed, excess in bounds if excess]
     if not asked:
         return lambda left: dict.fromkeys(left, 1.0)
 
@@ -56,9 +59,9 @@ def _excess(bound: int | str | None, size: int) -> int:
 
 
 def end_of(steps: Sequence[Step], start: State, budget: Budget, sizes: Mapping[str, int]) -> int:
-    """Return after how many removals the budget's sizes hold; all where it bounds the quality alone.
+    """Return after how many removals the budget's sizes hold.
 
     Raises:
         BudgetError: They hold nowhere; the message says how far one can get.
     """
-    return budget.without_quality().position((start, *steps), sizes) if budget.least else len(steps)
+    return budget.without_quality().position((start, *steps), sizes)

@@ -7,7 +7,6 @@ least for what it frees.
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 
 Worth = Callable[[Mapping[str, int]], Mapping[str, float]]  # what one more unit of each set frees, by the units left
 
-LEAST, MOST = 0.01, 1000.0  # measured over predicted rise: what is outside is noise, or an accident
+LEAST = 0.01  # of a predicted rise, where none was measured
+MOST = 1000.0  # times a predicted rise, where the loss measured is no number
 
 
 @dataclass(frozen=True)
@@ -52,34 +52,32 @@ class Curve:
     def scaled(self, measured: Mapping[int, float]) -> Curve:
         """Return the curve in units of the measured loss: through what was measured after some numbers of removals.
 
-        In between, the ratio of measured to predicted rise changes geometrically.
+        In between the prediction is stretched, and behind the last measurement as much as over all before it. Where
+        the loss falls from one measurement to the next, the curve hardly rises.
 
         >>> Curve("0", (0, 1, 2), (0.0, 1.0, 1.0, 1.0)).scaled({1: 1.0, 3: 4.0}).rises
-        (0.0, 1.0, 2.0, 4.0)
+        (0.0, 1.0, 2.5, 4.0)
         """
-        places = sorted(measured)
-        ratios = [_ratio(measured[n], self.rises[n]) for n in places]
-        rises = (_between(places, ratios, n) * rise for n, rise in enumerate(self.rises)) if places else self.rises
-        return Curve(self.set, self.order, tuple(itertools.accumulate(rises, max)))
+        if not measured:
+            return self
+        rises, last = [0.0], max(measured)
+        for start, end in itertools.pairwise([0, *sorted(measured)]):
+            rises += _stretched(self.rises[start : end + 1], rises[-1], measured[end])
+        ratio = rises[last] / self.rises[last] if self.rises[last] > 0 else 1.0
+        rises += [rises[last] + ratio * (rise - self.rises[last]) for rise in self.rises[last + 1 :]]
+        return Curve(self.set, self.order, tuple(rises))
 
     def first(self, removals: int) -> Curve:
         """Return the beginning of the curve."""
         return Curve(self.set, self.order[:removals], self.rises[: removals + 1])
 
 
-def _ratio(measured: float, predicted: float) -> float:
-    if predicted <= 0 or math.isnan(measured):
-        return 1.0
-    return min(MOST, max(LEAST, measured / predicted))
-
-
-def _between(places: Sequence[int], ratios: Sequence[float], n: int) -> float:
-    """Return the ratio at n, by its logarithm's line between the places next to it."""
-    i = bisect.bisect_left(places, n)
-    if i == 0 or i == len(places):
-        return ratios[min(i, len(places) - 1)]
-    share = (n - places[i - 1]) / (places[i] - places[i - 1])
-    return math.exp((1 - share) * math.log(ratios[i - 1]) + share * math.log(ratios[i]))
+def _stretched(predicted: Sequence[float], low: float, high: float) -> list[float]:
+    """Return all but the first of predicted rises, stretched to what was measured at both ends."""
+    first, span, steps = predicted[0], predicted[-1] - predicted[0], len(predicted) - 1
+    rise = max(high - low, LEAST * span) if math.isfinite(high) else MOST * span
+    shares = ((r - first) / span for r in predicted[1:]) if span > 0 else (n / steps for n in range(1, steps + 1))
+    return [low + rise * share for share in shares]
 
 
 def allot(curves: Sequence[Curve], sizes: Mapping[str, int], worth: Worth) -> Iterator[tuple[str, int, float]]:

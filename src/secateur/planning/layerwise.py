@@ -92,15 +92,18 @@ class _Ends:
         """Return the steps that the budget asks for, with loss and accuracy at their end."""
         if budget is None:
             return steps
-        end = end_of(steps, self.start, budget, self.sizes)
+        end = end_of(steps, self.start, budget, self.sizes) if budget.least else len(steps)
+        steps = steps[:end]
         if self.measurable and end:
             steps = self._with(steps, end)
-            if not budget.least and not budget.good_enough(self.start, steps[end - 1]):
-                end, steps = self._sought(steps, budget)
-        return steps[:end]
+            if not budget.good_enough(self.start, steps[-1]):
+                steps = self._sought(steps, budget)
+                if budget.least:
+                    raise budget.unmet(len(steps), sum(self.sizes.values()), (self.start, *steps)[-1])
+        return steps
 
-    def _sought(self, steps: tuple[Step, ...], budget: Budget) -> tuple[int, tuple[Step, ...]]:
-        """Return the last end that is good enough, found by halving what lies between it and the first that is not."""
+    def _sought(self, steps: tuple[Step, ...], budget: Budget) -> tuple[Step, ...]:
+        """Return the steps to the last end that is good enough, found by halving; the end of all is not."""
         good, bad = 0, len(steps)
         for _ in range(TRIALS):
             if bad - good < 2:
@@ -108,7 +111,7 @@ class _Ends:
             middle = (good + bad) // 2
             steps = self._with(steps, middle)
             good, bad = (middle, bad) if budget.good_enough(self.start, steps[middle - 1]) else (good, middle)
-        return good, steps
+        return steps[:good]
 
     def _with(self, steps: tuple[Step, ...], n: int) -> tuple[Step, ...]:
         """Return the steps with what is measured after n of them, all weights fitted there."""

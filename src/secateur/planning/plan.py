@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class Plan:
         biases: The names of layers that get a bias, which makes up for removed units.
         basis: The samples that losses and accuracies were measured on; None where they were not.
         curves: The curves of all sets, from which a layerwise plan allots any budget again; None of other rankings.
-        reason: Why this ranking was taken where none was asked for.
+        reason: Why this ranking was taken where none was asked for; plans are not compared by it.
         unfitted: Weights that cannot make up for removed units and stay as they are, each with the reason.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
@@ -86,7 +86,7 @@ class Plan:
     biases: tuple[str, ...] = ()
     basis: Basis | None = None
     curves: Curves | None = None
-    reason: str | None = None
+    reason: str | None = field(default=None, compare=False)
     unfitted: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -165,16 +165,19 @@ class Plan:
         """Return the plan that curves and a budget make; this one, with what was measured, if it has the same units.
 
         Raises:
-            ArgumentError: The budget is of the accuracy, which no curve predicts.
+            ArgumentError: The budget bounds a quality that was not measured there, or was and is not kept.
         """
         assert self.start is not None
-        if budget.max_accuracy_drop is not None:
-            raise ArgumentError(f"{budget}: curves predict no accuracy; make the plan with rank(..., budget=budget)")
-        steps = allotted_steps(curves.sets, curves.network, budget)
-        plan = replace(self, kept_indices=curves.whole, steps=(), basis=None).with_steps(
-            steps[: end_of(steps, self.start, budget, dict(curves.network.sets))]
-        )
-        return self if plan.kept == self.kept else plan
+        steps, sizes = allotted_steps(curves.sets, curves.network, budget), dict(curves.network.sets)
+        end = end_of(steps, self.start, budget, sizes) if budget.least else len(self.steps)
+        plan = replace(self, kept_indices=curves.whole, steps=(), basis=None).with_steps(steps[:end])
+        measured = plan.kept == self.kept
+        if not (measured and budget.good_enough(self.start, self.states[-1])) and budget.bounds_quality:
+            raise ArgumentError(
+                f"{budget}: along curves the loss is predicted, not measured; make the plan with "
+                "rank(..., budget=budget)"
+            )
+        return self if measured else plan
 
     def with_steps(self, steps: tuple[Step, ...]) -> Plan:
         """Return the plan with further removals."""

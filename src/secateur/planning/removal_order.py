@@ -68,8 +68,7 @@ class RemovalOrder:
         if self.start.loss is None:
             return None
         fitted = self.surgeon is not None and self.question.judged_on == "data"
-        predictions = 0 if self.start.accuracy is None else self.curve.judge.assess(self.g)[2]
-        return Basis(self.question.judged_on, self.question.samples, fitted, predictions)
+        return Basis(self.question.judged_on, self.question.samples, fitted, self.curve.predictions)
 
     @property
     def longest(self) -> int:
