@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from secateur.errors import ModelError
 from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
 
-MOST_OPERATIONS = 6  # in the term of a size
+MOST_OPERATIONS = 4  # in the term of a size
 
 
 def first_line(error: Exception) -> str:
