@@ -133,7 +133,7 @@ class Compensator:
         }
         return [layer for layer in layers if layer.weight not in self.unfitted]
 
-    def fit(self, g: Tensor, all_layers: bool = False) -> None:
+    def fit(self, g: Tensor, all_layers: bool = False) -> bool:
         """Fit the weights for the gates g [K], in one pass where what all batches hold before a layer fits into memory.
 
         Layers that nothing in front of them has lost a unit keep their weights as they are, bit by bit.
@@ -141,9 +141,12 @@ class Compensator:
         Args:
             g: The gates.
             all_layers: Whether `fitted` shall hold those layers too.
+
+        Returns:
+            Whether anything was to do: the last fit may have been for these gates.
         """
         if self._fitted_at is not None and torch.equal(self._fitted_at[0], g) and self._fitted_at[1] >= all_layers:
-            return
+            return False
         self.weights.clear()
         self.fitted.clear()
         self._fitted_at, self._keeps_fits = (g.clone(), all_layers), all_layers
@@ -162,6 +165,7 @@ class Compensator:
             for i, stop in fitting.through(enumerate(stops)):
                 walks = held or (_skip(walk, stops[:i]) for walk in self._walks(sliced, g, stops))
                 self._stop(stop, walks, sliced, g)
+        return True
 
     def change(self, tensors: dict[str, Tensor]) -> None:
         """Put other weights in place of those of the last fit."""
