@@ -19,7 +19,7 @@ ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
     "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference", "structure",
     "objective", "curvature", "compensation", "saliency", "planning", "cutting", "artifacts", "reporting", "result",
-    "job_work", "weight_pruning", "ordering", "estimating", "shrinking", "secateur", "optim", "cli_options", "cli",
+    "weight_pruning", "ordering", "estimating", "shrinking", "secateur", "optim", "cli_options", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ROOMS = [

@@ -124,7 +124,7 @@ def rank(
     data, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
     question = Question(model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory)
     with showing(progress):
-        return make_order(question, order, compensation, budget).plan
+        return make_order(prepared(question, order, compensation, budget)).plan
 
 
 class Ranked(NamedTuple):
@@ -135,19 +135,25 @@ class Ranked(NamedTuple):
     compensator: Compensator | None
 
 
-class Prepared(NamedTuple):
-    """A question, with samples held back if need be, and the settings in full.
+class Job(NamedTuple):
+    """A ranking to be made, with all that was chosen for it.
 
     Attributes:
-        question: The model, its units and the data.
+        question: The model, its units and the data, without samples that are held back.
         ranking: The settings, with a ranking and a criterion.
         criterion: Computes the saliencies.
+        compensation: How weights are fitted; None to leave them as they are.
+        budget: The bounds at which to stop; None for none.
+        biases: The layers that got a bias.
         reason: Why this ranking was taken; None where it was asked for.
     """
 
     question: Question
     ranking: Ranking
     criterion: Criterion
+    compensation: Compensation | None
+    budget: Budget | None
+    biases: tuple[str, ...]
     reason: str | None
 
 
@@ -168,37 +174,34 @@ def resolve(ranking: Ranking, compensation: Compensation | None, budget: Budget 
     return resolved, criterion or as_criterion(resolved.criterion)
 
 
-def make_order(
-    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None
-) -> Ranked:
-    """Make the order of removals.
+def prepared(question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None) -> Job:
+    """Return what a ranking takes, with what is chosen for it.
 
     Where weights are fitted and a budget bounds the quality, it is measured on samples that no weight is fitted on.
-
-    Raises:
-        BudgetError: The budget is out of reach.
     """
     question, biases = _with_biases(question, compensation)
-    question, ranking, criterion, reason = prepared(question, ranking, compensation, budget)
-    compensator = None if compensation is None else Compensator(question.gated, compensation)
-    header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
-    sizes = network_sizes(question.model, question.units, header)
-    plan = rank_units(question, ranking, criterion, compensator, budget, sizes)
-    unfitted = tuple(compensator.unfitted.items()) if compensator else ()
-    made = dataclasses.replace(plan, biases=biases, reason=reason, unfitted=unfitted)
-    return Ranked(made, question, compensator)
-
-
-def prepared(
-    question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None
-) -> Prepared:
-    """Return a question and settings with what is chosen for them."""
-    reason, quality = None, budget is not None and budget.bounds_quality
+    quality, reason = budget is not None and budget.bounds_quality, None
     if compensation is not None and quality and question.validation is None and question.gated.has_loss:
         question = question.holding_back()
     if ranking.ranking is None:
         ranking, reason = choose_ranking(question, ranking, compensation is not None and compensation.fit, budget)
-    return Prepared(question, *resolve(ranking, compensation, budget), reason)
+    return Job(question, *resolve(ranking, compensation, budget), compensation, budget, biases, reason)
+
+
+def make_order(job: Job) -> Ranked:
+    """Make the order of removals.
+
+    Raises:
+        BudgetError: The budget is out of reach.
+    """
+    question, ranking, compensation, biases = job.question, job.ranking, job.compensation, job.biases
+    compensator = None if compensation is None else Compensator(question.gated, compensation)
+    header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
+    sizes = network_sizes(question.model, question.units, header)
+    plan = rank_units(question, ranking, job.criterion, compensator, job.budget, sizes)
+    unfitted = tuple(compensator.unfitted.items()) if compensator else ()
+    made = dataclasses.replace(plan, biases=biases, reason=job.reason, unfitted=unfitted)
+    return Ranked(made, question, compensator)
 
 
 def _with_biases(question: Question, compensation: Compensation | None) -> tuple[Question, tuple[str, ...]]:

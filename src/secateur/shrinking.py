@@ -16,10 +16,11 @@ from secateur.cutting.cut import cut_units
 from secateur.cutting.final_fit import fitted_plan
 from secateur.cutting.probe_weights import holding
 from secateur.errors import ArgumentError, BudgetError, choose
+from secateur.estimating.estimate import estimate_of, long_job
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
-from secateur.ordering import Ranked, make_order, require_budget, resolve
+from secateur.ordering import Ranked, make_order, prepared, require_budget, resolve
 from secateur.phases import phase
 from secateur.planning.budget import Budget
 from secateur.planning.state import State
@@ -145,8 +146,11 @@ def shrink(
     loop.refuse_for_units()
     compensation = _compensation(compensate, fitting, data)
     resolve(Ranking(criterion, **order), compensation, budget)
-    with showing(progress):
-        return _shrunk(question, make_order(question, Ranking(criterion, **order), compensation, budget), budget)
+    with showing(progress) as shown:
+        job = prepared(question, Ranking(criterion, **order), compensation, budget)
+        if progress and long_job(job):
+            shown.say(estimate_of(job).summary)
+        return _shrunk(question, make_order(job), budget)
 
 
 def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compensation | None:

@@ -123,6 +123,11 @@ class Counts:
         """The share of the units that is left at the end, about; half where the budget does not count units."""
         return max(0.5, 1 - self.removals / max(1, self.units.total))
 
+    @property
+    def calls(self) -> int:
+        """The number of calls of the captured graph."""
+        return sum(node.op == "call_function" for node in self.units.captured.graph.nodes)
+
     @cached_property
     def largest_batch(self) -> int:
         """The number of samples that are run at a time."""
@@ -187,8 +192,8 @@ def iterative_work(question: Question, criterion: str, limits: Mapping[str, int]
         held = counts.walk_bytes + max(map(counts.fit_bytes, layers), default=0)
         moments = sum(counts.rows(layer) * layer.height**2 for layer in layers)
         solves = FACTORISATIONS * sum(layer.height**3 for layer in layers)
-        fitting = Work("fitting layers", fits * 3 * one_pass, fits * moments, fits * solves, steps, held)
-        return [fitting, Work("measuring", min(removals, 50) * one_pass, bytes=counts.forward_bytes)]
+        fitting = Work("ranking by obs", fits * 3 * one_pass, fits * moments, fits * solves, steps, held)
+        return [fitting, Work("measuring along the order", min(removals, 50) * one_pass, bytes=counts.forward_bytes)]
     if criterion == "oracle":
         return [
             Work("ranking by oracle", removals * question.units.total * one_pass // 2, operations=steps, bytes=held)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from secateur.compensation.linear_layers import Layer, layers_of
 from secateur.compensation.ridge import COLUMNS, GRID, LARGE
-from secateur.objective.question import Question
-from secateur.options import Ranking
+from secateur.ordering import Job
 from secateur.planning.budget import Budget
 from secateur.planning.layerwise import TRIALS
 from secateur.planning.loss_curve import spacing
@@ -18,41 +17,36 @@ BACKWARD = 2  # passes that one backward pass is counted as
 TRIED = 3  # ridges of a large layer, where not all are tried
 GATHERED = 128  # columns of an elimination that wait, on average
 SLOW = 8  # how much longer a multiplication takes in a product with one vector
-CALL = 150  # small operations for each call of the captured graph, to cut and to prove
+START, CAPTURE, CALL = 200_000, 6_000, 3_000  # small operations of a capture, and for each call; of a proof for each
 
 
-def job_work(question: Question, ranking: Ranking, fitted: bool, budget: Budget | None) -> list[Work]:
-    """Return what a whole job takes, about: the ranking, the fit at its end, the proof of the cut.
-
-    Args:
-        question: The model, its units and the data.
-        ranking: The settings, with a ranking and a criterion.
-        fitted: Whether weights make up for what goes.
-        budget: Says how many units go.
-    """
-    limits = (budget or Budget(remove_units=0)).removable({s.name: s.size for s in question.units})
-    counts = Counts(question, fitted, limits, budget)
+def job_work(job: Job) -> list[Work]:
+    """Return what a job takes, about: the ranking, the fit at its end, the proof of the cut."""
+    question, ranking, budget = job.question, job.ranking, job.budget or Budget(remove_units=0)
+    fitted = job.compensation is not None and job.compensation.fit
+    limits = budget.removable({unit_set.name: unit_set.size for unit_set in question.units})
+    counts = Counts(question, fitted, limits, job.budget)
     assert ranking.criterion is not None
     if ranking.ranking == "layerwise":
         ranked = _layerwise(counts, ranking.criterion)
     elif ranking.ranking == "iterative":
-        ranked = iterative_work(question, ranking.criterion, limits, budget)
+        ranked = iterative_work(question, ranking.criterion, limits, job.budget)
     else:
         ranked = _scored_once(counts, ranking.criterion)
-    fits = TRIALS if ranking.ranking == "layerwise" and budget is not None and not budget.least else 1
-    return [*_proof(counts), *ranked, *([_fit(counts, fits)] if counts.layers else [])]
+    fits = TRIALS if ranking.ranking == "layerwise" and not budget.least else 1
+    return [_capture(counts), *ranked, *([_fit(counts, fits)] if counts.layers else []), *_proof(counts)]
+
+
+def _capture(counts: Counts) -> Work:
+    return Work("capturing the model", operations=START + CAPTURE * counts.calls)
 
 
 def _proof(counts: Counts) -> list[Work]:
     """Return the cut and its proof; the passes of one batch, some in float64."""
-    calls = sum(node.op == "call_function" for node in counts.units.captured.graph.nodes)
-    batch = (
-        min(counts.samples, max((b.size for b in counts.question.gated.batches), default=0)) if counts.samples else 1
-    )
-    params = counts.units.params({})
+    passes, params = 6 * max(1, counts.largest_batch) * counts.macs, counts.units.params({})
     return [
         Work("measuring", 2 * counts.judging * counts.macs, bytes=counts.forward_bytes),
-        Work("cutting and proving", 6 * batch * counts.macs, operations=CALL * calls, bytes=16 * params),
+        Work("cutting and proving", passes, operations=CALL * counts.calls, bytes=16 * params),
     ]
 
 
@@ -103,9 +97,11 @@ def _probes(counts: Counts, times: int) -> Work:
     samples = min(
         counts.samples, max(CHEAP // max(1, times * counts.macs), PASSES * counts.samples // max(1, times), 1)
     )
-    calls = len(counts.units.captured.graph.nodes)
     return Work(
-        "measuring the orders", times * samples * counts.macs, operations=times * calls, bytes=counts.forward_bytes
+        "measuring the orders",
+        times * samples * counts.macs,
+        operations=times * counts.calls,
+        bytes=counts.forward_bytes,
     )
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.arguments import checked_call
-from secateur.job_work import job_work
+from secateur.estimating.job_work import job_work
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
-from secateur.ordering import Prepared, prepared, require_budget, resolve
+from secateur.ordering import Job, prepared, require_budget, resolve
 from secateur.planning.budget import Budget
-from secateur.planning.ranking_choice import Work
+from secateur.planning.ranking_choice import SMALL, Work
 from secateur.process_state import one_at_a_time
 from secateur.saliency.criterion import Saliency
 from secateur.structure.units import Units
@@ -175,15 +175,19 @@ def estimate(
     question = Question(
         model, samples, loss, units, example_inputs=example_inputs, validation=validation, max_memory=max_memory
     )
-    return estimate_of(prepared(question, order, compensation, budget), compensation, budget)
+    return estimate_of(prepared(question, order, compensation, budget))
 
 
-def estimate_of(job: Prepared, compensation: Compensation | None, budget: Budget | None) -> Estimate:
-    """Return what it takes to answer a question."""
-    works = job_work(job.question, job.ranking, compensation is not None and compensation.fit, budget)
+def estimate_of(job: Job) -> Estimate:
+    """Return what a job takes."""
     speeds = measured_speeds(job.question)
-    phases = tuple(Phase(work.name, work.multiplications, speeds.seconds(work), work.bytes) for work in works)
-    return Estimate(str(job.ranking.ranking), job.reason, phases)
+    phases = (Phase(w.name, w.multiplications, speeds.seconds(w), w.bytes) for w in job_work(job))
+    return Estimate(str(job.ranking.ranking), job.reason, tuple(phases))
+
+
+def long_job(job: Job) -> bool:
+    """Return whether a job's counted work is worth an estimate before it starts."""
+    return sum(work.multiplications for work in job_work(job)) > SMALL
 
 
 def measured_speeds(question: Question) -> Speeds:
