@@ -1,8 +1,8 @@
 """The layerwise ranking: each set's own order from one pass over the data, and any budget shared among the sets.
 
 Where `iterative` measures and fits again after every removal or so, here the curves of all sets are made once, in
-closed form, put into units of the measured loss at a few sizes, and allotted together. Then the weights are fitted once at the
-end, layer after layer, and the loss is measured there.
+closed form, put into units of the measured loss at a few sizes, and allotted together. Then the weights are fitted once
+at the end, layer after layer, and the loss is measured there.
 """
 
 from __future__ import annotations
