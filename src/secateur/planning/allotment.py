@@ -22,8 +22,8 @@ def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budge
     """
     sizes = dict(network.sets)
     limits = (budget or Budget(remove_units=0)).removable(sizes)
-    open_curves = [curve.first(limits[curve.set]) for curve in curves if limits[curve.set]]
-    removals = list(allot(open_curves, sizes, _worth(network, budget)))
+    shortened = [curve.first(limits[curve.set]) for curve in curves]
+    removals = list(allot(shortened, sizes, _worth(network, budget)))
     numbers = {name: n for n, name in enumerate(sizes)}
     along = network.along(
         torch.tensor([numbers[name] for name, _, _ in removals], dtype=torch.long),

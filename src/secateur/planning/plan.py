@@ -264,13 +264,15 @@ class Plan:
             rows = [(name, len(kept), " ".join(map(str, kept))) for name, kept in self.kept_indices]
             return table(["unit set", "kept", "indices"], rows, "plan written by hand")
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
-        title = self._title() + (f"; loss and accuracy on {self.basis}" if self.basis else "")
-        return table(columns, [self._row(n) for n in self._shown()], title) + (f"\n{self.swaps}" if self.swaps else "")
+        below = [str(self.swaps)] if self.swaps else []
+        below += [f"{self.ranking}: {self.reason}"] if self.reason else []
+        rows = [self._row(n) for n in self._shown()]
+        return "\n".join([table(columns, rows, f"{self._title()}{self._measured()}"), *below])
 
     def _shown(self) -> list[int]:
-        """Return the points of the table: some twenty, evenly among those measured, and the last."""
+        """Return the points of the table: some twenty, evenly among those measured or on a curve, and the last."""
         last = len(self.steps)
-        known = [n for n, state in enumerate(self.states) if state.loss is not None] or range(last + 1)
+        known = [n for n, state in enumerate(self.states) if state.loss is not None or self.curves] or range(last + 1)
         every = max(1, -(-(len(known) - 1) // 20))
         return sorted({*known[::every], last})
 
@@ -279,6 +281,11 @@ class Plan:
         if self.compensation is None:
             return title
         return f"{title}, compensated" if self.compensation.fit else f"{title}, BatchNorm recalibrated"
+
+    def _measured(self) -> str:
+        if self.basis is not None:
+            return f"; loss and accuracy on {self.basis}"
+        return "" if self.curves is None else "; how the loss rises is predicted, not measured"
 
     def _row(self, n: int) -> tuple[object, ...]:
         state = self.states[n]
