@@ -5,11 +5,7 @@ Also covers secateur.compensation.removal_path.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import itertools
-=======
 from itertools import pairwise
->>>>>>> h7
 from typing import NamedTuple
 
 import pytest
@@ -152,11 +148,7 @@ def test_an_order_known_before_is_kept_with_the_costs_that_it_has(
     monkeypatch.setattr(elimination, "COLUMNS", columns)
     layer, order = summation(Form(5, each=2, others=1)), [3, 0, 4, 1]
     totals = [0.0, *(objective(layer, order[:n]) for n in range(1, 5))]
-<<<<<<< HEAD
-    costs = [after - before for before, after in itertools.pairwise(totals)]
-=======
     costs = [after - before for before, after in pairwise(totals)]
->>>>>>> h7
     check([layer], list(removal_path([layer], 4, range(1, 5), order)), order, costs)
 
 

@@ -266,8 +266,9 @@ class Plan:
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
         below = [str(self.swaps)] if self.swaps else []
         below += [f"{self.ranking}: {self.reason}"] if self.reason else []
-        rows = [self._row(n) for n in self._shown()]
-        return "\n".join([table(columns, rows, f"{self._title()}{self._measured()}"), *below])
+        below += [f"{name} stays as it is: {why}" for name, why in self.unfitted]
+        shown = [self._row(n) for n in self._shown()]
+        return "\n".join([table(columns, shown, f"{self._title()}{self._measured()}"), *below])
 
     def _shown(self) -> list[int]:
         """Return the points of the table: some twenty, evenly among those measured or on a curve, and the last."""

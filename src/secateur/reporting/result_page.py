@@ -110,6 +110,8 @@ def _settings(plan: Plan | WeightPlan) -> dict[str, str]:
     }
     if plan.biases:
         settings["Layers given a bias"] = ", ".join(plan.biases)
+    if plan.unfitted:
+        settings["Left as they are"] = "; ".join(f"{name}: {why}" for name, why in plan.unfitted)
     if plan.swaps:
         settings["Swaps"] = str(plan.swaps)
     return settings
