@@ -75,7 +75,7 @@ def test_the_ranking_is_the_one_that_shrink_takes():
 def test_the_phases_are_those_of_the_job():
     names = {"capturing the model", "measuring", "cutting and proving"}
     assert work(estimate(ranking="layerwise")).keys() == names | {
-        "learning moments", "removal orders of unit sets", "measuring the orders", "fitting layers"
+        "learning moments", "ordering removals", "measuring the orders", "fitting layers"
     }  # fmt: skip
     assert work(estimate(ranking="single", criterion="taylor1", compensate=False)).keys() == names | {
         "scoring by taylor1", "measuring along the order"
@@ -96,7 +96,7 @@ def test_passes_are_counted_by_samples_and_multiplications_of_the_network():
 
 def test_removal_orders_are_counted_by_the_cube_of_a_layers_inputs_and_by_the_units_that_may_go():
     def orders(**options):
-        return work(estimate(ranking="layerwise", **options))["removal orders of unit sets"]
+        return work(estimate(ranking="layerwise", **options))["ordering removals"]
 
     inverse, struck, slow = 8**3 // 2, 7 * 8**2 // 3, 8 * 7 * 4  # of 8 inputs 7 go, one vector after the other
     first, last = inverse + struck + slow * (128 + 4) + 8 * 8**2, inverse + struck + slow * (128 + 1) + 8 * 2**2
@@ -115,7 +115,7 @@ def test_a_budget_of_quality_takes_several_fits():
 def test_what_is_held_is_counted():
     held = {phase.name: phase.bytes for phase in estimate(width=64, samples=20, ranking="layerwise").phases}
     moments, solves = 2 * 8 * 64**2 * (1 + 2), 4 * 8 * 64**2 * 2  # of a first layer, and of a last one with two outputs
-    assert held["removal orders of unit sets"] == moments + solves
+    assert held["ordering removals"] == moments + solves
     assert held["measuring"] == 20 * 4 * 2 * 64
 
 

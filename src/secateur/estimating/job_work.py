@@ -70,7 +70,7 @@ def _layerwise(counts: Counts, criterion: str) -> list[Work]:
     ]
     most = max((counts.solve_bytes(layer) for layer in layers), default=0) + sum(map(counts.moment_bytes, layers))
     removals = sum(counts.limits[unit_set.name] for unit_set in open_sets)
-    ordering = Work("removal orders of unit sets", 0, 0, sum(orders), REMOVAL * removals, most)
+    ordering = Work("ordering removals", 0, 0, sum(orders), REMOVAL * removals, most)
     scoring = [] if layers else [Work(f"scoring by {criterion}", (1 + BACKWARD) * counts.one_pass)]
     return [*(learning if layers else scoring), ordering, _probes(counts, len(open_sets) * len(SHARES))]
 

@@ -53,7 +53,7 @@ def set_curves(
     sets = [unit_set for unit_set in question.units if limits[unit_set.name]]
     paths = _Paths(question, criterion, compensator, sets)
     probe = _Probe(question, len(sets) * len(SHARES))
-    with phase("removal orders of unit sets", sum(limits.values())) as ordering:
+    with phase("ordering removals", sum(limits.values())) as ordering:
         found = ((unit_set, paths.of(unit_set, limits[unit_set.name])) for unit_set in sets)
         return [_curve(s, path._replace(points=ordering.through(path.points)), paths, probe) for s, path in found]
 
