@@ -61,6 +61,12 @@ def shrink(**options: Any) -> Any:
             {"refresh": 2, "compensate": False},
             "refresh: is for ranking='quadratic' or compensate=True, not 'iterative'",
         ),
+        (
+            {"refresh": 2, "ranking": "layerwise"},
+            "refresh: is for the other rankings; 'layerwise' fits all weights once",
+        ),
+        ({"shortlist": 2, "ranking": "layerwise"}, "shortlist: is for ranking='iterative' without threshold"),
+        ({"threshold": "mean", "ranking": "layerwise"}, "threshold: is for ranking='single' or 'iterative'"),
         ({"shortlist": 2, "criterion": "taylor1"}, "shortlist: is for ranking='iterative' without threshold"),
     ],
 )
@@ -147,6 +153,19 @@ def test_batchnorm_alone_is_recalibrated_and_not_called_compensated() -> None:
 
 
 # ---------------------------------------------------------------- the plan keeps them
+
+
+@pytest.mark.parametrize(
+    ("ranking", "fitted", "criterion"),
+    [
+        (None, False, "oracle"), (None, True, "obs"), ("iterative", True, "obs"), ("layerwise", True, "obs"),
+        ("layerwise", False, "taylor1"), ("quadratic", True, "ggn"),
+    ],
+)  # fmt: skip
+def test_a_ranking_without_a_criterion_takes_its_own(ranking: str | None, fitted: bool, criterion: str) -> None:
+    resolved = Ranking(ranking=ranking).resolved(fitted)
+    assert resolved == Ranking(criterion, ranking)
+    assert Ranking.from_json(resolved.to_json()) == Ranking(criterion, ranking or "iterative")
 
 
 def test_a_plan_and_its_file_say_how_it_was_made(tmp_path: Path) -> None:

@@ -154,13 +154,13 @@ def test_without_data_the_order_is_that_of_the_magnitude_and_nothing_is_measured
 
 
 def test_units_that_no_layer_makes_up_for_go_by_their_slope_and_the_others_are_fitted() -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = randomise(Heads().double().eval())
     x, y = torch.randn(40, 5, 3).double(), torch.randn(40, 5, 2).double()
     plan = rank(model, (x, y), "squared_error")
     slopes = sc.score(model, (x, y), "squared_error", criterion="taylor1")
     widths, heads = curves(plan)["q[1]"], curves(plan)["q[0]"]  # of queries and keys, which a product sums up
-    assert widths.order == (int(slopes["q[1]"].argmin()),)
+    assert widths.order == (int(slopes["q[1]"].argmin()),) == (1,)
     assert heads.order != tuple(slopes["q[0]"].argsort()[:-1].tolist())
     result = sc.shrink(
         model, (x, y), "squared_error", sc.Budget(remove_fraction=0.4), ranking="layerwise", progress=False

@@ -138,6 +138,19 @@ def plan_json(**changes: Any) -> str:
     return json.dumps(json.loads(PLAN.to_json()) | changes)
 
 
+def test_further_steps_take_units_out_of_what_is_kept() -> None:
+    whole = dataclasses.replace(PLAN.prefix(0), reason="so")
+    assert whole.with_steps(STEPS[:2]).with_steps(STEPS[2:]) == PLAN
+    assert whole.with_steps(STEPS[:1]).kept == {"a": (0, 1, 3), "b": (0, 1, 2)}
+    assert whole.with_steps(()) == whole
+
+
+def test_a_plan_written_before_there_were_curves_can_be_read() -> None:
+    data = json.loads(PLAN.to_json())
+    del data["curves"], data["reason"]
+    assert Plan.from_json(json.dumps(data)) == PLAN
+
+
 def test_json_is_plain_data_with_a_format() -> None:
     data = json.loads(PLAN.to_json())
     assert data["format"] == FORMAT == 1

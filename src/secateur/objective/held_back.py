@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,14 +48,18 @@ def some_samples(batches: list[Batch], most: int, whole: bool) -> list[Batch]:
         most: The number.
         whole: Whether batches cannot be divided.
     """
-    total, first, chosen = sum(batch.size for batch in batches), 0, list[Batch]()
-    for batch in batches:
-        numbers = torch.arange(first, first + batch.size)
-        rows = ((numbers + 1) * most // total > numbers * most // total).nonzero()[:, 0]
-        first += batch.size
-        if len(rows):
-            chosen.append(batch if whole else _rows(batch, rows))
-    return chosen[: max(1, most // batches[0].size)] if whole else chosen
+    if whole:
+        evenly = _evenly(len(batches), max(1, most // batches[0].size))
+        return list(itertools.compress(batches, evenly.tolist()))
+    sizes = [batch.size for batch in batches]
+    rows = (chosen.nonzero()[:, 0] for chosen in _evenly(sum(sizes), most).split(sizes))
+    return [_rows(batch, some) for batch, some in zip(batches, rows, strict=True) if len(some)]
+
+
+def _evenly(total: int, most: int) -> Tensor:
+    """Return which of all are taken so that at most so many are, evenly [total]."""
+    numbers = torch.arange(total)
+    return (numbers + 1) * most // total > numbers * most // total
 
 
 def _by_samples(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
