@@ -148,8 +148,10 @@ def test_without_data_the_order_is_that_of_the_magnitude_and_nothing_is_measured
         assert curve.order == tuple(magnitudes[name].argsort()[:-1].tolist())
         assert curve.rises == pytest.approx((0.0, *magnitudes[name].sort().values[:-1].cumsum(0).tolist()))
     assert plan.start is not None
-    assert {state.loss for state in plan.states} == {None}
+    assert {state.loss for state in plan.states} == {step.predicted for step in plan.steps} == {None}
     assert plan.basis is None
+    assert str(plan).splitlines()[0] == f"{len(plan.steps)} of 26 units removed, magnitude / layerwise"
+    assert Plan.from_json(plan.to_json()) == plan
     assert plan.steps[-1].params <= 600 < plan.steps[-2].params
 
 

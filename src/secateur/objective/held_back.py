@@ -52,7 +52,7 @@ def some_samples(batches: list[Batch], most: int, whole: bool) -> list[Batch]:
         evenly = _evenly(len(batches), max(1, most // batches[0].size))
         return list(itertools.compress(batches, evenly.tolist()))
     sizes = [batch.size for batch in batches]
-    rows = (chosen.nonzero()[:, 0] for chosen in _evenly(sum(sizes), most).split(sizes))
+    rows = (chosen.nonzero()[:, 0] for chosen in torch.split(_evenly(sum(sizes), most), sizes))
     return [_rows(batch, some) for batch, some in zip(batches, rows, strict=True) if len(some)]
 
 

@@ -79,7 +79,8 @@ def _curve(unit_set: UnitSet, path: Path, paths: _Paths, probe: _Probe) -> Curve
         rises.append(rises[-1] + point.cost)
         if point.weights is not None and probe.possible:
             measured[len(order)] = probe.rise(numbers[order], paths.tensors(path.layers, point.weights))
-    return Curve(unit_set.name, tuple(order), tuple(rises)).scaled(measured)
+    of_loss = bool(path.layers) or paths.criterion.in_loss_units
+    return Curve(unit_set.name, tuple(order), tuple(rises), of_loss).scaled(measured)
 
 
 class _Paths:
