@@ -1,6 +1,6 @@
 """Layerwise plans: each set's curve against networks fitted anew, and plans that any budget makes of the curves.
 
-Also covers secateur.planning.set_curves and secateur.compensation.fitted_layer.
+Also covers secateur.planning.set_curves.
 """
 
 from __future__ import annotations
