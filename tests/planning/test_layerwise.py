@@ -1,6 +1,6 @@
 """Layerwise plans: each set's curve against networks fitted anew, and plans that any budget makes of the curves.
 
-Also covers secateur.planning.set_curves and secateur.compensation.fitted_layer.
+Also covers secateur.planning.set_curves.
 """
 
 from __future__ import annotations
@@ -148,8 +148,10 @@ def test_without_data_the_order_is_that_of_the_magnitude_and_nothing_is_measured
         assert curve.order == tuple(magnitudes[name].argsort()[:-1].tolist())
         assert curve.rises == pytest.approx((0.0, *magnitudes[name].sort().values[:-1].cumsum(0).tolist()))
     assert plan.start is not None
-    assert {state.loss for state in plan.states} == {None}
+    assert {state.loss for state in plan.states} == {step.predicted for step in plan.steps} == {None}
     assert plan.basis is None
+    assert str(plan).splitlines()[0] == f"{len(plan.steps)} of 26 units removed, magnitude / layerwise"
+    assert Plan.from_json(plan.to_json()) == plan
     assert plan.steps[-1].params <= 600 < plan.steps[-2].params
 
 
@@ -370,3 +372,84 @@ def test_the_file_of_a_network_is_as_large_as_the_plan_says(ranked: dict[str, An
     result = sc.shrink(ranked["model"], ranked["data"], "cross_entropy", budget, ranking="layerwise", progress=False)
     assert result.after.bytes == result.plan.steps[-1].bytes <= 6000
     assert result.max_difference < 1e-9
+
+
+# ---------------------------------------------------------------- odd networks and settings
+
+
+def test_where_no_set_may_lose_a_unit_there_is_nothing_to_allot() -> None:
+    case = CASES["one_unit"]()
+    plan = rank(case.model, (case.x, case.y))
+    assert (plan.steps, plan.kept, curves(plan)) == ((), {"0": (0,)}, {})
+    model, data = one_set()
+    protected = rank(model, data, "squared_error", budget=sc.Budget(remove_units=0, protect="*"))
+    assert (protected.steps, curves(protected)) == ((), {})
+    assert Plan.from_json(protected.to_json()) == protected
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_one_or_two_samples_are_enough_for_an_order(rows: int) -> None:
+    model, (x, y) = one_set()
+    result = sc.shrink(
+        model, (x[:rows], y[:rows]), "squared_error", sc.Budget(remove_units=8), ranking="layerwise", progress=False
+    )
+    assert result.max_difference < 1e-9
+    torch.testing.assert_close(result.model(x[:rows]), model(x[:rows]), rtol=1e-3, atol=1e-3)  # two units fit two rows
+
+
+def test_units_that_give_nothing_or_the_same_as_others_go_first_and_cost_nothing() -> None:
+    model, (x, y) = one_set()
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = 0.0, 0.0
+        model[0].weight[7], model[0].bias[7] = model[0].weight[2], model[0].bias[2]
+        y = model(x)
+    plan = rank(model, (x, y), "squared_error", ridge=1e-9)
+    assert set(curves(plan)["0"].order[:2]) in ({3, 7}, {3, 2})
+    assert curves(plan)["0"].rises[2] < 1e-9 * curves(plan)["0"].rises[4]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"recalibrate": True}, {"compensate": False, "recalibrate": True}, {"add_bias": True}, {"weighting": "none"}],
+    ids=str,
+)
+def test_other_settings_of_the_fit_go_with_it(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.Tanh(),
+        nn.Linear(6, 3, bias=False),
+    )  # fmt: skip
+    randomise(model.double().eval())
+    x = torch.randn(50, 5).double()
+    data = x, model(x).argmax(1)
+    result = sc.shrink(
+        model, data, "cross_entropy", sc.Budget(remove_units=6), ranking="layerwise", progress=False, **options
+    )
+    assert result.plan.steps[-1].loss == pytest.approx(F.cross_entropy(result.model(x), data[1]).item(), rel=1e-9)
+    assert result.max_difference < 1e-9
+    assert sc.cut(model, result.plan, compensate=data, loss="cross_entropy")(x).shape == (50, 3)  # type: ignore[arg-type]
+
+
+def own_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (outputs - targets).square().sum(1).mean()
+
+
+@pytest.mark.parametrize(("loss", "criterion"), [("squared_error", "fisher"), (own_loss, "taylor1")])
+def test_units_that_nothing_makes_up_for_go_by_curvature_or_slope(loss: Any, criterion: str) -> None:
+    torch.manual_seed(0)
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    model, x = Last().double(), torch.randn(20, 4, 3).double()
+    data = x, torch.randn(20, 2).double()
+    plan = rank(model, data, loss, budget=sc.Budget(remove_units=3))
+    saliency = sc.score(model, data, loss, criterion=criterion)["lstm"]
+    assert curves(plan)["lstm"].order == tuple(saliency.argsort()[:-1].tolist())
+    small = sc.cut(model, plan, compensate=data, loss=loss)
+    assert plan.steps[-1].loss == pytest.approx(0.5 * (small(x) - data[1]).square().sum(1).mean().item())

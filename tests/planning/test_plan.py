@@ -236,7 +236,7 @@ def test_a_printed_plan_is_the_table_of_its_trade_off() -> None:
 def test_a_printed_plan_without_measurements_leaves_them_blank() -> None:
     case = CASES["one_hidden"]()
     units = sc.find_units(case.model, case.x)
-    plan = sc.rank(case.model, None, None, units=units, criterion="magnitude", progress=False)
+    plan = sc.rank(case.model, None, None, units=units, criterion="magnitude", ranking="iterative", progress=False)
     rows = [line.split() for line in str(plan).splitlines()[2:]]
     assert [row[0] for row in rows] == [str(n) for n in range(7)]
     assert all(len(row) == 4 + (n > 0) for n, row in enumerate(rows))  # removed, (last,) params, bytes and unit
@@ -244,7 +244,9 @@ def test_a_printed_plan_without_measurements_leaves_them_blank() -> None:
 
 def test_the_printed_parameters_add_up_to_those_of_the_cut_network() -> None:
     case = CASES["branches"]()
-    plan = sc.rank(case.model, (case.x, case.y), "cross_entropy", criterion="taylor1", progress=False)
+    plan = sc.rank(
+        case.model, (case.x, case.y), "cross_entropy", criterion="taylor1", ranking="iterative", progress=False
+    )
     rows = [line.split() for line in str(plan).splitlines()[2:]]
     printed = [int(row[-3]) for row in rows]
     assert printed == [state.params for state in plan.states]

@@ -24,14 +24,14 @@ def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budge
     limits = (budget or Budget(remove_units=0)).removable(sizes)
     shortened = [curve.first(limits[curve.set]) for curve in curves]
     removals = list(allot(shortened, sizes, _worth(network, budget)))
-    numbers = {name: n for n, name in enumerate(sizes)}
+    numbers, of_loss = {name: n for n, name in enumerate(sizes)}, {curve.set for curve in curves if curve.of_loss}
     along = network.along(
         torch.tensor([numbers[name] for name, _, _ in removals], dtype=torch.long),
         torch.tensor([index for _, index, _ in removals], dtype=torch.long),
     )
     params, written, macs = (values.tolist() for values in along)
     return tuple(
-        Step(None, None, params[n], written[n], macs[n], name, index, rise)
+        Step(None, None, params[n], written[n], macs[n], name, index, rise if name in of_loss else None)
         for n, (name, index, rise) in enumerate(removals, 1)
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Worth = Callable[[Mapping[str, int]], Mapping[str, float]]  # what one more unit of each set frees, by the units left
 
@@ -26,11 +26,13 @@ class Curve:
         set: The set's name.
         order: Indices of its units, as many as may go.
         rises: The rise after 0, 1, 2 ... removals; it starts at 0 and never falls.
+        of_loss: Whether it is the loss that rises; if not, what the criterion makes of each unit, such as its weights.
     """
 
     set: str
     order: tuple[int, ...]
     rises: tuple[float, ...]
+    of_loss: bool = True
 
     def hull(self) -> list[int]:
         """Return the numbers of removals at the corners of the lower convex hull, from 0 to all.
@@ -65,11 +67,11 @@ class Curve:
             rises += _stretched(self.rises[start : end + 1], rises[-1], measured[end])
         ratio = rises[last] / self.rises[last] if self.rises[last] > 0 else 1.0
         rises += [rises[last] + ratio * (rise - self.rises[last]) for rise in self.rises[last + 1 :]]
-        return Curve(self.set, self.order, tuple(rises))
+        return replace(self, rises=tuple(rises), of_loss=True)
 
     def first(self, removals: int) -> Curve:
         """Return the beginning of the curve."""
-        return Curve(self.set, self.order[:removals], self.rises[: removals + 1])
+        return replace(self, order=self.order[:removals], rises=self.rises[: removals + 1])
 
 
 def _stretched(predicted: Sequence[float], low: float, high: float) -> list[float]:

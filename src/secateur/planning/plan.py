@@ -48,7 +48,7 @@ class Curves:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Curves:
         """Return the curves that `to_json` wrote."""
-        curves = (Curve(c["set"], tuple(c["order"]), tuple(c["rises"])) for c in data["sets"])
+        curves = (Curve(c["set"], tuple(c["order"]), tuple(c["rises"]), c["of_loss"]) for c in data["sets"])
         return cls(tuple(curves), NetworkSizes.from_json(data["network"]))
 
 
@@ -267,8 +267,8 @@ class Plan:
         below = [str(self.swaps)] if self.swaps else []
         below += [f"{self.ranking}: {self.reason}"] if self.reason else []
         below += [f"{name} stays as it is: {why}" for name, why in self.unfitted]
-        shown = [self._row(n) for n in self._shown()]
-        return "\n".join([table(columns, shown, f"{self._title()}{self._measured()}"), *below])
+        steps = table(columns, [self._row(n) for n in self._shown()], self._title() + self._measured())
+        return "\n".join([steps, *below])
 
     def _shown(self) -> list[int]:
         """Return the points of the table: some twenty, evenly among those measured or on a curve, and the last."""
@@ -286,7 +286,8 @@ class Plan:
     def _measured(self) -> str:
         if self.basis is not None:
             return f"; loss and accuracy on {self.basis}"
-        return "" if self.curves is None else "; how the loss rises is predicted, not measured"
+        predicted = any(step.predicted is not None for step in self.steps)
+        return "; how the loss rises is predicted, not measured" if self.curves and predicted else ""
 
     def _row(self, n: int) -> tuple[object, ...]:
         state = self.states[n]

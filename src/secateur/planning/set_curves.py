@@ -16,6 +16,7 @@ from secateur.compensation.linear_layers import Layer, compensable, layers_of
 from secateur.compensation.removal_path import Point, removal_path
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.held_back import some_samples
+from secateur.objective.losses import NAMED
 from secateur.objective.question import Question
 from secateur.phases import phase
 from secateur.planning.curves import Curve
@@ -26,7 +27,10 @@ from secateur.structure.unit_set import UnitSet
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.9, 0.97)  # of a set's units: where its curve is measured
 PASSES = 2  # over the data, at most, that all measurements together take, where they are not cheap
 CHEAP = 5 * 10**11  # multiplications with addition of all measurements together; counted, so that no clock decides
-SUBSTITUTE = "taylor1"  # the order of units that nothing can make up for
+SUBSTITUTE, SLOPE = (
+    "fisher",
+    "taylor1",
+)  # the order of units that nothing makes up for: by a loss with a name, by another
 
 
 class Path(NamedTuple):
@@ -74,7 +78,8 @@ def _curve(unit_set: UnitSet, path: Path, paths: _Paths, probe: _Probe) -> Curve
         rises.append(rises[-1] + point.cost)
         if point.weights is not None and probe.possible:
             measured[len(order)] = probe.rise(numbers[order], paths.tensors(path.layers, point.weights))
-    return Curve(unit_set.name, tuple(order), tuple(rises)).scaled(measured)
+    of_loss = bool(path.layers) or paths.criterion.in_loss_units
+    return Curve(unit_set.name, tuple(order), tuple(rises), of_loss).scaled(measured)
 
 
 class _Paths:
@@ -134,8 +139,10 @@ class _Paths:
     def saliency(self) -> Tensor:
         """The saliencies by which units go that have no order in closed form [K]."""
         if self._saliency is None:
-            name = SUBSTITUTE if self.criterion.name == "obs" else self.criterion
-            criterion, gated = find_criterion(name, self.question.gated), self.question.gated
+            gated = self.question.gated
+            drawn = gated.has_loss and gated.loss_function in NAMED.values()
+            substitute = SUBSTITUTE if drawn else SLOPE
+            criterion = find_criterion(substitute if self.criterion.name == "obs" else self.criterion, gated)
             with phase(f"scoring by {criterion.name}"):
                 self._saliency = saliency_of(criterion, gated, self.question.ones).cpu()
         return self._saliency
