@@ -102,8 +102,6 @@ class Elimination:
         self._update_blocks(factor, self.targets[:, more], self.weighed_targets[:, more].mT)
         self.gathered, self.left[place] = n + self.each, False
         self.diagonal[:, place] = torch.eye(self.each).to(self.diagonal)
-        if self.gathered >= COLUMNS:
-            self._subtract()
 
     def _update_blocks(self, factor: Tensor, target: Tensor, weighed: Tensor) -> None:
         n = self.gathered
@@ -119,8 +117,10 @@ class Elimination:
         stays[: len(self.units) * self.each] = self.left.repeat_interleave(self.each)
         return stays
 
-    def _subtract(self) -> None:
-        """Subtract what was gathered from the matrices, and strike the rows out that are gone."""
+    def settle(self) -> None:
+        """Subtract what was gathered from the matrices once it is much, and strike the rows out that are gone."""
+        if self.gathered < COLUMNS:
+            return
         stays, n = self._stays(), self.gathered
         columns = self.columns[:, stays, :n]
         self.inverse = self.inverse[:, stays][:, :, stays].baddbmm_(columns, columns.mT, alpha=-1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateur.compensation.elimination import Elimination, Summation
 from secateur.compensation.row_elimination import RowElimination, RowSummation
+from secateur.process_state import one_thread
 
 
 class Point(NamedTuple):
@@ -41,9 +42,12 @@ def removal_path(
     """
     eliminations = [Elimination(lay) if isinstance(lay, Summation) else RowElimination(lay) for lay in layers]
     for n in range(removals):
-        costs = sum((elimination.costs() for elimination in eliminations[1:]), eliminations[0].costs())
-        unit = int(costs.argmin()) if order is None else order[n]
+        with one_thread():
+            costs = sum((elimination.costs() for elimination in eliminations[1:]), eliminations[0].costs())
+            unit = int(costs.argmin()) if order is None else order[n]
+            for elimination in eliminations:
+                elimination.remove(unit)
         for elimination in eliminations:
-            elimination.remove(unit)
+            elimination.settle()
         weights = [elimination.weight() for elimination in eliminations] if n + 1 in points else None
         yield Point(unit, max(costs[unit].item(), 0.0), weights)

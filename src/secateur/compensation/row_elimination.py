@@ -51,14 +51,17 @@ class RowElimination:
 
     def costs(self) -> Tensor:
         """Return what the removal of each unit adds to the ridge objective [K], infinite for those that are gone."""
-        if self.waiting >= self.group:
-            self.known, self.waiting = self._all_costs(), 0
         return self.known.masked_fill(~self.left, torch.inf)
 
     def remove(self, unit: int) -> None:
         """Strike a unit out."""
         self.left[unit] = False
         self.waiting += 1
+
+    def settle(self) -> None:
+        """Compute all costs anew once a group of units is gone."""
+        if self.waiting >= self.group:
+            self.known, self.waiting = self._all_costs(), 0
 
     def _stays(self) -> Tensor:
         stays = torch.ones(self.layer.data.shape[1], dtype=torch.bool, device=self.left.device)
