@@ -122,7 +122,7 @@ def test_what_is_held_is_counted():
 def test_nothing_is_estimated_of_what_cannot_be_shrunk():
     with pytest.raises(sc.SecateurError, match=r"^budget: expected secateur.Budget\(...\), got 3$"):
         sc.estimate(network(), data(), "cross_entropy", 3)
-    with pytest.raises(sc.SecateurError, match=r"^swaps: is for ranking='quadratic', not None$"):
+    with pytest.raises(sc.SecateurError, match=r"^swaps: is for ranking='quadratic', not 'iterative'$"):
         sc.estimate(network(), 3, "cross_entropy", sc.Budget(remove_units=1), swaps=True)
 
 

@@ -142,7 +142,7 @@ def test_shrinking_says_what_it_does():
         sc.shrink(model, data, "cross_entropy", sc.Budget(remove_units=4), ranking="layerwise")
     assert said == [
         "capturing the model", "measuring, 1 of 1", "learning moments, 1 of 1", "ordering removals, 7 of 7",
-        "fitting layers, 1 of 1", "measuring, 1 of 1", "measuring, 1 of 1", "cutting and proving",
+        "fitting layers, 1 of 1", "measuring, 1 of 1", "cutting and proving",
     ]  # fmt: skip
     said.clear()
     with showing() as job:

@@ -153,8 +153,9 @@ class Observation(NamedTuple):
 
 
 def observe(
-    gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer], curved: bool = False
-) -> Observation:
+    gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer], curved: bool = False,
+    hold_out: bool = True,
+) -> Observation:  # fmt: skip
     """Return what layers take in the original network, and how much the loss minds what they give.
 
     One forward pass, with the curvature also the backward passes of `curvature`.
@@ -165,11 +166,14 @@ def observe(
         layers: The layers.
         weighted: The ones among them whose outputs count by the loss's curvature.
         curved: Whether the curvature is asked for.
+        hold_out: Whether rows are held out, to choose a ridge on.
     """
     if not layers:
         return Observation({}, {})
     samples = sum(batch.size for batch in gated.batches)
     moments = {layer: moments_for(layer, samples, layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
+    for sums in moments.values():
+        sums.hold_out = hold_out
     matrices = no_curvature(gated, layers if curved else (), g)
     operands = {layer: layer.operand(layer.call) for layer in layers}
     draws = draws_of(gated), draws_of(gated)

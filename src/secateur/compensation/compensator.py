@@ -280,13 +280,14 @@ class Compensator:
     def observe(self, layers: list[Layer], curved: bool) -> Observation:
         """Return what some layers take in the original, and with it how much the loss minds what they give."""
         weighted = [layer for layer in self.weighted if layer in layers]
-        return observe(self.original, self.ones, layers, weighted, curved and self.settings.weighting == "ggn")
+        curved = curved and self.settings.weighting == "ggn"
+        return observe(self.original, self.ones, layers, weighted, curved, hold_out=False)
 
     def bytes_of_moments(self, layer: Layer) -> int:
         """Return what is held of a layer by `observe`."""
         kept, inputs = rows_of_its_own(layer, self._batches[0].samples), layer.inputs.size * layer.kernel
         blocks = 1 + (layer.outputs.size if layer in self.weighted else 0)
-        return 8 * layer.outputs.size**2 + (4 * kept * inputs if kept is not None else 16 * blocks * inputs**2)
+        return 8 * layer.outputs.size**2 + (4 * kept * inputs if kept is not None else 8 * blocks * inputs**2)
 
     def optimum(self, layer: Layer, moments: Moments | RowMoments) -> FittedLayer:
         """Return a layer of the original network, whose weights are the best there are; a function of the moments."""

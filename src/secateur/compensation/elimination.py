@@ -53,7 +53,7 @@ class Elimination:
         others = torch.ones(inputs, dtype=torch.bool, device=layer.rows.device)
         others[layer.rows.flatten()] = False
         self.names = torch.cat([layer.rows.flatten(), others.nonzero()[:, 0]])  # the rows of W in the arrays
-        self.inverse = invert(factorise(layer.second[:, self.names][:, :, self.names], layer.ridge))
+        self.inverse = invert(factorise(layer.second[:, self.names[:, None], self.names], layer.ridge))
         self.weights = layer.weight[:, self.names]
         self.weighed = self.weights if layer.curvature is None else self.weights @ layer.curvature  # W B
         self.units = torch.arange(self.size, device=self.names.device)  # in the arrays

@@ -46,6 +46,10 @@ class FittedLayer(NamedTuple):
             tensors[layer.bias] = old.index_put((self.outputs,), bias.flatten().to(old))
         return tensors
 
+    def without_moments(self) -> FittedLayer:
+        """Return the fit without its large matrices: what `tensors` needs."""
+        return self._replace(fit=self.fit._replace(second=None, rows=None))
+
     def summation(self, rows: Tensor, curvature: Tensor | None) -> Summation | RowSummation:
         """Return what the layer makes of units, to remove them one after the other.
 

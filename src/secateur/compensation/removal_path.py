@@ -41,6 +41,7 @@ def removal_path(
         order: The units in their order, where that is known before.
     """
     eliminations = [Elimination(lay) if isinstance(lay, Summation) else RowElimination(lay) for lay in layers]
+    del layers  # and with them, where nobody else has them, matrices as large as those of the eliminations
     for n in range(removals):
         with one_thread():
             costs = sum((elimination.costs() for elimination in eliminations[1:]), eliminations[0].costs())

@@ -97,7 +97,8 @@ class Moments:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
         self.inputs, self.outputs, self.device = inputs, outputs, device
-        self.plain = [Sums.none(1, inputs, outputs, device) for _ in range(2)]
+        self.hold_out = True  # False where no ridge will be chosen: half of the memory
+        self._plain: list[Sums | None] = [None, None]  # made when there are rows
         self.weighted: list[Sums] = []
         self.origin: tuple[Tensor, Tensor] | None = None
 
@@ -113,17 +114,20 @@ class Moments:
         if weight is not None and not self.weighted:
             blocks = weight.shape[1]
             self.weighted = [Sums.none(blocks, self.inputs, self.outputs // blocks, self.device) for _ in range(2)]
+        held = held if self.hold_out else torch.zeros_like(held)
         for part, rows in enumerate((~held, held)):
             for piece in torch.split(rows.nonzero()[:, 0], ROWS // self.blocks) if rows.any() else ():
                 self._add(part, a[piece], z[piece], None if weight is None else weight[piece])
 
     def _add(self, part: int, a: Tensor, z: Tensor, weight: Tensor | None) -> None:
         a0, z0 = self._origin
+        plain = self._plain[part] or self._none()
+        self._plain[part] = plain
         if a.element_size() < 4:
             a, z = a.float(), z.float()
         x, z = a.new_ones(len(a), self.inputs + 1), z - z0.to(z)
         torch.sub(a, a0.to(a), out=x[:, :-1])
-        self.plain[part].add(x, z, None)
+        plain.add(x, z, None)
         if weight is not None:
             self.weighted[part].add(x, z, weight.to(x))
 
@@ -136,11 +140,23 @@ class Moments:
 
     def parts(self) -> list[Sums]:
         """Return the sums over the rows to fit and over those held out."""
+        plain_parts = [sums or self._none() for sums in self._plain]
         if not self.weighted:
-            return [sums.whole() for sums in self.plain]
-        count, weight = (sum(sums.xx[:, -1, -1] for sums in parts) for parts in (self.plain, self.weighted))
+            return [sums.whole() for sums in plain_parts]
+        count, weight = (sum(sums.xx[:, -1, -1] for sums in parts) for parts in (plain_parts, self.weighted))
         floor = FLOOR * weight / torch.as_tensor(count).clamp(min=1)
-        return [sums.with_floor(plain, floor).whole() for sums, plain in zip(self.weighted, self.plain, strict=True)]
+        return [sums.with_floor(plain, floor).whole() for sums, plain in zip(self.weighted, plain_parts, strict=True)]
+
+    def _none(self) -> Sums:
+        return Sums.none(1, self.inputs, self.outputs, self.device)
+
+    def total(self) -> Sums:
+        """Return the sums over all rows; those that are there, where none are held out."""
+        only, *others = [sums for sums in self._plain if sums is not None] or [self._none()]
+        if not others and not self.weighted:
+            return only.whole()
+        fitted, held = self.parts()
+        return fitted.plus(held)
 
     def only(self, outputs: Tensor) -> Moments:
         """Return the moments for some outputs, where there are no targets."""
@@ -260,15 +276,15 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
             equations = equations.with_targets_of(weight, torch.zeros_like(weight[:, 0]) if bias is None else bias)
         return equations.only(kept)
 
-    fitted, held = moments.parts()
-    whole, present = normal(fitted.plus(held)), weight[:, kept]
+    present, same = weight[:, kept], not moments.outputs and bool(kept.all())
+    if ridge is None and not same:
+        fitted, held = moments.parts()
+        if all(bool((part.xx[:, -1, -1] > 0).all()) for part in (fitted, held)):
+            training, validation = normal(fitted), normal(held)
+            ridge = _best(training, validation if bias is None else validation.about(training.a, training.z), present)
+    whole, ridge = normal(moments.total()), RIDGE if ridge is None else ridge
     if not bool(whole.aa.isfinite().all()):
         raise DataError(NOT_FINITE)
-    same = not moments.outputs and bool(kept.all())
-    if ridge is None and not same and all(bool((part.xx[:, -1, -1] > 0).all()) for part in (fitted, held)):
-        training, validation = normal(fitted), normal(held)
-        ridge = _best(training, validation if bias is None else validation.about(training.a, training.z), present)
-    ridge = RIDGE if ridge is None else ridge
     solved = present if same else whole.solve(present, ridge)
     return RidgeFit(solved, None if bias is None else whole.z, ridge * whole.strength(), whole.aa, whole.a)
 

@@ -39,14 +39,14 @@ class RowMoments:
     Args:
         inputs: D.
         outputs: O; 0 for no targets.
-        device: The rows' device.
+        device: That of second moments; rows stay where they are.
     """
 
     blocks = 1
 
-    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:  # noqa: ARG002
         self.inputs, self.outputs = inputs, outputs
-        self.parts = [torch.empty(0, n, device=device) for n in (inputs, outputs)], torch.empty(0, device=device) > 0
+        self.hold_out = True
         self.batches: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, a: Tensor, z: Tensor, held: Tensor, weight: Tensor | None = None) -> None:  # noqa: ARG002
@@ -72,6 +72,17 @@ class _Centred(NamedTuple):
     y: Tensor
     residual: Tensor
 
+    @classmethod
+    def of(cls, a: Tensor, z: Tensor, weight: Tensor, centred: bool) -> _Centred:
+        """Return rows and targets [n, o] about their means, where there is a bias, beside present weights [D, o]."""
+        a, z = _about_means(a, a, centred), _about_means(z, z, centred)
+        return cls(a / math.sqrt(len(a)), (z - a @ weight) / math.sqrt(len(a)))
+
+    @property
+    def strength(self) -> float:
+        """The mean square of an input, in whose units ridges are."""
+        return max(torch.linalg.vector_norm(self.y).item() ** 2 / self.y.shape[1], TINY)
+
     def change(self, ridge: float) -> Tensor:
         """Return (Y Yᵀ + λI)⁻¹ times the residual [n, o]."""
         gram = (self.y @ self.y.T).double()[None]
@@ -92,27 +103,27 @@ def fit_rows(moments: RowMoments, weight: Tensor, bias: Tensor | None, ridge: fl
     present, a = weight[:, kept], a if bool(kept.all()) else a[:, kept]
     if not bool(a.isfinite().all() & z.isfinite().all()):
         raise DataError(NOT_FINITE)
-    mean = a.mean(0) if bias is not None else torch.zeros_like(a[0])
-    target = z.mean(0) if bias is not None else torch.zeros_like(z[0])
-    a = a - mean
-    residual = z - target - a @ present[0].to(a)
-    strength = max(a.square().mean().item(), TINY)
+    centred = bias is not None
     if ridge is None and not same and bool(held.any()) and not bool(held.all()):
-        ridge = _best(a, residual, held, strength)
-    λ = (RIDGE if ridge is None else ridge) * strength
-    whole = _Centred(a / math.sqrt(len(a)), residual / math.sqrt(len(a)))
+        ridge = _best((a[~held], z[~held]), (a[held], z[held]), present[0].to(a), centred)
+    whole = _Centred.of(a, z, present[0].to(a), centred)
+    λ = (RIDGE if ridge is None else ridge) * whole.strength
     solved = present if same else present + (whole.y.T.double() @ whole.change(λ))[None]
     absolute = torch.full((1, 1, 1), λ, dtype=torch.float64, device=a.device)
-    return RidgeFit(
-        solved, None if bias is None else target.double()[None], absolute, None, mean.double()[None], whole.y
-    )
+    target = z.mean(0).double()[None] if centred else None
+    return RidgeFit(solved, target, absolute, None, a.mean(0).double()[None], whole.y)
 
 
-def _best(a: Tensor, residual: Tensor, held: Tensor, strength: float) -> float:
+def _about_means(values: Tensor, rows: Tensor, centred: bool) -> Tensor:
+    """Return values about the means of some rows; as they are where no bias takes these up."""
+    return values - rows.mean(0) if centred else values
+
+
+def _best(fitted: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], weight: Tensor, centred: bool) -> float:
     """Return the ridge that does best on the rows that are held out, as `ridge.fit` chooses it."""
-    fitted, n = a[~held], int((~held).sum())
-    part = _Centred(fitted / math.sqrt(n), residual[~held] / math.sqrt(n))
-    cross, left = a[held] @ part.y.T, residual[held]
+    part = _Centred.of(*fitted, weight, centred)
+    a, z = (_about_means(own, rows, centred) for own, rows in zip(held, fitted, strict=True))
+    cross, left, strength = a @ part.y.T, z - a @ weight, part.strength
 
     def error(ridge: float) -> float:
         try:
@@ -120,4 +131,4 @@ def _best(a: Tensor, residual: Tensor, held: Tensor, strength: float) -> float:
         except DataError:  # too small for the rounding
             return math.inf
 
-    return nearest_to_usual({ridge: error(ridge) for ridge in GRID}, residual[held].square().sum().item())
+    return nearest_to_usual({ridge: error(ridge) for ridge in GRID}, z.square().sum().item())

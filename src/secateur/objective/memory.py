@@ -16,6 +16,8 @@ from secateur.objective.data import CHUNK
 from secateur.structure.capture import UNKNOWN, Captured, sizes
 from secateur.text import parse_bytes
 
+AT_ONCE = 2**28  # bytes of the values of samples that are run at a time, at most; more makes nothing faster
+
 
 def memory_cap(max_memory: int | str | None, device: torch.device) -> int:
     """Return the number of bytes asked for; None stands for a quarter of what is free on the device.
@@ -40,10 +42,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def samples_at_once(captured: Captured, memory: int) -> int:
-    """Return how many samples of a dataset given whole are run at a time: the values of all fit into an eighth."""
+    """Return how many samples of a dataset given whole are run at a time: their values fit into an eighth."""
     if captured.spec.fixed is not None:
         return CHUNK
-    return max(1, min(CHUNK, memory // 8 // max(1, bytes_of(captured.graph.nodes))))
+    return max(1, min(CHUNK, min(memory // 8, AT_ONCE) // max(1, bytes_of(captured.graph.nodes))))
 
 
 def bytes_of(nodes: Iterable[fx.Node]) -> int:

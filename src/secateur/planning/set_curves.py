@@ -56,6 +56,7 @@ def set_curves(
     """
     sets = [unit_set for unit_set in question.units if limits[unit_set.name]]
     paths = _Paths(question, criterion, compensator, sets)
+    paths.learn()
     probe = _Probe(question, len(sets) * len(SHARES))
     with phase("ordering removals", sum(limits.values())) as ordering:
         found = ((unit_set, paths.of(unit_set, limits[unit_set.name])) for unit_set in sets)
@@ -95,6 +96,13 @@ class _Paths:
         self.observation = Observation({}, {})
         self._saliency: Tensor | None = None
 
+    def learn(self) -> None:
+        """Learn of the first layers that make up for units."""
+        for unit_set in self.sets:
+            if unit_set.name in self.fitted:
+                self._observe(unit_set)
+                return
+
     def _observe(self, unit_set: UnitSet) -> None:
         """Learn of the layers of a set, and with them of those of the next sets, as many as memory holds."""
         compensator = self.compensator
@@ -117,7 +125,7 @@ class _Paths:
             return Path(self._alone(unit_set, removals, points), [])
         if any(layer not in self.observation.moments for layer in layers_of(unit_set, self.layers)):
             self._observe(unit_set)
-        layers = [self._layer(layer) for layer in layers_of(unit_set, self.layers)]
+        layers = [self._layer(layer, unit_set) for layer in layers_of(unit_set, self.layers)]
         summations = [
             fitted.summation(
                 fitted.layer.rows_of_units(unit_set).to(self.question.ones.device),
@@ -125,11 +133,16 @@ class _Paths:
             )
             for fitted in layers
         ]
-        return Path(removal_path(summations, removals, points, order), layers)
+        path = removal_path(summations, removals, points, order)
+        return Path(path, [layer.without_moments() for layer in layers])
 
-    def _layer(self, layer: Layer) -> FittedLayer:
+    def _layer(self, layer: Layer, unit_set: UnitSet) -> FittedLayer:
+        """Return a layer at its optimum; its moments are let go with the last set that it sums up."""
         assert self.compensator is not None
-        return self.compensator.optimum(layer, self.observation.moments[layer])
+        fitted = self.compensator.optimum(layer, self.observation.moments[layer])
+        if not any(layer in layers_of(later, [layer]) for later in self.sets[self.sets.index(unit_set) + 1 :]):
+            del self.observation.moments[layer]
+        return fitted
 
     def _order(self, unit_set: UnitSet) -> list[int]:
         order: list[int] = self.saliency[self.numbers[unit_set.name].cpu()].argsort(stable=True).tolist()
