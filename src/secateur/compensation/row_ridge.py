@@ -81,7 +81,7 @@ class _Centred(NamedTuple):
     @property
     def strength(self) -> float:
         """The mean square of an input, in whose units ridges are."""
-        return max(torch.linalg.vector_norm(self.y).item() ** 2 / self.y.shape[1], TINY)
+        return max(float(torch.linalg.vector_norm(self.y)) ** 2 / self.y.shape[1], TINY)
 
     def change(self, ridge: float) -> Tensor:
         """Return (Y Yᵀ + λI)⁻¹ times the residual [n, o]."""
