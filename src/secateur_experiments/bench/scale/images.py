@@ -12,7 +12,7 @@ from secateur_experiments.datasets import Pair, images, mnist
 from secateur_experiments.networks import seeded
 from secateur_experiments.training import train
 
-BATCH = 16
+BATCH = 4
 CLASSES = 1000
 
 

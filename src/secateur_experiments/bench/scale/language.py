@@ -18,8 +18,8 @@ from secateur_experiments.networks import seeded
 
 UNITS = ("feed-forward width",)
 LENGTH = 128  # tokens of a text
-BATCH = 32  # sentences of a batch
-TEXTS = 8  # of a batch
+BATCH = 16  # sentences of a batch
+TEXTS = 2  # of a batch
 PERPLEXITY = "perplexity ratio"  # to the original's, since that depends on the texts
 
 
