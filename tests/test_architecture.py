@@ -17,9 +17,9 @@ PACKAGE = Path(secateur.__file__).parent
 EXPERIMENTS = Path(secateur_experiments.__file__).parent
 ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
-    "errors", "plugins", "text", "arguments", "process_state", "options", "reference", "structure", "objective",
-    "curvature", "compensation", "saliency", "planning", "cutting", "artifacts", "reporting", "result",
-    "weight_pruning", "ordering", "shrinking", "secateur", "optim", "cli_options", "cli",
+    "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference", "structure",
+    "objective", "curvature", "compensation", "saliency", "planning", "cutting", "artifacts", "reporting", "result",
+    "weight_pruning", "ordering", "estimating", "shrinking", "secateur", "optim", "cli_options", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ROOMS = [
@@ -47,8 +47,8 @@ FOREIGN = {
 }  # fmt: skip
 
 PUBLIC = [
-    "Budget", "Compensation", "Plan", "SecateurError", "Units", "criterion", "cut", "find_units", "interactions",
-    "load", "measure", "rank", "score", "shrink",
+    "Budget", "Compensation", "Plan", "SecateurError", "Units", "criterion", "cut", "estimate", "find_units",
+    "interactions", "load", "measure", "rank", "score", "shrink",
 ]  # fmt: skip
 
 

@@ -78,8 +78,10 @@ def question(**more: Any) -> dict[str, Any]:
 
 ASKED = {"data": {"None"}, "loss": {"None", "a class"}, "units": {"None"}, "max_memory": {"None", "a large number"}}
 ORDERED = ASKED | {
-    name: {"None"} for name in ("criterion", "budget", "threshold", "validation", "shortlist", "refresh", "ridge")
+    name: {"None"}
+    for name in ("criterion", "ranking", "budget", "threshold", "validation", "shortlist", "refresh", "ridge", "mask")
 }
+NAMES = {"mask": "(data: batch 0: )?mask"}
 FUNCTIONS = {
     "find_units": Checked(sc.find_units, lambda: {"model": model(), "example_inputs": X}),
     "measure": Checked(sc.measure, lambda: {"model": model(), "example_inputs": X}),
@@ -91,20 +93,21 @@ FUNCTIONS = {
         {**ASKED, "criterion": {"None"}, "threshold": {"None"}}, {"criterion": "(unknown weight )?criterion"},
     ),
     "interactions": Checked(sc.interactions, question, ASKED),
-    "rank": Checked(sc.rank, lambda: question(criterion="taylor1", progress=False), ORDERED),
+    "rank": Checked(sc.rank, lambda: question(criterion="taylor1", progress=False), ORDERED, NAMES),
     "shrink": Checked(
         sc.shrink, lambda: question(budget=sc.Budget(remove_units=1), criterion="taylor1", progress=False),
         {**ORDERED, "budget": set(), "example_inputs": {"None"}, "retrain": {"None"},
          "refresh": {"None", "a large number"}, "ridge": {"None", "a float"}},
-        {"example_inputs": "(example_)?inputs"},
+        NAMES | {"example_inputs": "(example_)?inputs"},
     ),
     "cut": Checked(
         sc.cut, lambda: {"model": model(), "plan": result().plan, "compensate": (X, Y), "loss": "cross_entropy"},
         {
             "compensate": {"None"}, "loss": {"None", "a class"}, "max_memory": {"None", "a large number"},
             "ridge": {"None", "a float"}, "weighting": {"None"}, "recalibrate": {"None"}, "add_bias": {"None"},
+            "mask": {"None"},
         },
-        {"compensate": "(compensate|data)"},
+        NAMES | {"compensate": "(compensate|data)"},
     ),
     "load": Checked(sc.load, lambda: {"path": "no.safetensors", "model": model()}, {"path": {"a text"}}),
     "Result.save": Checked(lambda path: result().save(path), lambda: {"path": "a"}, {"path": {"a text"}}),

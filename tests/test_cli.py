@@ -6,6 +6,7 @@ Also covers secateur.cli_options.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,9 @@ def train(model):
         model[2].bias += 1
 
 def stop(model):
+    raise KeyboardInterrupt
+
+def stopped():
     raise KeyboardInterrupt
 
 def wide(width):
@@ -355,8 +359,39 @@ def test_an_interrupt_while_training_leaves_no_file(run, tmp_path):
     before = set(tmp_path.iterdir())
     code, out, err = run(*WEIGHTS, "--retrain", "my_models:stop", "--json")
     assert (code, out) == (130, "")
-    assert "Traceback" not in err
+    assert re.fullmatch(r"secateur: interrupted while removing weights by obd, after \d+ s; nothing was written\n", err)
     assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before
+
+
+def test_an_estimate_is_printed_and_nothing_else_is_done(run, tmp_path):
+    before = set(tmp_path.iterdir())
+    code, out, err = run(*SHRINK[:-2], "--remove-fraction", "0.5", "--estimate")
+    assert (code, err) == (0, "")
+    summary, head, *rows = out.splitlines()
+    assert re.match(
+        r"about \d+ s, [\d.]+ kB beside model and data; iterative: an iterative ranking takes some ", summary
+    )
+    assert head.split() == ["phase", "multiplications", "seconds", "memory"]
+    assert [row.split("  ")[0] for row in rows] == [
+        "capturing the model", "ranking by obs", "measuring along the order", "fitting layers", "measuring",
+        "cutting and proving", "together",
+    ]  # fmt: skip
+    code, out, _ = run(*SHRINK, "--remove-fraction", "0.5", "--estimate", "--no-compensate", "--json")
+    estimate = json.loads(out)
+    assert (code, estimate["ranking"], estimate["phases"][1]["name"]) == (0, "iterative", "ranking by oracle")
+    assert estimate["seconds"] == pytest.approx(sum(phase["seconds"] for phase in estimate["phases"]))
+    assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before
+
+
+def test_an_estimate_of_single_weights_and_a_network_without_a_file_are_refused(run):
+    text = "secateur: --estimate: there is none with --granularity weight\n"
+    assert run(*WEIGHTS, "--estimate") == (2, "", text)
+    text = "secateur: --out: needs the file to write the small network to, or --estimate\n"
+    assert run(*SHRINK[:-2], "--remove-fraction", "0.5") == (2, "", text)
+
+
+def test_an_interrupt_before_the_work_exits_as_one_does(run, monkeypatch):
+    assert run("inspect", "my_models:stopped") == (130, "", "secateur: interrupted\n")
 
 
 def test_the_scores_of_weights_are_summed_up_by_parameter(run):

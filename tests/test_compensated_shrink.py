@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -275,8 +276,17 @@ def test_settings_that_are_none_are_refused() -> None:
         shrink(case.model, (case.x, case.y), ridge=-1)
     with pytest.raises(ArgumentError, match="unknown weighting 'all'; one of: ggn, none"):
         sc.cut(case.model, Plan.from_kept({"0": [0]}), compensate=(case.x, case.y), weighting="all")
-    with pytest.raises(ArgumentError, match=r"compensation: second moments of .*; use compensate=False"):
-        shrink(case.model, (case.x, case.y), max_memory=1000)
+
+
+def test_layers_that_memory_has_no_room_for_stay_as_they_are_and_are_listed() -> None:
+    case = CASES["two_hidden"]()
+    result = shrink(case.model, (case.x, case.y), max_memory=1000)
+    weights = [name for name, _ in result.plan.unfitted]  # type: ignore[union-attr]
+    assert weights == [name for name, p in case.model.named_parameters() if p.ndim == 2][1:]
+    for name, why in result.plan.unfitted:  # type: ignore[union-attr]
+        assert re.fullmatch(r"its fit takes [\d.]+ kB, max_memory is 1\.0 kB", why)
+        assert f"{name} stays as it is: {why}" in str(result)
+    assert Plan.from_json(result.plan.to_json()) == result.plan  # type: ignore[union-attr]
 
 
 # ---------------------------------------------------------------- with less

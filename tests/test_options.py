@@ -39,7 +39,7 @@ def shrink(**options: Any) -> Any:
     ("options", "text"),
     [
         ({"criterion": "orcale"}, "unknown criterion 'orcale'; one of: "),
-        ({"ranking": "best"}, "unknown ranking 'best'; one of: single, iterative, quadratic"),
+        ({"ranking": "best"}, "unknown ranking 'best'; one of: single, iterative, quadratic, layerwise"),
         ({"threshold": "max"}, "unknown threshold 'max'; one of: mean, median"),
         ({"weighting": "all"}, "unknown weighting 'all'; one of: ggn, none"),
         ({"granularity": "layer"}, "unknown granularity 'layer'; one of: unit, weight"),
@@ -61,6 +61,12 @@ def shrink(**options: Any) -> Any:
             {"refresh": 2, "compensate": False},
             "refresh: is for ranking='quadratic' or compensate=True, not 'iterative'",
         ),
+        (
+            {"refresh": 2, "ranking": "layerwise"},
+            "refresh: is for the other rankings; 'layerwise' fits all weights once",
+        ),
+        ({"shortlist": 2, "ranking": "layerwise"}, "shortlist: is for ranking='iterative' without threshold"),
+        ({"threshold": "mean", "ranking": "layerwise"}, "threshold: is for ranking='single' or 'iterative'"),
         ({"shortlist": 2, "criterion": "taylor1"}, "shortlist: is for ranking='iterative' without threshold"),
     ],
 )
@@ -70,7 +76,7 @@ def test_what_is_no_option_is_refused_before_the_model_is_captured(
     def export(*_: Any, **__: Any) -> None:
         pytest.fail("the model was captured")
 
-    monkeypatch.setattr(capture, "export", export)
+    monkeypatch.setattr(capture, "export_model", export)
     with pytest.raises(ArgumentError) as raised:
         shrink(**options)
     assert str(raised.value).startswith(text)
@@ -149,11 +155,24 @@ def test_batchnorm_alone_is_recalibrated_and_not_called_compensated() -> None:
 # ---------------------------------------------------------------- the plan keeps them
 
 
+@pytest.mark.parametrize(
+    ("ranking", "fitted", "criterion"),
+    [
+        (None, False, "oracle"), (None, True, "obs"), ("iterative", True, "obs"), ("layerwise", True, "obs"),
+        ("layerwise", False, "taylor1"), ("quadratic", True, "ggn"),
+    ],
+)  # fmt: skip
+def test_a_ranking_without_a_criterion_takes_its_own(ranking: str | None, fitted: bool, criterion: str) -> None:
+    resolved = Ranking(ranking=ranking).resolved(fitted)
+    assert resolved == Ranking(criterion, ranking)
+    assert Ranking.from_json(resolved.to_json()) == Ranking(criterion, ranking or "iterative")
+
+
 def test_a_plan_and_its_file_say_how_it_was_made(tmp_path: Path) -> None:
     settings = sc.Compensation(ridge=0.01, recalibrate=True)
     result = shrink(compensate=settings, refresh=3)
     plan = result.plan
-    assert (plan.made_by, plan.compensation) == (Ranking("obs", refresh=3), settings)
+    assert (plan.made_by, plan.compensation) == (Ranking("obs", "iterative", refresh=3), settings)
     assert sc.Plan.from_json(plan.to_json()) == plan
     assert {key: json.loads(plan.to_json())[key] for key in ("made_by", "compensation")} == {
         "made_by": {"criterion": "obs", "refresh": 3}, "compensation": {"ridge": 0.01, "recalibrate": True},

@@ -4,6 +4,7 @@ from secateur.artifacts.measure import measure
 from secateur.artifacts.safetensors import load
 from secateur.cutting.cut import cut
 from secateur.errors import SecateurError
+from secateur.estimating.estimate import estimate
 from secateur.options import Compensation
 from secateur.ordering import rank
 from secateur.planning.budget import Budget
@@ -22,6 +23,7 @@ __all__ = [
     "Units",
     "criterion",
     "cut",
+    "estimate",
     "find_units",
     "interactions",
     "load",

@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import asdict
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,12 +20,14 @@ from typer.main import get_group
 from secateur import cli_options as opt
 from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
-from secateur.cli_options import print_json
+from secateur.cli_options import Commands, print_json
 from secateur.errors import ArgumentError, SecateurError
+from secateur.estimating.estimate import estimate as run_estimate
 from secateur.objective.data import first_inputs
 from secateur.objective.kept_outputs import KEPT
 from secateur.objective.question import Question
 from secateur.objective.unlabelled import data_for
+from secateur.options import compensation_of
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
@@ -43,6 +46,7 @@ from secateur.structure.units import find_units, units_of
 from secateur.text import table
 
 app = typer.Typer(
+    cls=Commands,
     help="Shrink trained networks to a byte budget, exactly, and prove it.",
     no_args_is_help=True,
     add_completion=False,
@@ -54,7 +58,7 @@ app = typer.Typer(
 def shrink(
     model: opt.Model,
     data: opt.Data,
-    out: opt.Out,
+    out: opt.Out = None,
     report: opt.Report = None,
     bytes: opt.Bytes = None,
     params: opt.Params = None,
@@ -68,7 +72,7 @@ def shrink(
     loss: opt.Loss = None,
     include: opt.Include = "gated",
     criterion: opt.Criterion = None,
-    ranking: opt.Ranking = "iterative",
+    ranking: opt.Ranking = None,
     threshold: opt.Threshold = None,
     validation: opt.Validation = None,
     shortlist: opt.Shortlist = None,
@@ -84,6 +88,7 @@ def shrink(
     add_bias: opt.AddBias = False,
     max_memory: opt.MaxMemory = None,
     seed: opt.Seed = 0,
+    estimate: opt.Estimate = False,
     as_json: opt.Json = False,
 ) -> None:
     """Remove units until the budget is met, and write the small network."""
@@ -92,19 +97,29 @@ def shrink(
         remove_units=remove_units, max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop,
         scope=scope, min_units=min_units, protect=tuple(protect or ()),
     )  # fmt: skip
-    check_path(out)
+    _check_output(out, estimate, granularity)
     if report is not None:
         check_page(report)
     network = find_model(model)
     batches = _data(network, data, loss)
     validation_data = None if validation is None else _data(network, validation, loss)
     train = None if retrain is None else find_function("--retrain", retrain)
+    fitting: dict[str, Any] = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
+    options: dict[str, Any] = {
+        "units": find_units(network, first_inputs(batches), include), "criterion": criterion, "ranking": ranking,
+        "threshold": threshold, "validation": validation_data, "shortlist": shortlist, "refresh": refresh,
+        "swaps": swaps, "max_memory": max_memory,
+    }  # fmt: skip
+    if estimate:
+        compensation = compensation_of(not no_compensate, **fitting)
+        estimated = run_estimate(network, batches, loss, budget, **options, compensate=compensation or False)
+        print_json(estimated.to_json()) if as_json else typer.echo(str(estimated))
+        return
     result = run_shrink(
-        network, batches, loss, budget, units=find_units(network, first_inputs(batches), include), criterion=criterion,
-        ranking=ranking, threshold=threshold, validation=validation_data, seed=seed, shortlist=shortlist,
-        refresh=refresh, swaps=swaps, granularity=granularity, retrain=train, rounds=rounds, max_memory=max_memory,
-        compensate=not no_compensate, ridge=ridge, weighting=weighting, recalibrate=recalibrate, add_bias=add_bias,
+        network, batches, loss, budget, **options, seed=seed, granularity=granularity, retrain=train, rounds=rounds,
+        compensate=not no_compensate, **fitting,
     )  # fmt: skip
+    assert out is not None
     written = result.save(out)
     if report is not None:
         result.report(report)
@@ -113,6 +128,20 @@ def shrink(
         print_json({**_to_json(result), "artifact": artifact, "report": None if report is None else str(report)})
     else:
         typer.echo(f"{result}\nwritten to {out}" + ("" if report is None else f", the report to {report}"))
+
+
+def _check_output(out: Path | None, estimate: bool, granularity: str) -> None:
+    """Refuse a file that cannot be written, before the work.
+
+    Raises:
+        ArgumentError: There is none and the network shall be shrunk, or an estimate is asked for that there is not.
+    """
+    if out is not None:
+        check_path(out)
+    elif not estimate:
+        raise ArgumentError("--out: needs the file to write the small network to, or --estimate")
+    if estimate and granularity != "unit":
+        raise ArgumentError("--estimate: there is none with --granularity weight")
 
 
 def _data(network: nn.Module, name: str, loss: str | None) -> Any:
@@ -151,11 +180,13 @@ def _measured(result: Result) -> dict[str, Any] | None:
 def _options(plan: Plan | WeightPlan) -> dict[str, Any]:
     """Return how a plan of units was made, as plain data."""
     if isinstance(plan, WeightPlan):
-        return {"ranking": None, "compensation": None, "swaps": None}
+        return {"ranking": None, "compensation": None, "swaps": None, "reason": None, "unfitted": {}}
     return {
         "ranking": plan.made_by and plan.made_by.to_json(),
         "compensation": plan.compensation and plan.compensation.to_json(),
         "swaps": plan.swaps and asdict(plan.swaps),
+        "reason": plan.reason,
+        "unfitted": dict(plan.unfitted),
     }
 
 
@@ -294,7 +325,10 @@ def interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    """Run a command; exit with 0 when done, 1 when the work failed or a budget cannot be met, 2 on wrong usage."""
+    """Run a command; exit with 0 when done, 1 if the work failed or a budget cannot be met, 2 on wrong usage.
+
+    An interrupt exits with 130.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, interrupt)
     try:

@@ -1,4 +1,4 @@
-"""Options of the commands, shared with those of other packages, and how JSON is printed."""
+"""Options of the commands, shared with those of other packages; how JSON is printed, and how an interrupt ends one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from secateur.reporting.paths import check_picture
+
+
+class Commands(TyperGroup):
+    """The commands; an interrupt ends one with what was done, and exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command.
+
+        Raises:
+            Exit: It was interrupted.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(f"secateur: {interrupt}" if interrupt.args else "secateur: interrupted", err=True)
+            raise typer.Exit(130) from interrupt
 
 
 def _leave_stdout(context: typer.Context, as_json: bool) -> bool:
@@ -58,7 +75,12 @@ Granularity = Annotated[
     Literal["unit", "weight"], typer.Option(help="unit: neurons, channels, heads; weight: single weights, set to zero")
 ]
 Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
-Out = Annotated[Path, typer.Option(metavar="FILE", help="where to write the small network, .safetensors")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="where to write the small network, .safetensors; needed to shrink")
+]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="print how long it would take and what memory, and do nothing else")
+]
 Report = Annotated[
     Path | None, typer.Option(metavar="FILE", help="where to write a page on it with figures and tables, .html")
 ]
@@ -73,7 +95,10 @@ Scope = Annotated[
 ]
 MinUnits = Annotated[int, typer.Option(help="units that each set keeps")]
 Protect = Annotated[list[str] | None, typer.Option(help="unit set to leave whole; may be repeated")]
-Ranking = Annotated[str, typer.Option(help="single, iterative or quadratic")]
+Ranking = Annotated[
+    str | None,
+    typer.Option(help="single, iterative, quadratic or layerwise; iterative if left out, of large networks layerwise"),
+]
 Validation = Annotated[str | None, typer.Option(metavar="DATA", help="where loss and accuracy are measured")]
 Shortlist = Annotated[
     int | None,

@@ -14,7 +14,8 @@ from typing import Any
 from secateur.arguments import require_flag, require_whole
 from secateur.errors import ArgumentError, choose
 
-RANKINGS = ("single", "iterative", "quadratic")
+RANKINGS = ("single", "iterative", "quadratic", "layerwise")
+BY_STEPS = ("single", "iterative")  # rankings that estimate units apart
 CURVATURES = ("ggn", "fisher", "hessian")  # what a quadratic ranking can be made of
 THRESHOLDS = ("mean", "median")
 WEIGHTINGS = ("ggn", "none")
@@ -27,7 +28,8 @@ class Ranking:
 
     Attributes:
         criterion: The name of a criterion, or a criterion of the user's own; None for the ranking's own.
-        ranking: "single", "iterative" or "quadratic".
+        ranking: "single", "iterative", "quadratic" or "layerwise"; None for iterative where its counted work is small,
+            else layerwise.
         threshold: "mean" or "median": estimates above it are replaced by it.
         shortlist: The number of units evaluated exactly at each step; None for all, with compensation for none.
         refresh: The number of removals after which the parabola, or with compensation all weights, are made anew.
@@ -41,14 +43,15 @@ class Ranking:
     """
 
     criterion: Any = None
-    ranking: str = "iterative"
+    ranking: str | None = None
     threshold: str | None = None
     shortlist: int | None = None
     refresh: int | None = None
     swaps: bool = False
 
     def __post_init__(self) -> None:
-        _choose("ranking", self.ranking, RANKINGS)
+        if self.ranking is not None:
+            _choose("ranking", self.ranking, RANKINGS)
         if self.threshold is not None:
             _choose("threshold", self.threshold, THRESHOLDS)
         for name, what in (("shortlist", "units"), ("refresh", "removals")):
@@ -56,9 +59,16 @@ class Ranking:
                 require_whole(name, getattr(self, name), 1, f"a number of {what} above 0")
         require_flag("swaps", self.swaps)
         if self.swaps and self.ranking != "quadratic":
-            raise ArgumentError(f"swaps: is for ranking='quadratic', not {self.ranking!r}")
-        if self.threshold is not None and self.ranking == "quadratic":
+            raise ArgumentError(f"swaps: is for ranking='quadratic', not {self._or_default!r}")
+        if self.threshold is not None and self.ranking not in (*BY_STEPS, None):
             raise ArgumentError("threshold: is for ranking='single' or 'iterative', where units are estimated apart")
+        if self.refresh is not None and self.ranking == "layerwise":
+            raise ArgumentError("refresh: is for the other rankings; 'layerwise' fits all weights once, at its end")
+
+    @property
+    def _or_default(self) -> str:
+        """The ranking, or the one that is taken where these settings ask for none."""
+        return self.ranking or "iterative"
 
     def resolved(self, fitted: bool, sized: bool = True) -> Ranking:
         """Return the ranking with the criterion filled in, if it fits the compensation and the budget.
@@ -76,7 +86,7 @@ class Ranking:
         if self.ranking == "quadratic":
             default = "ggn" if self.refresh is None else "hessian"
         else:
-            default = "obs" if fitted else "oracle"
+            default = "obs" if fitted else "taylor1" if self.ranking == "layerwise" else "oracle"
         complete = self if self.criterion is not None else replace(self, criterion=default)
         complete._check_quadratic(sized)
         complete._check_refresh(fitted)
@@ -95,25 +105,28 @@ class Ranking:
     def _check_refresh(self, fitted: bool) -> None:
         if self.refresh is not None and self.ranking != "quadratic" and not fitted:
             raise ArgumentError(
-                f"refresh: is for ranking='quadratic' or compensate=True, not {self.ranking!r} without it"
+                f"refresh: is for ranking='quadratic' or compensate=True, not {self._or_default!r} without it"
             )
 
     def _check_shortlist(self, fitted: bool) -> None:
         exact = self.criterion == "oracle" or (self.criterion == "obs" and fitted)
-        if self.shortlist is not None and not (exact and self.ranking == "iterative" and self.threshold is None):
+        if self.shortlist is not None and not (
+            exact and self.ranking in ("iterative", None) and self.threshold is None
+        ):
             raise ArgumentError(
                 "shortlist: is for ranking='iterative' without threshold, with criterion='oracle', or with 'obs' and "
                 "compensate=True"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what differs from the defaults as plain data; `from_json` reads it."""
-        return _changed(self)
+        """Return what differs from an iterative ranking's defaults as plain data; `from_json` reads it."""
+        changed = _changed(self)
+        return {name: value for name, value in changed.items() if (name, value) != ("ranking", "iterative")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ranking:
         """Read what `to_json` gives."""
-        return cls(**data)
+        return cls(**{"ranking": "iterative", **data})
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from secateur.options import Compensation, Ranking, compensation_of
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.ranking import rank_units
+from secateur.planning.ranking_choice import choose_ranking
 from secateur.process_state import one_at_a_time
-from secateur.reporting.progress import progress_bar
+from secateur.reporting.progress import showing
 from secateur.saliency.criterion import Criterion, Saliency, as_criterion
 from secateur.structure.units import Units, units_of
 
@@ -32,7 +33,7 @@ def rank(
     *,
     units: Units | None = None,
     criterion: str | Saliency | None = None,
-    ranking: str = "iterative",
+    ranking: str | None = None,
     budget: Budget | None = None,
     threshold: str | None = None,
     validation: Any = None,
@@ -56,11 +57,17 @@ def rank(
     of least −∇_k + ½ H_kk; ∇ −= H[:, k] then tells the others. Of tied units the one that frees more bytes goes first,
     then the first in order. Cost: one scoring pass, or one per removal, or one matrix H.
 
+    ``layerwise`` is for networks of any size: each unit set has an order of its own, made in closed form from one pass
+    over the data, with the rise of the loss along it, measured at six sizes. A budget is shared among the sets by the
+    lower convex hulls of these curves. The plan keeps them: ``plan.at`` allots any other budget without data.
+
     With `compensate` the weights left make up for each removal before the next is chosen: all are fitted to what the
     layers gave in the original, as `cut` does, and between two fits updated in closed form (Optimal Brain Surgeon).
-    Losses and accuracies of the plan are those after compensation. They are measured after every removal where all
-    these passes together are cheap, by their counted multiplications, else after some fifty and at the end; between
-    them, where a budget of quality ends, halving the gap. Elsewhere they are None.
+    Of units that no layer makes up for (a recurrent layer's) the rise is measured, at most 64 at a time, the least by
+    ``taylor1``. Losses and accuracies of the plan are those after compensation.
+
+    Losses are measured after every removal where all these passes together are cheap by their counted multiplications,
+    else after some fifty of them, at the end, and where a budget of quality ends; elsewhere they are None.
 
     Args:
         model: The network; evaluated as in eval mode, left as it was.
@@ -71,13 +78,14 @@ def rank(
         criterion: As for `score`; None for ``oracle``, with `compensate` for ``obs``. A quadratic ranking takes
             ``ggn``, ``fisher`` or ``hessian``; None for ``ggn``, which extrapolates best, and with `refresh` for
             ``hessian``, which is exact nearby.
-        ranking: "single", "iterative" or "quadratic".
+        ranking: "single", "iterative", "quadratic" or "layerwise"; None for "iterative" where the work that it takes is
+            counted as small, else "layerwise". The plan's `reason` says which and why.
         budget: The bounds at which to stop, and what to protect; None to leave one unit in each set.
         threshold: "mean" or "median": estimates above it are replaced by it, and so tied.
         validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
             Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
         seed: The seed of criteria that draw random numbers.
-        progress: Show a bar on stderr.
+        progress: Show on stderr what is done, and how long it takes on.
         shortlist: The number of units that the iterative oracle evaluates exactly at each step, the least ones by
             ``taylor1``, None for all; or, by ``obs`` with `compensate`, the number evaluated after compensation, None
             for none.
@@ -111,10 +119,12 @@ def rank(
     compensation = compensation_of(compensate, ridge=ridge, weighting=weighting, recalibrate=recalibrate)
     if budget is not None:
         require_budget(budget)
-    options = resolve(Ranking(criterion, ranking, threshold, shortlist, refresh, swaps), compensation, budget)
+    order = Ranking(criterion, ranking, threshold, shortlist, refresh, swaps)
+    resolve(order, compensation, budget)
     data, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
     question = Question(model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory)
-    return make_order(question, *options, compensation, budget, progress).plan
+    with showing(progress):
+        return make_order(prepared(question, order, compensation, budget)).plan
 
 
 class Ranked(NamedTuple):
@@ -123,6 +133,28 @@ class Ranked(NamedTuple):
     plan: Plan
     question: Question
     compensator: Compensator | None
+
+
+class Job(NamedTuple):
+    """A ranking to be made, with all that was chosen for it.
+
+    Attributes:
+        question: The model, its units and the data, without samples that are held back.
+        ranking: The settings, with a ranking and a criterion.
+        criterion: Computes the saliencies.
+        compensation: How weights are fitted; None to leave them as they are.
+        budget: The bounds at which to stop; None for none.
+        biases: The layers that got a bias.
+        reason: Why this ranking was taken; None where it was asked for.
+    """
+
+    question: Question
+    ranking: Ranking
+    criterion: Criterion
+    compensation: Compensation | None
+    budget: Budget | None
+    biases: tuple[str, ...]
+    reason: str | None
 
 
 def require_budget(budget: Any) -> None:
@@ -142,28 +174,34 @@ def resolve(ranking: Ranking, compensation: Compensation | None, budget: Budget 
     return resolved, criterion or as_criterion(resolved.criterion)
 
 
-def make_order(
-    question: Question, ranking: Ranking, criterion: Criterion, compensation: Compensation | None,
-    budget: Budget | None, progress: bool,
-) -> Ranked:  # fmt: skip
-    """Make the order of removals.
+def prepared(question: Question, ranking: Ranking, compensation: Compensation | None, budget: Budget | None) -> Job:
+    """Return what a ranking takes, with what is chosen for it.
 
     Where weights are fitted and a budget bounds the quality, it is measured on samples that no weight is fitted on.
+    """
+    question, biases = _with_biases(question, compensation)
+    quality, reason = budget is not None and budget.bounds_quality, None
+    if compensation is not None and quality and question.validation is None and question.gated.has_loss:
+        question = question.holding_back()
+    if ranking.ranking is None:
+        ranking, reason = choose_ranking(question, ranking, compensation is not None and compensation.fit, budget)
+    return Job(question, *resolve(ranking, compensation, budget), compensation, budget, biases, reason)
+
+
+def make_order(job: Job) -> Ranked:
+    """Make the order of removals.
 
     Raises:
         BudgetError: The budget is out of reach.
     """
-    question, biases = _with_biases(question, compensation)
-    quality = budget is not None and budget.bounds_quality
-    if compensation is not None and quality and question.validation is None and question.gated.has_loss:
-        question = question.holding_back()
+    question, ranking, compensation, biases = job.question, job.ranking, job.compensation, job.biases
     compensator = None if compensation is None else Compensator(question.gated, compensation)
     header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
-
     sizes = network_sizes(question.model, question.units, header)
-    with progress_bar(f"ranking by {ranking.criterion}", progress) as bar:
-        plan = rank_units(question, ranking, criterion, compensator, budget, sizes, bar)
-    return Ranked(dataclasses.replace(plan, biases=biases), question, compensator)
+    plan = rank_units(question, ranking, job.criterion, compensator, job.budget, sizes)
+    unfitted = tuple(compensator.unfitted.items()) if compensator else ()
+    made = dataclasses.replace(plan, biases=biases, reason=job.reason, unfitted=unfitted)
+    return Ranked(made, question, compensator)
 
 
 def _with_biases(question: Question, compensation: Compensation | None) -> tuple[Question, tuple[str, ...]]:

@@ -7,15 +7,32 @@ if nothing else happened in between.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
+
+import torch
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
 _LOCK = threading.RLock()  # re-entrant: public functions call each other
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread: many small operations are no faster with more, and wait for each other's.
+
+    Where other programs keep the cores busy, each of them would wait for a time slice of all its threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def one_at_a_time(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:

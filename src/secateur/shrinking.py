@@ -16,14 +16,16 @@ from secateur.cutting.cut import cut_units
 from secateur.cutting.final_fit import fitted_plan
 from secateur.cutting.probe_weights import holding
 from secateur.errors import ArgumentError, BudgetError, choose
+from secateur.estimating.estimate import estimate_of, long_job
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
-from secateur.ordering import Ranked, make_order, require_budget, resolve
+from secateur.ordering import Ranked, make_order, prepared, require_budget, resolve
+from secateur.phases import phase
 from secateur.planning.budget import Budget
 from secateur.planning.state import State
 from secateur.process_state import one_at_a_time
-from secateur.reporting.progress import progress_bar
+from secateur.reporting.progress import progress_bar, showing
 from secateur.result import Result, Row
 from secateur.saliency.criterion import GRANULARITIES, Criterion, Saliency, as_criterion
 from secateur.structure.units import Units
@@ -41,7 +43,7 @@ def shrink(
     example_inputs: Any = None,
     units: Units | None = None,
     criterion: str | Saliency | None = None,
-    ranking: str = "iterative",
+    ranking: str | None = None,
     threshold: str | None = None,
     validation: Any = None,
     seed: int = 0,
@@ -80,12 +82,12 @@ def shrink(
         example_inputs: As for `find_units`; None for the first batch's.
         units: The units that `find_units` returns; None to find them.
         criterion: As for `rank`.
-        ranking: "single", "iterative" or "quadratic".
+        ranking: As for `rank`.
         threshold: "mean" or "median".
         validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
             Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
         seed: The seed of criteria that draw random numbers.
-        progress: Show a bar on stderr.
+        progress: Show on stderr what is done, and how long it takes on.
         shortlist: As for `rank`.
         refresh: As for `rank`.
         swaps: As for `rank`.
@@ -139,11 +141,16 @@ def shrink(
     if granularity == "weight":
         _refuse_for_weights({**order, **fitting}, compensate)
         weight_criterion = as_criterion("obd" if criterion is None else criterion, "weight")
-        return _without_weights(question, weight_criterion, loop, budget, progress)
+        with showing(progress):
+            return _without_weights(question, weight_criterion, loop, budget)
     loop.refuse_for_units()
     compensation = _compensation(compensate, fitting, data)
-    options = resolve(Ranking(criterion, **order), compensation, budget)
-    return _shrunk(question, make_order(question, *options, compensation, budget, progress), budget)
+    resolve(Ranking(criterion, **order), compensation, budget)
+    with showing(progress) as shown:
+        job = prepared(question, Ranking(criterion, **order), compensation, budget)
+        if progress and long_job(job):
+            shown.say(estimate_of(job).summary)
+        return _shrunk(question, make_order(job), budget)
 
 
 def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compensation | None:
@@ -184,7 +191,7 @@ def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
     plan, with_bias, weights = ranked.plan.at(budget), ranked.question, dict[str, Tensor]()
     if ranked.compensator is not None:
         plan, weights = fitted_plan(with_bias, ranked.compensator, plan, budget)
-    with holding(with_bias.model, weights):
+    with holding(with_bias.model, weights), phase("cutting and proving"):
         small, difference = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)
         after = measure_units(with_bias.model, with_bias.units, plan)
     start, end = plan.states[0], plan.states[-1]
@@ -205,9 +212,9 @@ def _row(removed: int, state: State) -> Row:
     return Row(removed, state.loss, state.accuracy, state.params, state.bytes)
 
 
-def _without_weights(question: Question, criterion: Criterion, loop: Loop, budget: Budget, progress: bool) -> Result:
+def _without_weights(question: Question, criterion: Criterion, loop: Loop, budget: Budget) -> Result:
     """Remove single weights until the budget is met, and prove it."""
-    with progress_bar(f"removing weights by {criterion.name}", progress) as bar:
+    with progress_bar(f"removing weights by {criterion.name}") as bar:
         network, plan, difference = shrink_weights(question, criterion, loop, budget, on_round=bar)
     end = plan.steps[-1] if plan.steps else plan.start
     whole = measure_units(question.model, question.all_units)

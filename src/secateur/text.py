@@ -42,6 +42,19 @@ def format_bytes(size: int) -> str:
     return f"{size} B"
 
 
+def format_seconds(seconds: float) -> str:
+    """Return a time as people read it.
+
+    >>> format_seconds(0.4), format_seconds(72), format_seconds(7_500)
+    ('0 s', '1 min 12 s', '2 h 5 min')
+    """
+    whole = round(seconds)
+    for size, unit, smaller, part in ((3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller} {part}"
+    return f"{whole} s"
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
     """Lay out rows under headings; a column whose first value is a number is aligned to the right."""
     from rich.console import Console  # not needed by those who import Secateur and print nothing

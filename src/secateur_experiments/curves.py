@@ -57,7 +57,7 @@ class Curve:
 def curve_of(plan: Plan) -> Curve:
     """Return the losses and accuracies of a plan where they were measured."""
     points = [(n, state.accuracy or 0.0, state.loss) for n, state in enumerate(plan.states) if state.loss is not None]
-    removed, accuracies, losses = zip(*points, strict=True)
+    removed, accuracies, losses = map(list, zip(*points, strict=True))
     return Curve(removed, accuracies, sum(plan.sizes.values()), loss=losses)
 
 

@@ -17,7 +17,6 @@ from secateur.compensation.compensator import Compensator
 from secateur.cutting.slices import gates
 from secateur.errors import VerificationError
 from secateur.objective.gated_loss import GatedLoss
-from secateur.options import RANKINGS
 from secateur.planning.ranking import criteria_for
 from secateur.reporting.progress import progress_bar
 from secateur_experiments.curves import curve_of
@@ -27,6 +26,7 @@ from secateur_experiments.networks import logistic_network
 from secateur_experiments.training import train
 
 LOSS = "squared_error"
+MEASURED = ("single", "iterative", "quadratic")  # rankings whose losses are measured all along the order
 
 
 def demo(data: Dataset, hidden: Sequence[Sequence[int]], out: Path, epochs: int, progress: bool = True) -> list[Report]:
@@ -72,7 +72,7 @@ def _one(data: Dataset, widths: list[int], out: Path, epochs: int, progress: boo
 
 
 def _plans(model: nn.Module, units: Units, data: Dataset, progress: bool) -> dict[str, Plan]:
-    ways = [(criterion, ranking) for ranking in RANKINGS for criterion in criteria_for(ranking)]
+    ways = [(criterion, ranking) for ranking in MEASURED for criterion in criteria_for(ranking)]
     plans = {}
     with progress_bar("pruning by every criterion", progress) as bar:
         for done, (criterion, ranking) in enumerate(ways):

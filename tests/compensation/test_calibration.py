@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cases import in_batches
 from secateur import find_units
 from secateur.compensation import calibration as collecting
-from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, counted_rows, original_moments
+from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, counted_rows, observe
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.linear_layers import Layer, find_layers
 from secateur.compensation.ridge import Moments
@@ -43,7 +43,7 @@ class Made:
 def test_all_rows_of_all_batches_are_taken_and_every_fifth_sample_is_held_out() -> None:
     made = Made()
     assert batch_places(made.gated) == [BatchPlace(0, 7, 20), BatchPlace(7, 1, 20), BatchPlace(8, 12, 20)]
-    found = original_moments(made.gated, made.ones, [made.layer], [])
+    found = observe(made.gated, made.ones, [made.layer], []).moments
     held = torch.arange(60) // 3 % 5 == 4
     made.assert_moments(found[made.layer], made.rows, held)
     assert int(held.sum()) == 12
@@ -54,13 +54,13 @@ def test_of_too_many_rows_so_many_are_taken_evenly(most: int, monkeypatch: pytes
     monkeypatch.setattr(collecting, "ROWS", most)
     monkeypatch.setattr(collecting, "EACH", 0)
     made = Made()
-    found = original_moments(made.gated, made.ones, [made.layer], [])[made.layer]
+    found = observe(made.gated, made.ones, [made.layer], []).moments[made.layer]
     taken = [n for n in range(60) if (n + 1) * most // 60 > n * most // 60]
     assert len(taken) == most
     made.assert_moments(found, made.rows[taken], torch.tensor(taken) // 3 % 5 == 4)
     monkeypatch.setattr(collecting, "EACH", 10)  # for each of 8 rows and 3 columns of the matrix
     made.assert_moments(
-        original_moments(made.gated, made.ones, [made.layer], [])[made.layer], made.rows, torch.arange(60) // 3 % 5 == 4
+        observe(made.gated, made.ones, [made.layer], []).moments[made.layer], made.rows, torch.arange(60) // 3 % 5 == 4
     )
 
 
@@ -81,7 +81,7 @@ def test_nothing_is_computed_for_no_layers(monkeypatch: pytest.MonkeyPatch) -> N
     made = Made()
     layers: list[Layer] = []
     monkeypatch.setattr(collecting, "trace_layers", lambda *_: pytest.fail("traced"))
-    assert original_moments(made.gated, made.ones, layers, layers) == {}
+    assert observe(made.gated, made.ones, layers, layers) == ({}, {})
 
 
 # ---------------------------------------------------------------- positions that do not count
@@ -130,7 +130,7 @@ def test_padding_changes_no_moments_and_no_fit(rows: int, fewer: int, monkeypatc
     for length, cuts in ((4, [3, 4]), (8, [6])):
         gated = encoded(length, cuts)
         g, layers = ones(gated.model, gated.units), find_layers(gated.units)
-        found.append({layer.weight: moments for layer, moments in original_moments(gated, g, layers, []).items()})
+        found.append({layer.weight: moments for layer, moments in observe(gated, g, layers, []).moments.items()})
         compensator = Compensator(gated)
         compensator.fit(g.index_fill(0, torch.tensor([0, 2, 7]), 0))
         weights.append(dict(compensator.weights))

@@ -17,6 +17,7 @@ from cases import Heads
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.unit_surgeon import SPAN, UnitSurgeon
 from secateur.objective.gated_loss import GatedLoss
+from secateur.objective.leave_one_out import rises
 from secateur.options import Compensation
 
 RIDGE = 1e-3
@@ -213,15 +214,18 @@ def test_sets_that_keep_all_units_cost_no_work(open_set: str, consumer: str) -> 
     assert len(surgeons[1].scales) == 1
 
 
+class Recurrent(nn.Module):
+    """Cells whose units no layer makes up for: they are taken up inside of the operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.last = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.cells(x)[0][:, -1])
+
+
 def test_units_of_cells_that_no_layer_makes_up_for_have_their_measured_rise() -> None:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cells, self.last = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.cells(x)[0][:, -1])
-
     torch.manual_seed(0)
     model, x, t = Recurrent().double(), torch.randn(20, 4, 3).double(), torch.randint(0, 2, (20,))
     units = sc.find_units(model, x)
@@ -234,6 +238,24 @@ def test_units_of_cells_that_no_layer_makes_up_for_have_their_measured_rise() ->
     for n, step in enumerate(plan.steps, 1):
         small = sc.cut(model, plan.prefix(n), compensate=(x, t), loss="cross_entropy")
         assert step.loss == pytest.approx(F.cross_entropy(small(x), t).item(), rel=1e-8)
+
+
+def test_of_units_that_no_layer_makes_up_for_those_on_the_shortlist_are_measured() -> None:
+    torch.manual_seed(0)
+    model, x, t = Recurrent().double(), torch.randn(20, 4, 3).double(), torch.randint(0, 2, (20,))
+    gated = GatedLoss(model, sc.find_units(model, x), (x, t), "cross_entropy")
+    surgeon, g = UnitSurgeon(Compensator(gated), shortlist=2), torch.ones(5, dtype=torch.float64)
+    surgeon.begin(g)
+    for _ in range(2):
+        left = g.nonzero()[:, 0]
+        chosen = left[(-surgeon.gated.gradient(g))[left].argsort()[:2]]
+        saliency = surgeon.saliency(g)
+        torch.testing.assert_close(saliency, rises(surgeon.gated, g, chosen), rtol=1e-10, atol=1e-12)
+        assert sorted(saliency.isfinite().nonzero()[:, 0].tolist()) == sorted(chosen.tolist())
+        for n, k in enumerate(chosen.tolist(), 1):
+            g[k] = 0
+            surgeon.remove(g, k)
+            assert int(surgeon.saliency(g).isfinite().sum()) == (1 if n == 1 else min(2, int(g.sum())))
 
 
 def test_a_unit_of_two_layers_costs_what_it_costs_in_both(monkeypatch: pytest.MonkeyPatch) -> None:

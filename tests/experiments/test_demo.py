@@ -24,9 +24,9 @@ WAYS = {f"{c}/{r}" for c in criteria() for r in ("single", "iterative")} | {
 @pytest.fixture(scope="module")
 def demonstrated(tmp_path_factory):
     """The reports on two networks, and the models that were exported for them."""
-    exported, export = [], capture.export
+    exported, export = [], capture.export_model
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capture, "export", lambda model, *given, **options: (
+        patch.setattr(capture, "export_model", lambda model, *given, **options: (
             exported.append(model), export(model, *given, **options)
         )[1])  # fmt: skip
         reports = demo(digits(), [[6], [5, 4]], tmp_path_factory.mktemp("demo"), epochs=4, progress=False)

@@ -166,6 +166,20 @@ def test_there_is_no_accuracy_without_classes() -> None:
     assert apart(loss, squared_error(case.model(case.x), t).item()) < 1e-12
 
 
+def test_the_predictions_that_an_accuracy_is_taken_over_are_counted() -> None:
+    case, units = built("two_hidden")
+    gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [4]), "cross_entropy")
+    g = gates(units.total)
+    assert gated.assess(g) == (*gated.measure(g), 6)
+    squares = GatedLoss(case.model, units, (case.x, torch.zeros(6, 3).double()), "squared_error")
+    assert squares.assess(g) == (*squares.measure(g), 0)
+    torch.manual_seed(0)
+    tagger = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Tanh(), nn.Conv1d(4, 2, 1)).double()
+    x, y = torch.randn(5, 3, 7).double(), torch.randint(0, 2, (5, 7))
+    tagged = find_units(tagger, x)
+    assert GatedLoss(tagger, tagged, (x, y), "cross_entropy").assess(ones(tagger, tagged))[2] == 5 * 7
+
+
 class TwoConsumers(nn.Module):
     """h is consumed by two layers, and its sigmoid by the first of them again."""
 
@@ -202,6 +216,32 @@ def test_gates_do_not_reach_back_behind_their_consumers() -> None:
     assert torch.allclose(first, torch.sigmoid(case.model[0](case.x)), rtol=1e-12)  # its own gate comes after it
     assert torch.allclose(second, torch.tanh(case.model[2].bias).expand(6, 4), rtol=1e-12)
     assert torch.allclose(graph.run(given, none), case.model[4].bias.expand(6, 3), rtol=1e-12)
+
+
+def test_a_walk_halts_before_some_calls_and_after_others() -> None:
+    case, units = built("two_hidden")
+    graph, g = GatedGraph(units), gates(units.total)
+    held = frontier(graph, case.model, case.x)
+    whole = graph.trace(held, g)
+    layers = [node for node in graph.suffix.nodes if node.target is torch.ops.aten.linear.default]
+    halts = []
+    for node, values in graph.walk(held, g, layers[1:], (), results=layers):
+        halts.append((node, node in values))
+        if node in layers and node in values:
+            assert torch.equal(values[node], whole[node])
+    first, second = layers
+    assert halts == [(first, True), (second, False), (second, True), (graph.suffix.output_node(), True)]
+
+
+def test_what_a_walk_changes_before_a_call_is_what_the_call_takes() -> None:
+    case, units = built("two_hidden")
+    graph, g = GatedGraph(units), gates(units.total)
+    *_, last = [node for node in graph.suffix.nodes if node.target is torch.ops.aten.linear.default]
+    walk = graph.walk(frontier(graph, case.model, case.x), g, [last], (), results=[last])
+    _, values = next(walk)
+    values[last.args[0]] = torch.zeros_like(values[last.args[0]])
+    _, values = next(walk)
+    assert torch.equal(values[last], case.model[4].bias.expand(6, 3))
 
 
 @pytest.mark.parametrize("name", ["normalised", "branches"])

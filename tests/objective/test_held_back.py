@@ -1,5 +1,6 @@
 """Every fifth sample judges what is fitted to the others."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from secateur.errors import DataError
 from secateur.objective.data import Batch
-from secateur.objective.held_back import hold_back
+from secateur.objective.held_back import hold_back, some_samples
 
 
 def batch(first: int, size: int, targets: Any = None) -> Batch:
@@ -56,3 +57,22 @@ def test_where_batches_cannot_be_divided_every_fifth_batch_is_held_back() -> Non
 def test_with_fewer_than_five_nothing_is_left_to_judge_by(count: int, whole: bool, what: str) -> None:
     with pytest.raises(DataError, match=f"there are fewer than 5 {what}; give validation=, or more data"):
         hold_back([batch(i, 1) for i in range(count)], whole)
+
+
+@pytest.mark.parametrize(
+    ("most", "chosen"),
+    [(11, [*range(11)]), (5, [2, 4, 6, 8, 10]), (3, [3, 7, 10]), (1, [10]), (40, [*range(11)])],
+)
+def test_some_samples_are_evenly_taken_however_the_samples_come_in_batches(most: int, chosen: list[int]) -> None:
+    for sizes in ([11], [3, 6, 2], [1] * 11):
+        batches = [batch(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+        some = some_samples(batches, most, whole=False)
+        assert list(itertools.chain(*numbers_of(some))) == chosen
+        assert [part.size for part in some] == [len(part.targets) for part in some]
+        assert all(part.call[0][0][:, 0].tolist() == part.targets.tolist() for part in some)
+
+
+@pytest.mark.parametrize(("most", "chosen"), [(12, [0, 2, 4, 6, 8, 10]), (4, [4, 10]), (3, [10]), (1, [10])])
+def test_where_batches_cannot_be_divided_some_are_taken_whole_and_evenly(most: int, chosen: list[int]) -> None:
+    some = some_samples([batch(2 * i, 2) for i in range(6)], most, whole=True)
+    assert numbers_of(some) == [[first, first + 1] for first in chosen]

@@ -15,7 +15,7 @@ from torch import nn
 from secateur import find_units, rank, score
 from secateur.errors import ArgumentError
 from secateur.objective.gated_loss import GatedLoss, ones
-from secateur.objective.memory import bytes_held, bytes_of, memory_cap
+from secateur.objective.memory import bytes_alive, bytes_held, bytes_of, memory_cap
 
 CPU = torch.device("cpu")
 
@@ -45,6 +45,18 @@ def test_values_are_counted() -> None:
     assert bytes_of(units.captured.graph.nodes) == (3 + 3 + 5) * 8
     a, b = torch.zeros(10), torch.zeros(3)
     assert bytes_held([a, a[2:], b, 7, None], [b]) == 40
+
+
+def test_values_that_are_still_needed_are_counted_where_they_are_most() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 50), nn.ReLU(), nn.Linear(50, 5)).double()
+    graph = find_units(model, torch.ones(4, 2).double()).captured.graph
+    linear = [node for node in graph.nodes if node.target is torch.ops.aten.linear.default]
+    tanh = linear[1].args[0]
+    assert bytes_alive(graph, linear[:1]) == 3 * 8  # what it gives, no input
+    assert bytes_alive(graph, linear[1:2]) == (3 + 50) * 8
+    assert bytes_alive(graph, [tanh]) == (3 + 3) * 8
+    assert bytes_alive(graph, linear) == (50 + 5) * 8
+    assert bytes_alive(graph, []) == 0
 
 
 def kept(gated: GatedLoss) -> bool:

@@ -389,3 +389,8 @@ def test_quality_with_a_size_that_is_never_both_says_how_far_one_can_get() -> No
         "Budget(remove_units=4, max_loss_increase=1e-09) cannot be met: at most 0 of 10 units can be removed "
         "within max_loss_increase=1e-09, which leaves 79 parameters and a file of "
     )
+
+
+def test_without_its_bounds_of_quality_a_budget_has_the_others() -> None:
+    sizes = {"params": 9, "protect": "a", "min_units": 2}
+    assert Budget(**sizes, max_loss_increase=0.1, max_accuracy_drop=0.2).without_quality() == Budget(**sizes)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ STEPS = (
     Step(0.4, 1.0, 83, 900, 55, "b", 0, -0.2),
     Step(0.7, 0.7, 73, 850, 45, "a", 0, 0.3),
 )
-PLAN = Plan((("a", (1, 3)), ("b", (1, 2))), START, STEPS, None, Ranking("oracle"))
+PLAN = Plan((("a", (1, 3)), ("b", (1, 2))), START, STEPS, None, Ranking("oracle", "iterative"))
 
 
 def random_plan(seed: int, measured: bool) -> Plan:
@@ -65,7 +65,7 @@ def test_a_plan_knows_what_is_kept_what_there_was_and_every_state() -> None:
 def test_a_prefix_keeps_what_only_later_steps_remove(n: int, kept: dict[str, tuple[int, ...]]) -> None:
     prefix = PLAN.prefix(n)
     assert (prefix.kept, prefix.steps, prefix.sizes) == (kept, STEPS[:n], PLAN.sizes)
-    assert (prefix.start, prefix.inputs, prefix.made_by) == (START, None, Ranking("oracle"))
+    assert (prefix.start, prefix.inputs, prefix.made_by) == (START, None, Ranking("oracle", "iterative"))
     assert (prefix.criterion, prefix.ranking) == ("oracle", "iterative")
     assert prefix.prefix(0) == PLAN.prefix(0)
 
@@ -136,6 +136,19 @@ def test_the_inputs_of_a_plan_are_those_it_was_ranked_with() -> None:
 
 def plan_json(**changes: Any) -> str:
     return json.dumps(json.loads(PLAN.to_json()) | changes)
+
+
+def test_further_steps_take_units_out_of_what_is_kept() -> None:
+    whole = dataclasses.replace(PLAN.prefix(0), reason="so")
+    assert whole.with_steps(STEPS[:2]).with_steps(STEPS[2:]) == PLAN
+    assert whole.with_steps(STEPS[:1]).kept == {"a": (0, 1, 3), "b": (0, 1, 2)}
+    assert whole.with_steps(()) == whole
+
+
+def test_a_plan_written_before_there_were_curves_can_be_read() -> None:
+    data = json.loads(PLAN.to_json())
+    del data["curves"], data["reason"]
+    assert Plan.from_json(json.dumps(data)) == PLAN
 
 
 def test_json_is_plain_data_with_a_format() -> None:
@@ -223,7 +236,7 @@ def test_a_printed_plan_is_the_table_of_its_trade_off() -> None:
 def test_a_printed_plan_without_measurements_leaves_them_blank() -> None:
     case = CASES["one_hidden"]()
     units = sc.find_units(case.model, case.x)
-    plan = sc.rank(case.model, None, None, units=units, criterion="magnitude", progress=False)
+    plan = sc.rank(case.model, None, None, units=units, criterion="magnitude", ranking="iterative", progress=False)
     rows = [line.split() for line in str(plan).splitlines()[2:]]
     assert [row[0] for row in rows] == [str(n) for n in range(7)]
     assert all(len(row) == 4 + (n > 0) for n, row in enumerate(rows))  # removed, (last,) params, bytes and unit
@@ -231,7 +244,9 @@ def test_a_printed_plan_without_measurements_leaves_them_blank() -> None:
 
 def test_the_printed_parameters_add_up_to_those_of_the_cut_network() -> None:
     case = CASES["branches"]()
-    plan = sc.rank(case.model, (case.x, case.y), "cross_entropy", criterion="taylor1", progress=False)
+    plan = sc.rank(
+        case.model, (case.x, case.y), "cross_entropy", criterion="taylor1", ranking="iterative", progress=False
+    )
     rows = [line.split() for line in str(plan).splitlines()[2:]]
     printed = [int(row[-3]) for row in rows]
     assert printed == [state.params for state in plan.states]

@@ -25,7 +25,7 @@ from secateur.structure.axis import (
     product,
     unify,
 )
-from secateur.structure.keep_mask import KeepMask, Samples
+from secateur.structure.keep_mask import KeepMask, Part
 
 # An expression: a leaf, or ("cat" | "product", expressions). Leaves may occur twice.
 Expression = Axis | tuple[str, list["Expression"]]
@@ -359,14 +359,13 @@ def test_what_is_left_is_what_the_masks_keep(data: st.DataObject) -> None:
     assert [left.before(axis, i) for i in range(axis.size + 1)] == [0, *accumulate(map(int, kept))]
 
 
-def test_a_size_of_samples_is_a_multiple_of_their_number() -> None:
+def test_a_size_that_depends_on_the_inputs_is_a_part_of_what_it_was() -> None:
     units, batch = leaf(4), leaf(BATCH)
     left = KeepMask({units: torch.tensor([True, False, True, True])})
-    assert left.size(product([batch, units]), None) == Samples(3)
-    assert left.size(batch, None) == Samples(1)
+    asked = object()  # no number
+    assert left.size(product([batch, units]), asked) == Part(asked, 3, 4)
+    assert left.size(batch, asked) is asked
     assert left.size(units, 4) == 3
-    given = object()  # neither a number nor of samples
-    assert left.size(units, given) is given
 
 
 @pytest.mark.parametrize("lead", [(5,), (2, 3)])

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateur.errors import ArgumentError, DataError, ModelError
-from secateur.structure.inputs import InputSpec, TensorSpec, as_call, batch_size, like_model, map_tensors, tensors
+from secateur.structure.inputs import (
+    Free,
+    InputSpec,
+    TensorSpec,
+    as_call,
+    batch_size,
+    like_model,
+    map_tensors,
+    tensors,
+)
 
 X, Y = torch.zeros(4, 2), torch.ones(4, 3)
 
@@ -113,7 +122,8 @@ dtypes = st.sampled_from(["float32", "float64", "float16", "bfloat16", "int64", 
 @st.composite
 def tensor_specs(draw: st.DrawFn) -> TensorSpec:
     dtype = draw(dtypes)
-    shape = draw(st.none() | st.lists(st.integers(0, 3), max_size=3).map(tuple))
+    free = st.builds(Free, st.sampled_from(["n1", "n2"]), st.integers(3, 9))
+    shape = draw(st.none() | st.lists(st.integers(0, 3) | free, max_size=3).map(tuple))
     if getattr(torch, dtype).is_floating_point:
         return TensorSpec(dtype, shape)
     low, high = sorted(draw(st.tuples(*[st.integers(0, 1 if dtype == "bool" else 200)] * 2)))
@@ -144,7 +154,8 @@ def test_samples_have_the_form_and_range_that_was_seen(spec: TensorSpec, n: int,
 
     sample = draw()
     assert sample.dtype == getattr(torch, spec.dtype)
-    assert tuple(sample.shape) == (() if spec.shape is None else (n, *spec.shape))
+    sizes = [size.size if isinstance(size, Free) else size for size in spec.shape or ()]
+    assert tuple(sample.shape) == (() if spec.shape is None else (n, *sizes))
     assert sample.equal(draw())
     if not sample.is_floating_point() and sample.numel():
         assert spec.low <= int(sample.min()) <= int(sample.max()) <= spec.high
@@ -282,3 +293,31 @@ def test_the_only_number_of_samples_is_kept() -> None:
         DataError, match=r"^data: inputs: the model's code fixes the batch at 4 samples, got 3; give all"
     ):
         spec.match(((X[:3],), {}), "data: ")
+
+
+def test_a_specification_written_before_sizes_were_free_is_read() -> None:
+    written = {"args": [{"dtype": "float32", "shape": [2, 3]}, {"dtype": "float32", "shape": None}], "kwargs": {}}
+    assert InputSpec.from_json(written).args == (TensorSpec("float32", (2, 3)), TensorSpec("float32", None))
+
+
+def test_free_sizes_are_written_with_their_name_and_the_size_of_the_example() -> None:
+    spec = InputSpec((TensorSpec("float32", (Free("n1", 7), 4)),), ())
+    assert spec.to_json()["args"] == [{"dtype": "float32", "shape": [("n1", 7), 4]}]
+    assert spec.free == {"n1": 7}
+    assert spec.sample(nn.Linear(1, 1), n=3)[0][0].shape == (3, 7, 4)
+
+
+@given(n=st.integers(1, 3), first=st.integers(1, 9), second=st.integers(1, 9))
+def test_tied_sizes_are_the_same(n: int, first: int, second: int) -> None:
+    spec = InputSpec((TensorSpec("float32", (Free("n1", 7), 2)),), (("y", TensorSpec("float32", (Free("n1", 7),))),))
+    call = (torch.zeros(n, first, 2),), {"y": torch.zeros(n, second)}
+    if first == second:
+        sizes: dict[str, tuple[int, str]] = {}
+        assert spec.match(call, sizes=sizes)[0][0].shape == (n, first, 2)
+        assert sizes == {"n1": (first, "dimension 1 of inputs[0]")}
+        return
+    with pytest.raises(DataError) as caught:
+        spec.match(call, "data: ")
+    assert str(caught.value) == (
+        f"dimension 1 of data: inputs['y'] is {second}, it must be that of dimension 1 of data: inputs[0], {first}"
+    )

@@ -1,6 +1,6 @@
 """Unit sets of small networks.
 
-Covers also secateur.structure.unit_set, secateur.structure.producers and secateur.structure.infer.
+Covers also secateur.structure.unit_set and secateur.structure.infer.
 """
 
 import sys

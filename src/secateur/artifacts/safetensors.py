@@ -47,6 +47,7 @@ def weights_to_bytes(model: nn.Module, masks: Masks, inputs: InputSpec | None) -
         ArtifactError: Removed weights are not zero, or a parameter is not part of the model's state_dict.
         PlanError: The masks do not fit the model.
 
+    >>> import torch
     >>> layer, masks = nn.Linear(100, 100), {"weight": torch.arange(10_000).view(100, 100) % 10 == 0}
     >>> freeze(layer, masks)
     >>> len(weights_to_bytes(layer, masks, None))  # 4 bytes and 1 for each of 1,000 weights, 100 biases, the header

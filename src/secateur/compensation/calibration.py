@@ -10,8 +10,17 @@ from torch import Tensor
 
 from secateur.compensation.linear_layers import Layer
 from secateur.compensation.ridge import Moments
-from secateur.compensation.targets import draws_of, sample_weights, trace_layers
+from secateur.compensation.row_ridge import RowMoments, rows_kept
+from secateur.compensation.targets import (
+    add_curvature,
+    draws_of,
+    no_curvature,
+    positive,
+    sample_weights,
+    trace_layers,
+)
 from secateur.objective.gated_loss import GatedLoss
+from secateur.phases import phase
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
 FEWER = 5_000  # where each output weighs them in its own way, and so has moments of its own;
@@ -85,8 +94,32 @@ def counted_rows(layer: Layer, value: Tensor, place: BatchPlace) -> CountedRows:
     return CountedRows(None, numbers, place.samples * each, numbers // each)
 
 
+def rows_of_its_own(layer: Layer, samples: int) -> int | None:
+    """Return how many rows of a layer are kept where it has fewer rows than inputs; None where it has moments."""
+    return rows_kept(layer.inputs.size * layer.kernel, samples * layer.positions)
+
+
+def moments_for(layer: Layer, samples: int, inputs: int, outputs: int, device: torch.device) -> Moments | RowMoments:
+    """Return empty moments of a layer's inputs, or where it has fewer rows than inputs empty rows.
+
+    Args:
+        layer: The layer.
+        samples: Those of all data.
+        inputs: How many inputs are there.
+        outputs: How many outputs have targets.
+        device: The device.
+    """
+    kind = Moments if rows_of_its_own(layer, samples) is None else RowMoments
+    return kind(inputs, outputs, device)
+
+
 def collect_moments(
-    moments: Moments, layer: Layer, value: Tensor, place: BatchPlace, z: Tensor | None, weight: Tensor | None
+    moments: Moments | RowMoments,
+    layer: Layer,
+    value: Tensor,
+    place: BatchPlace,
+    z: Tensor | None,
+    weight: Tensor | None,
 ) -> None:
     """Take in a batch of a layer's input: evenly so many rows that all batches give no more than is said above.
 
@@ -98,7 +131,7 @@ def collect_moments(
         z: Targets of its rows [M, O]; None for moments without.
         weight: The weights of its rows [M, C]; None for 1.
     """
-    most = max(ROWS if weight is None else FEWER, EACH * layer.width)
+    most = rows_of_its_own(layer, place.samples) or max(ROWS if weight is None else FEWER, EACH * layer.width)
     taken, samples = counted_rows(layer, value, place).some(most)
     if taken is not None:
         z, weight = None if z is None else z[taken], None if weight is None else weight[taken]
@@ -106,24 +139,50 @@ def collect_moments(
     moments.add(a, a[:, :0] if z is None else z, samples % HELD_OUT == HELD_OUT - 1, weight)
 
 
-def original_moments(
-    gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer]
-) -> dict[Layer, Moments]:
-    """Return the moments of what layers take in the original network, without targets: one forward pass.
+class Observation(NamedTuple):
+    """What one pass over the data tells of some layers.
+
+    Attributes:
+        moments: Second moments of what each layer takes.
+        curvature: B, how much the loss minds changes of what each gives [O, O]; empty where it was not asked for, and
+            where samples of the loss have no curvature of their own.
+    """
+
+    moments: dict[Layer, Moments | RowMoments]
+    curvature: dict[Layer, Tensor]
+
+
+def observe(
+    gated: GatedLoss, g: Tensor, layers: Sequence[Layer], weighted: Sequence[Layer], curved: bool = False,
+    hold_out: bool = True,
+) -> Observation:  # fmt: skip
+    """Return what layers take in the original network, and how much the loss minds what they give.
+
+    One forward pass, with the curvature also the backward passes of `curvature`.
 
     Args:
         gated: The network and its data.
         g: Gates of 1.
         layers: The layers.
         weighted: The ones among them whose outputs count by the loss's curvature.
+        curved: Whether the curvature is asked for.
+        hold_out: Whether rows are held out, to choose a ridge on.
     """
-    moments = {layer: Moments(layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
+    if not layers:
+        return Observation({}, {})
+    samples = sum(batch.size for batch in gated.batches)
+    moments = {layer: moments_for(layer, samples, layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
+    for sums in moments.values():
+        sums.hold_out = hold_out
+    matrices = no_curvature(gated, layers if curved else (), g)
     operands = {layer: layer.operand(layer.call) for layer in layers}
-    draw = draws_of(gated)
-    for batch, place in zip(gated.cached, batch_places(gated), strict=True) if layers else ():
-        values = trace_layers(gated, batch, operands.values(), g, weighted)
-        weight = sample_weights(gated, batch, weighted, values, draw)
-        for layer in layers:
-            value = values[gated.graph.copies[operands[layer]]].detach()
-            collect_moments(moments[layer], layer, value, place, None, weight.get(layer))
-    return moments
+    draws = draws_of(gated), draws_of(gated)
+    with phase("learning moments", len(gated.batches)) as learning:
+        for batch, place in learning.through(zip(gated.cached, batch_places(gated), strict=True)):
+            values = trace_layers(gated, batch, operands.values(), g, list(matrices) or weighted)
+            weight = sample_weights(gated, batch, weighted, values, draws[0])
+            for layer in layers:
+                value = values[gated.graph.copies[operands[layer]]].detach()
+                collect_moments(moments[layer], layer, value, place, None, weight.get(layer))
+            add_curvature(matrices, gated, batch, values, draws[1])
+    return Observation(moments, positive(matrices))

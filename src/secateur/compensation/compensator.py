@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,44 +19,48 @@ import torch
 from torch import Tensor, fx
 
 from secateur.compensation.batch_norm import BatchNorm, ChannelStatistics, find_norms
-from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, original_moments
+from secateur.compensation.calibration import (
+    BatchPlace,
+    Observation,
+    batch_places,
+    collect_moments,
+    moments_for,
+    observe,
+    rows_of_its_own,
+)
+from secateur.compensation.fitted_layer import FittedLayer
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
 from secateur.compensation.ridge import Moments, RidgeFit, fit
+from secateur.compensation.row_ridge import RowMoments, fit_rows
 from secateur.compensation.targets import draws_of, last_layers, sample_weights, trace_layers
-from secateur.errors import ArgumentError
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import GatedLoss, masks, ones
-from secateur.objective.memory import bytes_of, free_memory
+from secateur.objective.memory import bytes_alive
 from secateur.options import Compensation
+from secateur.phases import phase
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import slice_tensor
 from secateur.text import format_bytes
 
 DEFAULTS = Compensation()
-MATRICES = 8  # of the moments' size that are held at a time
+MATRICES = 4  # of the moments' size that are held at a time
 
 
 class Walk(NamedTuple):
-    """One batch on its way through the shrunk network.
+    """One batch on its way through both networks, side by side.
 
     Attributes:
-        steps: Halts before each layer, with the values so far.
-        targets: What the layers gave in the original [M, O], and how much each number counts.
+        steps: Halts before each layer or norm of the shrunk network, with the values so far.
+        original: Halts after each layer of the original.
+        weights: How much each number counts that a layer gives [M, O].
         place: The batch's place.
     """
 
     steps: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
-    targets: dict[Layer, tuple[Tensor, Tensor | None]]
+    original: Iterator[tuple[fx.Node, dict[fx.Node, Any]]]
+    weights: dict[Layer, Tensor]
     place: BatchPlace
-
-
-class FittedLayer(NamedTuple):
-    """A layer's fit, the numbers of the inputs and outputs that it is about, and which of the inputs are kept."""
-
-    fit: RidgeFit
-    inputs: Tensor  # kept
-    outputs: Tensor
 
 
 class Compensator:
@@ -68,10 +73,10 @@ class Compensator:
     Attributes:
         gated: The network with the weights of the last fit.
         weights: These by name, without those that did not change.
-        fitted: All layers of the last fit.
+        fitted: All layers of the last fit, where they were asked for.
+        unfitted: The weights that cannot be fitted and stay as they are, each with the reason.
 
     Raises:
-        ArgumentError: A layer has more inputs than memory holds a matrix for.
         DataError: There is no data.
     """
 
@@ -79,22 +84,29 @@ class Compensator:
         gated = copy.copy(gated)
         gated.generator = torch.Generator().manual_seed(0)  # whatever else is drawn: a function of gates and data
         self.original, self.settings, self.units = gated, settings, gated.units
-        self.ones = ones(gated.model, self.units)
+        self.ones, self._batches = ones(gated.model, self.units), batch_places(gated)
         self.weights: dict[str, Tensor] = {}
         self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
         self.gated = gated.with_weights(self.weights)
         self.named = {name: tensor.detach() for name, tensor in named_tensors(gated.model).items()}
         layers = find_layers(self.units) if settings.fit else []
         sets = {layer: [s for s in self.units if layers_of(s, [layer])] for layer in layers}
-        self.layers = [layer for layer in layers if any(s.removal == "gated" for s in sets[layer])]
+        gated_layers = [layer for layer in layers if any(s.removal == "gated" for s in sets[layer])]
+        last = last_layers(gated_layers) if settings.weighting == "ggn" and gated.has_loss else []
+        self.weighted = [layer for layer in last if not self.keeps_rows(layer)]
+        layers = self._fittable(layers)
+        self.layers = [layer for layer in layers if layer in gated_layers]
         self._others = {layer: sets[layer] for layer in layers if layer not in self.layers}  # behind sliced sets alone
         self.norms = [n for n in find_norms(self.units) if settings.recalibrate and n.call in gated.graph.copies]
         self.fitted: dict[Layer, FittedLayer] = {}
-        self._batches = batch_places(gated)
+        self._keeps_fits = False
         self._first = {layer for layer in self.layers if self._is_first(layer)}
-        self._known: dict[Layer, Moments] = {}  # of what layers take in the original, without targets
-        self._weighted = last_layers(self.layers) if settings.weighting == "ggn" and gated.has_loss else []
-        self._check_memory(layers)
+        self._known: dict[Layer, Moments | RowMoments] = {}  # of what layers take in the original, without targets
+        self.weighted = [layer for layer in self.weighted if layer in self.layers]
+
+    def keeps_rows(self, layer: Layer) -> bool:
+        """Return whether a layer has more inputs than rows, and so is fitted by its rows."""
+        return rows_of_its_own(layer, self._batches[0].samples) is not None
 
     def _is_first(self, layer: Layer) -> bool:
         """Return whether no gate is in front of a layer but those on its own inputs."""
@@ -105,27 +117,23 @@ class Compensator:
         return operand.op == "placeholder"
 
     def _needed(self, layer: Layer) -> int:
-        blocks = layer.outputs.size if layer in self._weighted else 1
-        return MATRICES * 8 * layer.width**2 * blocks
+        """Return the bytes that a layer's fit holds at a time."""
+        kept = rows_of_its_own(layer, self._batches[0].samples)
+        if kept is not None:
+            return MATRICES * (4 * kept * layer.width + 8 * kept**2)
+        return MATRICES * 8 * layer.width**2 * (layer.outputs.size if layer in self.weighted else 1)
 
-    def _check_memory(self, layers: list[Layer]) -> None:
-        """Refuse a cap that the moments of a layer do not fit into; without a cap all that is free may be used.
+    def _fittable(self, layers: list[Layer]) -> list[Layer]:
+        """Return the layers whose fit the memory allowed holds, and note why the others stay as they are."""
+        most = self.original.memory if self.original.capped else math.inf
+        self.unfitted = {
+            layer.weight: f"its fit takes {format_bytes(self._needed(layer))}, max_memory is {format_bytes(int(most))}"
+            for layer in layers
+            if self._needed(layer) > most
+        }
+        return [layer for layer in layers if layer.weight not in self.unfitted]
 
-        Raises:
-            ArgumentError: They do not.
-        """
-        gated = self.original
-        most = gated.memory if gated.capped else free_memory(self.ones.device)
-        largest = max(layers, key=self._needed, default=None)
-        if largest is not None and self._needed(largest) > most:
-            needed, what = self._needed(largest), "max_memory is" if gated.capped else "free are"
-            raise ArgumentError(
-                f"compensation: second moments of the {largest.inputs.size * largest.kernel:,} inputs of "
-                f"{largest.weight} take {format_bytes(needed)}, {what} {format_bytes(most)}; use compensate=False "
-                f"or max_memory={needed}"
-            )
-
-    def fit(self, g: Tensor, all_layers: bool = False) -> None:
+    def fit(self, g: Tensor, all_layers: bool = False) -> bool:
         """Fit the weights for the gates g [K], in one pass where what all batches hold before a layer fits into memory.
 
         Layers that nothing in front of them has lost a unit keep their weights as they are, bit by bit.
@@ -133,27 +141,31 @@ class Compensator:
         Args:
             g: The gates.
             all_layers: Whether `fitted` shall hold those layers too.
+
+        Returns:
+            Whether anything was to do: the last fit may have been for these gates.
         """
         if self._fitted_at is not None and torch.equal(self._fitted_at[0], g) and self._fitted_at[1] >= all_layers:
-            return
+            return False
         self.weights.clear()
         self.fitted.clear()
-        self._fitted_at = g.clone(), all_layers
+        self._fitted_at, self._keeps_fits = (g.clone(), all_layers), all_layers
         sliced, touched = self.gated.sliced(g), self._touched(g)
         stops = [stop for stop in self._stops(g) if stop.call in touched]
         first = [layer for layer in self.layers if layer in stops and layer in self._first]
         rest = [layer for layer in self.layers if layer not in stops and all_layers]
-        with torch.no_grad():
+        with torch.no_grad(), phase("fitting layers", len({*stops, *rest})) as fitting:
             self._add_known([*first, *rest])
-            for layer in (*first, *rest):
+            for layer in fitting.through([*first, *rest]):
                 ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._outputs(layer, g)
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
-                self.weights.update(self.tensors(layer, fitted.weight) if layer in first else {})
+                self.weights.update(fitted if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
             held = list(self._walks(sliced, g, stops)) if stops and self._fits_memory(stops) else None
-            for i, stop in enumerate(stops):
-                walks = held if held is not None else (_skip(walk, i) for walk in self._walks(sliced, g, stops))
+            for i, stop in fitting.through(enumerate(stops)):
+                walks = held or (_skip(walk, stops[:i]) for walk in self._walks(sliced, g, stops))
                 self._stop(stop, walks, sliced, g)
+        return True
 
     def change(self, tensors: dict[str, Tensor]) -> None:
         """Put other weights in place of those of the last fit."""
@@ -168,7 +180,7 @@ class Compensator:
     def _add_known(self, layers: Iterable[Layer]) -> None:
         new = [layer for layer in layers if layer not in self._known]
         self._known.update(
-            original_moments(self.original, self.ones, new, [layer for layer in self._weighted if layer in new])
+            observe(self.original, self.ones, new, [layer for layer in self.weighted if layer in new]).moments
         )
 
     def fork(self) -> Compensator:
@@ -192,24 +204,22 @@ class Compensator:
         return {graph.origin[node] for node in downstream(gone) if node in graph.origin}
 
     def _walks(self, sliced: GatedLoss, g: Tensor, stops: list[Layer | BatchNorm]) -> Iterator[Walk]:
-        layers = [stop for stop in stops if isinstance(stop, Layer)]
-        weighted, calls = [layer for layer in self._weighted if layer in layers], [layer.call for layer in layers]
-        draw = draws_of(self.original)
-        halts = {sliced.graph.copies[stop.call] for stop in stops}
+        layers, graph = [stop for stop in stops if isinstance(stop, Layer)], self.original.graph
+        weighted, draw = [layer for layer in self.weighted if layer in layers], draws_of(self.original)
+        halts, results = {sliced.graph.copies[s.call] for s in stops}, {graph.copies[layer.call] for layer in layers}
         for batch, shrunk, place in zip(self.original.cached, sliced.cached, self._batches, strict=True):
-            values = trace_layers(self.original, batch, calls, self.ones, weighted)
-            weight = sample_weights(self.original, batch, weighted, values, draw)
-            original = {
-                layer: layer.targets(values[self.original.graph.copies[layer.call]].detach()) for layer in layers
-            }
-            steps = sliced.graph.walk(shrunk.frontier, g, halts, ())
-            yield Walk(steps, {layer: (z, weight.get(layer)) for layer, z in original.items()}, place)
+            values = trace_layers(self.original, batch, (), self.ones, weighted) if weighted else {}
+            yield Walk(
+                sliced.graph.walk(shrunk.frontier, g, halts, ()),
+                graph.walk(batch.frontier, self.ones, (), (), results=results),
+                sample_weights(self.original, batch, weighted, values, draw),
+                place,
+            )
 
     def _fits_memory(self, stops: list[Layer | BatchNorm]) -> bool:
-        """Return whether all batches can halt before a layer at the same time."""
-        nodes = [node for node in self.units.captured.graph.nodes if node.op == "call_function"]
-        each = bytes_of(stop.call for stop in stops) + 4 * max(bytes_of([node]) for node in nodes)
-        return each * self._batches[0].samples <= self.original.memory // 3
+        """Return whether all batches of both networks can halt at the same time."""
+        alive = 2 * bytes_alive(self.units.captured.graph, {stop.call for stop in stops})
+        return alive * self._batches[0].samples <= self.original.memory // 3
 
     def _stop(self, stop: Layer | BatchNorm, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> None:
         """Fit one layer, or estimate one norm's statistics, and let the walks go on with it."""
@@ -226,14 +236,16 @@ class Compensator:
     def _layer(self, layer: Layer, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss, g: Tensor) -> Met:
         inputs = sliced.graph.kept.indices(layer.inputs).to(g.device)
         ins, outs = layer.rows_of(inputs), self._outputs(layer, g)
-        moments, met = Moments(len(ins), len(outs), self.ones.device), []
+        moments = moments_for(layer, self._batches[0].samples, len(ins), len(outs), self.ones.device)
+        met = list[dict[fx.Node, Any]]()
         for walk in walks:
             _, values = next(walk.steps)
-            z, weight = walk.targets.pop(layer)
+            call_there, original = next(walk.original)
+            z, weight = layer.targets(original[call_there]), walk.weights.pop(layer, None)
             weight = None if weight is None else weight[:, outs]
             collect_moments(moments, layer, values[layer.operand(call)], walk.place, z[:, outs], weight)
             met.append(values)
-        return self.tensors(layer, self._solve(layer, moments, ins, outs, g).weight), met
+        return self._solve(layer, moments, ins, outs, g), met
 
     def _outputs(self, layer: Layer, g: Tensor) -> Tensor:
         """Return the columns of a layer's matrix that are left: by the gates alone, whatever is sliced out already."""
@@ -250,28 +262,39 @@ class Compensator:
             bias = None
         return torch.stack(weight.chunk(blocks, 1)), None if bias is None else bias.reshape(blocks, -1)
 
-    def _solve(self, layer: Layer, moments: Moments, ins: Tensor, outs: Tensor, g: Tensor) -> RidgeFit:
+    def _solve(
+        self, layer: Layer, moments: Moments | RowMoments, ins: Tensor, outs: Tensor, g: Tensor
+    ) -> dict[str, Tensor]:
         kept = layer.rows_kept(KeepMask(masks(self.units, g))).to(g.device)[ins]
-        solution = fit(moments, *self._present(layer, moments.blocks, ins, outs), self.settings.ridge, kept)
-        self.fitted[layer] = FittedLayer(solution, ins[kept], outs)
-        return solution
+        solution = self._fit(moments, *self._present(layer, moments.blocks, ins, outs), kept)
+        fitted = FittedLayer(layer, solution, ins[kept], outs)
+        if self._keeps_fits:
+            self.fitted[layer] = fitted
+        return fitted.tensors(self.named, solution.weight)
 
-    def tensors(self, layer: Layer, weight: Tensor, inputs: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the parameters of a fitted layer with new weights [C, D', o] of some inputs; without the others.
+    def _fit(self, moments: Moments | RowMoments, weight: Tensor, bias: Tensor | None, kept: Tensor) -> RidgeFit:
+        if isinstance(moments, RowMoments):
+            return fit_rows(moments, weight, bias, self.settings.ridge, kept)
+        return fit(moments, weight, bias, self.settings.ridge, kept)
 
-        Args:
-            layer: The layer.
-            weight: The weights.
-            inputs: Their numbers, None for all that it was fitted with. Of the others the parameter keeps what it has.
-        """
-        fitted, old = self.fitted[layer], self.named[layer.weight]
-        inputs = fitted.inputs if inputs is None else inputs
-        tensors = {layer.weight: layer.tensor(old, inputs, fitted.outputs, weight.transpose(0, 1).flatten(1))}
-        bias = fitted.fit.bias_for(weight, torch.searchsorted(fitted.inputs, inputs))
-        if layer.bias is not None and bias is not None:
-            old = self.named[layer.bias]
-            tensors[layer.bias] = old.index_put((fitted.outputs,), bias.flatten().to(old))
-        return tensors
+    def observe(self, layers: list[Layer], curved: bool) -> Observation:
+        """Return what some layers take in the original, and with it how much the loss minds what they give."""
+        weighted = [layer for layer in self.weighted if layer in layers]
+        curved = curved and self.settings.weighting == "ggn"
+        return observe(self.original, self.ones, layers, weighted, curved, hold_out=False)
+
+    def bytes_of_moments(self, layer: Layer) -> int:
+        """Return what is held of a layer by `observe`."""
+        kept, inputs = rows_of_its_own(layer, self._batches[0].samples), layer.inputs.size * layer.kernel
+        blocks = 1 + (layer.outputs.size if layer in self.weighted else 0)
+        return 8 * layer.outputs.size**2 + (4 * kept * inputs if kept is not None else 8 * blocks * inputs**2)
+
+    def optimum(self, layer: Layer, moments: Moments | RowMoments) -> FittedLayer:
+        """Return a layer of the original network, whose weights are the best there are; a function of the moments."""
+        ins, outs = torch.arange(layer.inputs.size * layer.kernel), torch.arange(layer.outputs.size)
+        ins, outs = ins.to(self.ones.device), outs.to(self.ones.device)
+        present = self._present(layer, moments.blocks, ins, outs)
+        return FittedLayer(layer, self._fit(moments, *present, torch.ones_like(ins, dtype=torch.bool)), ins, outs)
 
     def _statistics(self, norm: BatchNorm, call: fx.Node, walks: Iterable[Walk], sliced: GatedLoss) -> Met:
         statistics, met = ChannelStatistics(), []
@@ -297,8 +320,10 @@ def compensated(gated: GatedLoss, g: Tensor, settings: Compensation) -> dict[str
     return compensator.weights
 
 
-def _skip(walk: Walk, n: int) -> Walk:
-    """Go on until n halts are behind."""
-    for _ in itertools.islice(walk.steps, n):
-        pass
+def _skip(walk: Walk, stops: list[Layer | BatchNorm]) -> Walk:
+    """Go on until these halts are behind."""
+    for stop in stops:
+        next(walk.steps)
+        if isinstance(stop, Layer):
+            next(walk.original)
     return walk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.structure.axis import BATCH, Axis, leaves
+from secateur.structure.capture import sizes
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.linear import Linear
 from secateur.structure.ops.registry import arguments, linear_of
@@ -42,9 +44,19 @@ class Layer:
     samples_first: bool
 
     @property
+    def height(self) -> int:
+        """Rows of W."""
+        return self.inputs.size * self.kernel
+
+    @property
     def width(self) -> int:
         """Rows and columns of W together."""
-        return self.inputs.size * self.kernel + self.outputs.size
+        return self.height + self.outputs.size
+
+    @property
+    def positions(self) -> int:
+        """Rows of one sample, of the example's size."""
+        return math.prod(sizes(self.call.meta["val"], 1)) // self.outputs.size
 
     def operand(self, call: fx.Node) -> fx.Node:
         """Return the input of the call, or of a copy of it."""

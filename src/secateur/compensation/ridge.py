@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from secateur.compensation.cholesky import NOT_FINITE, factorise
 from secateur.errors import DataError
 
 ROWS = 2**14  # that are multiplied at a time
@@ -22,14 +24,14 @@ FLOOR = 0.1  # of the mean weight of all rows, added to each: some have none
 GRID = tuple(10.0**power for power in range(-7, 1))  # ridges that are tried
 RIDGE = 1e-4  # where nothing is held out to try them on
 TINY = 1e-30  # of a mean square, where all inputs are constant
-NOT_FINITE = "compensation: the activations' second moments are not finite or not positive on this data"
+LARGE = 2048  # inputs from which sums are held in float32: they are of some hundred thousand products at most
 ROUNDING = 1e-6  # of the targets' squares: errors below it are none
 
 
 class Sums(NamedTuple):
     """The sums Σ ω x xᵀ [C, X, X], Σ ω x zᵀ [C, X, o], Σ ω z² [C, o] over rows x = (a, 1), targets z; X = D + 1.
 
-    All are float64. What is left of the diagonal may be missing in the first.
+    All are float64, where inputs are many the first is float32. What is left of the diagonal may be missing in it.
     """
 
     xx: Tensor
@@ -39,8 +41,12 @@ class Sums(NamedTuple):
     @classmethod
     def none(cls, blocks: int, inputs: int, outputs: int, device: torch.device) -> Sums:
         """Return the sums over no rows."""
-        shapes = (blocks, inputs + 1, inputs + 1), (blocks, inputs + 1, outputs), (blocks, outputs)
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+        x, dtype = inputs + 1, torch.float32 if inputs >= LARGE else torch.float64
+        return cls(
+            torch.zeros(blocks, x, x, dtype=dtype, device=device),
+            torch.zeros(blocks, x, outputs, dtype=torch.float64, device=device),
+            torch.zeros(blocks, outputs, dtype=torch.float64, device=device),
+        )
 
     def add(self, x: Tensor, z: Tensor, weight: Tensor | None) -> None:
         """Take in rows [M, X], targets [M, O], weights [M, C] or 1."""
@@ -57,8 +63,13 @@ class Sums(NamedTuple):
         self.zz.add_((weighted_z * z).sum(0))
 
     def whole(self) -> Sums:
-        """Return the sums with what is left of the diagonal."""
-        return self._replace(xx=self.xx.triu() + self.xx.triu(1).mT)
+        """Return the sums with what is left of the diagonal, written in its place."""
+        for i in range(0, self.xx.shape[1], COLUMNS):
+            rows = self.xx[:, i : i + COLUMNS]
+            self.xx[:, i + COLUMNS :, i : i + COLUMNS] = rows[:, :, i + COLUMNS :].mT
+            square = rows[:, :, i : i + COLUMNS]
+            square.copy_(square.triu() + square.triu(1).mT)
+        return self
 
     def plus(self, other: Sums) -> Sums:
         """Return the sums over the rows of both."""
@@ -86,7 +97,8 @@ class Moments:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
         self.inputs, self.outputs, self.device = inputs, outputs, device
-        self.plain = [Sums.none(1, inputs, outputs, device) for _ in range(2)]
+        self.hold_out = True  # False where no ridge will be chosen: half of the memory
+        self._plain: list[Sums | None] = [None, None]  # made when there are rows
         self.weighted: list[Sums] = []
         self.origin: tuple[Tensor, Tensor] | None = None
 
@@ -102,17 +114,20 @@ class Moments:
         if weight is not None and not self.weighted:
             blocks = weight.shape[1]
             self.weighted = [Sums.none(blocks, self.inputs, self.outputs // blocks, self.device) for _ in range(2)]
+        held = held if self.hold_out else torch.zeros_like(held)
         for part, rows in enumerate((~held, held)):
             for piece in torch.split(rows.nonzero()[:, 0], ROWS // self.blocks) if rows.any() else ():
                 self._add(part, a[piece], z[piece], None if weight is None else weight[piece])
 
     def _add(self, part: int, a: Tensor, z: Tensor, weight: Tensor | None) -> None:
         a0, z0 = self._origin
+        plain = self._plain[part] or self._none()
+        self._plain[part] = plain
         if a.element_size() < 4:
             a, z = a.float(), z.float()
         x, z = a.new_ones(len(a), self.inputs + 1), z - z0.to(z)
         torch.sub(a, a0.to(a), out=x[:, :-1])
-        self.plain[part].add(x, z, None)
+        plain.add(x, z, None)
         if weight is not None:
             self.weighted[part].add(x, z, weight.to(x))
 
@@ -125,11 +140,23 @@ class Moments:
 
     def parts(self) -> list[Sums]:
         """Return the sums over the rows to fit and over those held out."""
+        plain_parts = [sums or self._none() for sums in self._plain]
         if not self.weighted:
-            return [sums.whole() for sums in self.plain]
-        count, weight = (sum(sums.xx[:, -1, -1] for sums in parts) for parts in (self.plain, self.weighted))
+            return [sums.whole() for sums in plain_parts]
+        count, weight = (sum(sums.xx[:, -1, -1] for sums in parts) for parts in (plain_parts, self.weighted))
         floor = FLOOR * weight / torch.as_tensor(count).clamp(min=1)
-        return [sums.with_floor(plain, floor).whole() for sums, plain in zip(self.weighted, self.plain, strict=True)]
+        return [sums.with_floor(plain, floor).whole() for sums, plain in zip(self.weighted, plain_parts, strict=True)]
+
+    def _none(self) -> Sums:
+        return Sums.none(1, self.inputs, self.outputs, self.device)
+
+    def total(self) -> Sums:
+        """Return the sums over all rows; those that are there, where none are held out."""
+        only, *others = [sums for sums in self._plain if sums is not None] or [self._none()]
+        if not others and not self.weighted:
+            return only.whole()
+        fitted, held = self.parts()
+        return fitted.plus(held)
 
     def only(self, outputs: Tensor) -> Moments:
         """Return the moments for some outputs, where there are no targets."""
@@ -139,10 +166,10 @@ class Moments:
 
     def normal(self, sums: Sums, centred: bool) -> NormalEquations:
         """Return the normal equations of some of the sums; about the means where there is a bias to take these."""
-        total = sums.xx[:, -1:, -1:].clamp(min=TINY)
+        total = sums.xx[:, -1:, -1:].double().clamp(min=TINY)
         a, z = sums.xx[:, -1, :-1] / total[:, 0], sums.xz[:, -1] / total[:, 0]
         about = NormalEquations(
-            sums.xx[:, :-1, :-1] / total - a[:, :, None] * a[:, None, :],
+            (sums.xx[:, :-1, :-1] / total).baddbmm_(a[:, :, None], a[:, None, :], alpha=-1),
             sums.xz[:, :-1] / total - a[:, :, None] * z[:, None, :],
             sums.zz / total[:, 0] - z.square(),
             a + self._origin[0],
@@ -167,7 +194,8 @@ class NormalEquations(NamedTuple):
     def about(self, a: Tensor, z: Tensor) -> NormalEquations:
         """Return the equations about other points, from those about the means."""
         a, z = (self.a - a)[:, :, None], (self.z - z)[:, :, None]
-        return self._replace(aa=self.aa + a @ a.mT, az=self.az + a @ z.mT, zz=self.zz + z[:, :, 0].square())
+        aa, az = self.aa.baddbmm(a, a.mT), self.az.baddbmm(a, z.mT)
+        return self._replace(aa=aa, az=az, zz=self.zz + z[:, :, 0].square())
 
     def with_targets_of(self, weight: Tensor, bias: Tensor) -> NormalEquations:
         """Return the equations for the targets that weights [C, D, o] and a bias [C, o] make of the inputs."""
@@ -176,6 +204,8 @@ class NormalEquations(NamedTuple):
 
     def only(self, kept: Tensor) -> NormalEquations:
         """Return the equations for the inputs kept."""
+        if bool(kept.all()):
+            return self
         places = kept.nonzero()[:, 0]
         return self._replace(aa=self.aa[:, places][:, :, places], az=self.az[:, places], a=self.a[:, places])
 
@@ -186,10 +216,9 @@ class NormalEquations(NamedTuple):
             DataError: It has no solution: the data hold NaN or infinite values.
         """
         λ = ridge * self.strength()
-        factor, failed = torch.linalg.cholesky_ex(self.aa + λ * torch.eye(self.aa.shape[1]).to(self.aa))
-        if bool(failed.any()) or not bool(factor.isfinite().all() & self.az.isfinite().all()):
+        if not bool(self.az.isfinite().all()):
             raise DataError(NOT_FINITE)
-        return torch.cholesky_solve(self.az + λ * weight, factor)
+        return torch.cholesky_solve(self.az + λ * weight, factorise(self.aa.clone(), λ))
 
     def error(self, weight: Tensor) -> Tensor:
         """Return the mean square of what is missing, summed over outputs, per block [C]."""
@@ -203,15 +232,18 @@ class RidgeFit(NamedTuple):
         weight: [C, D', o].
         target: The means of what it should give [C, o], for a bias to meet; None without one.
         ridge: λ, absolute [C, 1, 1].
-        second: The inputs' second moments [C, D', D'], about their means where there is a bias.
+        second: The inputs' second moments [C, D', D'], about their means where there is a bias; None where there are
+            more inputs than rows.
         mean: The inputs' means [C, D'].
+        rows: In their place Y [n, D'], with YᵀY the second moments.
     """
 
     weight: Tensor
     target: Tensor | None
     ridge: Tensor
-    second: Tensor
+    second: Tensor | None
     mean: Tensor
+    rows: Tensor | None = None
 
     @property
     def bias(self) -> Tensor | None:
@@ -244,24 +276,46 @@ def fit(moments: Moments, weight: Tensor, bias: Tensor | None, ridge: float | No
             equations = equations.with_targets_of(weight, torch.zeros_like(weight[:, 0]) if bias is None else bias)
         return equations.only(kept)
 
-    fitted, held = moments.parts()
-    whole, present = normal(fitted.plus(held)), weight[:, kept]
+    present, same = weight[:, kept], not moments.outputs and bool(kept.all())
+    if ridge is None and not same:
+        fitted, held = moments.parts()
+        if all(bool((part.xx[:, -1, -1] > 0).all()) for part in (fitted, held)):
+            training, validation = normal(fitted), normal(held)
+            ridge = _best(training, validation if bias is None else validation.about(training.a, training.z), present)
+    whole, ridge = normal(moments.total()), RIDGE if ridge is None else ridge
     if not bool(whole.aa.isfinite().all()):
         raise DataError(NOT_FINITE)
-    same = not moments.outputs and bool(kept.all())
-    if ridge is None and not same and all(bool((part.xx[:, -1, -1] > 0).all()) for part in (fitted, held)):
-        training, validation = normal(fitted), normal(held)
-        ridge = _best(training, validation if bias is None else validation.about(training.a, training.z), present)
-    ridge = RIDGE if ridge is None else ridge
     solved = present if same else whole.solve(present, ridge)
     return RidgeFit(solved, None if bias is None else whole.z, ridge * whole.strength(), whole.aa, whole.a)
 
 
 def _best(part: NormalEquations, held: NormalEquations, weight: Tensor) -> float:
-    """Return the ridge nearest to the usual one among those within one percent of the best on what is held out."""
-    errors = [held.error(_tried(part, weight, ridge)).sum().nan_to_num(torch.inf).item() for ridge in GRID]
-    rounding = ROUNDING * held.zz.sum().item()
-    good = [ridge for ridge, error in zip(GRID, errors, strict=True) if error <= max(1.01 * min(errors), rounding)]
+    """Return the ridge nearest to the usual one among those within one percent of the best on what is held out.
+
+    Where inputs are many, each a factorisation of seconds, only as long as the error falls on the way from the usual.
+    """
+    errors = dict[float, float]()
+    usual = GRID.index(RIDGE)
+    for ridges in (GRID[usual:], GRID[usual::-1]):
+        last = math.inf
+        for ridge in ridges:
+            if ridge not in errors:
+                errors[ridge] = held.error(_tried(part, weight, ridge)).sum().nan_to_num(torch.inf).item()
+            if errors[ridge] >= last and math.isfinite(last) and len(part.a[0]) >= LARGE:
+                break
+            last = errors[ridge]
+    return nearest_to_usual(errors, held.zz.sum().item())
+
+
+def nearest_to_usual(errors: Mapping[float, float], squares: float) -> float:
+    """Return the ridge nearest to the usual one among those whose error is within one percent of the least.
+
+    Args:
+        errors: The error of each ridge on what is held out.
+        squares: The squares of the targets there, of which a small part is rounding.
+    """
+    most = max(1.01 * min(errors.values()), ROUNDING * squares)
+    good = [ridge for ridge, value in errors.items() if value <= most]
     return min(good, key=lambda ridge: abs(math.log(ridge / RIDGE)), default=RIDGE)
 
 

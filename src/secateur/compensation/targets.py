@@ -55,20 +55,34 @@ def curvature(gated: GatedLoss, layers: Sequence[Layer], g: Tensor) -> dict[Laye
     Returns:
         By layer, float64; empty without a loss, and where samples of the loss have no curvature of their own.
     """
-    if not gated.has_loss:
-        return {}
-    sizes = {layer: gated.graph.kept.count(layer.outputs) for layer in layers}
-    matrices = {layer: torch.zeros(n, n, dtype=torch.float64, device=g.device) for layer, n in sizes.items()}
-    draw = draws_of(gated)
-    for batch in gated.cached:
-        try:
-            values = trace_layers(gated, batch, (), g, layers)
-            for layer, rows, sign in pulled_to_layers(gated, batch, layers, values, draw):
-                matrices[layer] += (rows.T @ rows).double() * (sign * batch.share / batch.size)
-        except NoCurvatureError:
-            return {}
+    matrices, draw = no_curvature(gated, layers, g), draws_of(gated)
+    for batch in gated.cached if matrices else ():
+        add_curvature(matrices, gated, batch, trace_layers(gated, batch, (), g, layers), draw)
+    return positive(matrices)
+
+
+def no_curvature(gated: GatedLoss, layers: Sequence[Layer], g: Tensor) -> dict[Layer, Tensor]:
+    """Return B over no samples [O, O], by layer; empty without a loss."""
+    sizes = {layer: gated.graph.kept.count(layer.outputs) for layer in layers if gated.has_loss}
+    return {layer: torch.zeros(n, n, dtype=torch.float64, device=g.device) for layer, n in sizes.items()}
+
+
+def add_curvature(
+    matrices: dict[Layer, Tensor], gated: GatedLoss, batch: CachedBatch, values: dict[fx.Node, Any],
+    draw: torch.Generator,
+) -> None:  # fmt: skip
+    """Add a batch's part to B of each layer, from values that `trace_layers` gives; with no curvature, empty them."""
+    try:
+        for layer, rows, sign in pulled_to_layers(gated, batch, list(matrices), values, draw) if matrices else ():
+            matrices[layer] += (rows.T @ rows).double() * (sign * batch.share / batch.size)
+    except NoCurvatureError:
+        matrices.clear()
+
+
+def positive(matrices: dict[Layer, Tensor]) -> dict[Layer, Tensor]:
+    """Return B with no diagonal below 0, which a drawn estimate may fall below."""
     for matrix in matrices.values():
-        matrix.diagonal().clamp_(min=0)  # which a drawn estimate may fall below
+        matrix.diagonal().clamp_(min=0)
     return matrices
 
 

@@ -29,14 +29,21 @@ class UnitSurgeon:
         compensator: The compensator of the original network; changed.
         costs: Whether saliencies will be asked for.
         names: The sets that units are removed from; None for all. Of others there is no saliency.
+        shortlist: The number of units that no layer makes up for whose rise is measured, the least ones by taylor1;
+            the others' saliency is infinite until these are gone. None for all.
     """
 
-    def __init__(self, compensator: Compensator, costs: bool = True, names: Collection[str] | None = None) -> None:
+    def __init__(
+        self, compensator: Compensator, costs: bool = True, names: Collection[str] | None = None,
+        shortlist: int | None = None,
+    ) -> None:  # fmt: skip
+        self.shortlist = shortlist
         self.compensator, self.units, self.costs = compensator, compensator.units, costs
         self.open_sets = [s for s in self.units if names is None or s.name in names]
         gated = {s.name for s in self.units if s.removal == "gated"}
-        self.sets = {s.name: layers_of(s, compensator.layers) if s.name in gated else [] for s in self.units}
-        self.compensable = {s.name for s in self.units if compensable(s, compensator.layers)}
+        layers = [layer for layer in compensator.layers if not compensator.keeps_rows(layer)]
+        self.sets = {s.name: layers_of(s, layers) if s.name in gated else [] for s in self.units}
+        self.compensable = {s.name for s in self.units if compensable(s, layers)}
         self.numbers = self.units.split(torch.arange(self.units.total, device=compensator.ones.device))
         self.weighted = compensator.settings.weighting == "ggn"
         self.block_obs: dict[Layer, BlockOBS] = {}
@@ -72,7 +79,8 @@ class UnitSurgeon:
         return self.compensator.fitted[layer].outputs
 
     def _block_obs(self, layer: Layer, curved: Tensor | None) -> BlockOBS:
-        fit, inputs, _ = self.compensator.fitted[layer]
+        _, fit, inputs, _ = self.compensator.fitted[layer]
+        assert fit.second is not None  # layers with more inputs than rows are none of these
         blocks, _, width = fit.weight.shape
         if not self.costs:
             root = fit.weight.new_zeros(blocks, width, 0)
@@ -87,16 +95,29 @@ class UnitSurgeon:
 
     def saliency(self, g: Tensor) -> Tensor:
         """Return the rise of the loss that each unit's removal is predicted to cause [K], float64."""
-        if self.measured is None:
-            others = [self._left(s, g) for s in self.open_sets if s.name not in self.compensable]
-            units = torch.cat([*others, g.new_empty(0, dtype=torch.long)])
-            self.measured = rises(self.gated, g, units) if len(units) else torch.full_like(g, torch.inf).double()
+        others = torch.cat([g.new_empty(0, dtype=torch.long), *(self._left(s, g) for s in self._unreached)])
+        if self.measured is None or (len(others) and not self.measured[others].isfinite().any()):
+            self.measured = torch.full_like(g, torch.inf).double()
+            if len(others):
+                self.measured = rises(self.gated, g, self._short(others, g))
         rise = self.measured.masked_fill(g == 0, torch.inf)
         for unit_set, scale in zip(self.open_sets, self.scales, strict=True):
             if unit_set.name in self.compensable:
                 left = self._left(unit_set, g)
                 rise[left] = scale * self._costs(unit_set, left, self.block_obs)
         return rise
+
+    @property
+    def _unreached(self) -> list[UnitSet]:
+        """The sets that no layer makes up for."""
+        return [unit_set for unit_set in self.open_sets if unit_set.name not in self.compensable]
+
+    def _short(self, units: Tensor, g: Tensor) -> Tensor:
+        """Return the units whose rise is measured."""
+        if self.shortlist is None or len(units) <= self.shortlist:
+            return units
+        taylor = -self.gated.gradient(g)[units]
+        return units[taylor.argsort(stable=True)[: self.shortlist]]
 
     def _left(self, unit_set: UnitSet, g: Tensor) -> Tensor:
         units = self.numbers[unit_set.name]
@@ -123,7 +144,10 @@ class UnitSurgeon:
         self._strike(unit_set, torch.tensor([k], device=g.device), self.block_obs)
         for layer in self.sets[unit_set.name]:
             obs = self.block_obs[layer]
-            self.compensator.change(self.compensator.tensors(layer, obs.weight(), obs.names))
+            self.compensator.change(self._tensors(layer, obs.weight(), obs.names))
+
+    def _tensors(self, layer: Layer, weight: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+        return self.compensator.fitted[layer].tensors(self.compensator.named, weight, inputs)
 
     def _strike(self, unit_set: UnitSet, units: Tensor, block_obs: dict[Layer, BlockOBS]) -> None:
         for layer in self.sets[unit_set.name]:
@@ -145,7 +169,7 @@ class UnitSurgeon:
         for layer in self.sets[unit_set.name]:
             obs = self.block_obs[layer]
             weight = obs.weight(obs.change(self._rows(unit_set, layer, unit, obs)[0]))
-            changed |= self.compensator.tensors(layer, weight, obs.names)
+            changed |= self._tensors(layer, weight, obs.names)
         without = g.index_fill(0, unit, 0)
         return self.gated.sliced(without).with_weights(changed).loss(without)
 

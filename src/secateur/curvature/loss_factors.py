@@ -17,7 +17,7 @@ from secateur.curvature.named_losses import DRAWS, ROOTS, View, split, view_of
 from secateur.errors import DataError
 from secateur.objective.losses import LossFunction, differentiable
 
-DRAWN = 2  # directions for each sample, of a loss of the user's own with many outputs
+DRAWN = 1  # directions for each sample, of a loss of the user's own with many outputs
 
 
 class Factor(NamedTuple):
@@ -42,6 +42,7 @@ def exact_factors(loss: LossFunction, outputs: Any, targets: Any) -> Iterator[Fa
     Raises:
         DataError: The loss does not take these outputs and targets, or ties samples to each other.
 
+    >>> from secateur.objective.losses import squared_error
     >>> o = torch.tensor([[0.0, 0.0]])
     >>> [factor.vectors[0].tolist() for factor in exact_factors(squared_error, o, torch.tensor([1]))]
     [[[1.0, 0.0]], [[0.0, 1.0]]]

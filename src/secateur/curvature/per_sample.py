@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from secateur.objective.gated_graph import downstream
 from secateur.structure.axis import BATCH, Axis, find, parts
-from secateur.structure.capture import Captured, sizes
+from secateur.structure.capture import Captured, counts_samples, is_free, sizes
 from secateur.structure.infer import infer
 from secateur.structure.ops.linear import PerSample
 from secateur.structure.ops.registry import arguments, linear_of
@@ -38,18 +38,19 @@ class Layout(NamedTuple):
 def layouts(captured: Captured) -> dict[fx.Node, Layout]:
     """Return the layouts of the values that hold the samples along one dimension."""
     net = infer(captured)
-    every = {node: _layout(net.axes(node)) for node in net.known if net.is_tensor(node)}
+    every = {node: _layout(net.axes(node), node.meta["val"].shape) for node in net.known if net.is_tensor(node)}
     return {node: layout for node, layout in every.items() if layout is not None}
 
 
-def _layout(axes: list[Axis]) -> Layout | None:
+def _layout(axes: list[Axis], shape: torch.Size) -> Layout | None:
     dims = [dim for dim, axis in enumerate(axes) if axis.size and axis.size % BATCH == 0]
     if len(dims) != 1:
         return None
     axis = find(axes[dims[0]])
     factors = parts(axis) if axis.kind == "product" else [axis]
     before = itertools.takewhile(lambda factor: factor.size % BATCH, factors)
-    return Layout(dims[0], math.prod(factor.size for factor in before))
+    outer = math.prod(factor.size for factor in before)
+    return None if outer > 1 and is_free(shape[dims[0]]) else Layout(dims[0], outer)
 
 
 class Use(NamedTuple):
@@ -83,11 +84,16 @@ class Uses:
             *self.entries,
             *(operand for node in self.entries for operand in node.all_input_nodes),
         }
-        self.counts = [n for n in self.kept & data if not isinstance(n.meta["val"], Tensor | list | tuple)]
+        self.counts = [n for n in self.kept & data if counts_samples(n.meta["val"])]
 
     def apart(self, name: str) -> bool:
         """Return whether every call that takes the parameter may hold its samples apart."""
-        return all(use.node in self.layouts and use.node.meta["val"].is_floating_point() for use in self.of[name])
+        nodes = [use.node for use in self.of[name]]
+        mixed = {n for n in self.counts if is_free(n.meta["val"])}  # with lengths, for one sample other in each batch
+        return all(
+            node in self.layouts and node.meta["val"].is_floating_point() and mixed.isdisjoint(node.all_input_nodes)
+            for node in nodes
+        )
 
     def dense(self, name: str) -> Use | None:
         """Return the use as the weight or bias of one dense layer with inputs [N, I]; None if it is used otherwise."""

@@ -26,7 +26,6 @@ from secateur.objective.held_back import hold_back
 from secateur.objective.loss_checks import batches_for_loss
 from secateur.objective.losses import (
     LossFunction,
-    count_predictions,
     differentiable,
     find_loss,
     loss_and_accuracy,
@@ -134,12 +133,15 @@ class WeightLoss:
         if self._loss is None or not self._batches:
             return None, None
         with torch.no_grad():
-            return loss_and_accuracy(self.loss, ((share, out, batch.targets) for share, batch, out in self._outputs()))
+            return self._assess()[:2]
 
     def predictions(self) -> int:
         """Return how many predictions the accuracy is taken over; 0 without classes."""
         with torch.no_grad():
-            return count_predictions(self.loss, ((out, batch.targets) for _, batch, out in self._outputs()))
+            return self._assess()[2]
+
+    def _assess(self) -> tuple[float, float | None, int]:
+        return loss_and_accuracy(self.loss, ((share, out, batch.targets) for share, batch, out in self._outputs()))
 
     def _outputs(self) -> Iterator[tuple[float, Batch, Any]]:
         run = compile_graph(self.captured.graph)

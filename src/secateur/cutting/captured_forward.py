@@ -11,8 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.errors import DataError
-from secateur.structure.axis import BATCH
-from secateur.structure.capture import Captured
+from secateur.structure.capture import Captured, broken_guard, counts_samples, is_free, name_of_size, times
 from secateur.structure.inputs import check_as_captured
 from secateur.structure.module_calls import ModuleCall
 from secateur.structure.sliced_graph import Sliced
@@ -29,7 +28,8 @@ class CapturedForward:
         weights: The names of those weights in the module.
         constants: Tensors that the module made itself.
         call: The call of the module that was captured.
-        shapes: The shapes of the tensors among its inputs; None for a dimension that holds the samples.
+        shapes: The shapes of the tensors among its inputs; a name for a size that depends on the network's inputs.
+        guards: What the network's code takes for granted of such sizes.
         keywords: The order of keyword inputs, where the module is the whole network.
     """
 
@@ -40,10 +40,12 @@ class CapturedForward:
         weights: list[str],
         constants: list[Tensor],
         call: ModuleCall,
-        shapes: dict[fx.Node, list[int | None]],
+        shapes: dict[fx.Node, list[int | str]],
+        guards: tuple[str, ...],
         keywords: tuple[str, ...] | None,
     ) -> None:
         self.module, self.weights, self.constants, self.keywords = module, weights, constants, keywords
+        self.guards = guards
         self.name, self.in_spec, self.out_spec, self.plain = call.name, call.in_spec, call.out_spec, call.constants
         self.shapes = [None if node is None else shapes[node] for node in call.inputs]
         self.places = [call.inputs.index(node) for node in dict.fromkeys(call.inputs) if node is not None]
@@ -64,11 +66,15 @@ class CapturedForward:
             DataError: It is called in another way than when it was captured.
         """
         values = self._in_order(args, kwargs)
+        sizes: dict[str, int] = {}
         for shape, then, now in zip(self.shapes, self.plain, values, strict=True):
             check_as_captured(self.name or "inputs", shape is not None, then, now)
-            if shape is not None and not _fits(now.shape, shape):
-                wanted = ", ".join("samples" if size is None else str(size) for size in shape)
+            if shape is not None and not _fits(now.shape, shape, sizes):
+                wanted = _described(shape, sizes)
                 raise DataError(f"{self.name or 'inputs'}: captured for ({wanted}), got {tuple(now.shape)}")
+        broken = broken_guard(self.guards, sizes)
+        if broken is not None:
+            raise DataError(f"{self.name or 'inputs'}: captured for sizes with {broken}, got {sizes}")
         weights = [_find(self.module, name) for name in self.weights]
         constants = [tensor.to(weights[0].device) if weights else tensor for tensor in self.constants]
         results = self.code.forward(*weights, *constants, *(values[place] for place in self.places))
@@ -87,9 +93,18 @@ class CapturedForward:
         return [*args, *(kwargs[name] for name in self.keywords)]
 
 
-def _fits(shape: torch.Size, wanted: list[int | None]) -> bool:
+def _fits(shape: torch.Size, wanted: list[int | str], sizes: dict[str, int]) -> bool:
+    """Return whether a tensor has the shape that is wanted; the sizes of free dimensions are added to those known."""
     pairs = zip(shape, wanted, strict=False)
-    return len(shape) == len(wanted) and all(size in (None, have) for have, size in pairs)
+    return len(shape) == len(wanted) and all(
+        size == "any" or (size if isinstance(size, int) else sizes.setdefault(size, have)) == have
+        for have, size in pairs
+    )
+
+
+def _described(shape: list[int | str], sizes: dict[str, int]) -> str:
+    words = [sizes.get(size, "any") if isinstance(size, str) and size != "samples" else size for size in shape]
+    return ", ".join(map(str, words))
 
 
 def captured_parts(network: nn.Module) -> tuple[str, ...]:
@@ -134,25 +149,30 @@ def _captured_forward(
     outside = [n for n, name in placeholders.items() if name in captured.inputs]
     used = {user.target for n in outside for user in n.users if user in needed and user not in inputs}
     if used - {torch.ops.aten.sym_size.int} or not all(name.startswith(prefix) for name in names):
-        return None  # of the whole network's inputs a part may use nothing but the number of samples
+        return None  # of the whole network's inputs a part may use nothing but their sizes
+    asked = [n for n in needed if n not in inputs and not set(outside).isdisjoint(n.all_input_nodes)]
+    sizes = {node: _place_of_size(node, inputs, sliced) for node in asked}
+    if None in sizes.values():
+        return None
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in (*weights, *constants, *inputs)}
     for node in sliced.graph.nodes:
         if node in needed and node not in copies and node not in outside:
-            of_outside = node.target is torch.ops.aten.sym_size.int and node.args[0] in outside
-            copies[node] = (
-                _batch_size(graph, copies, inputs, sliced) if of_outside else graph.node_copy(node, copies.__getitem__)
-            )
+            place = sizes.get(node)
+            copies[node] = graph.node_copy(node, copies.__getitem__) if place is None else _size(graph, copies, *place)
     graph.output([copies[sliced.copies[node]] if isinstance(node, fx.Node) else node for node in call.outputs])
     shapes = {node: _shape(node, sliced) for node in inputs.values()}
     tensors = [captured.constants[placeholders[n]] for n in constants]
     keywords = None if call.name else captured.keywords
     own_names = [name.removeprefix(prefix) for name in names]
-    return CapturedForward(module, graph, own_names, tensors, call, shapes, keywords)
+    return CapturedForward(module, graph, own_names, tensors, call, shapes, captured.guards, keywords)
 
 
-def _shape(node: fx.Node, sliced: Sliced) -> list[int | None]:
-    return [sliced.left.count(axis) if axis.size % BATCH else None for axis in sliced.net.axes(node)]
+def _shape(node: fx.Node, sliced: Sliced) -> list[int | str]:
+    pairs = zip(sliced.net.axes(node), node.meta["val"].shape, strict=True)
+    return [
+        name_of_size(size) if counts_samples(size) or is_free(size) else sliced.left.count(axis) for axis, size in pairs
+    ]
 
 
 def _between(inputs: set[fx.Node], wanted: list[fx.Node]) -> set[fx.Node]:
@@ -166,18 +186,16 @@ def _between(inputs: set[fx.Node], wanted: list[fx.Node]) -> set[fx.Node]:
     return needed
 
 
-def _batch_size(
-    graph: fx.Graph, copies: dict[fx.Node, fx.Node], inputs: dict[fx.Node, fx.Node], sliced: Sliced
-) -> fx.Node:
-    """Return the number of samples, from the first input that has a dimension which is a multiple of it.
-
-    Raises:
-        AssertionError: No input has one, which no graph of a submodule lets happen.
-    """
+def _place_of_size(asked: fx.Node, inputs: dict[fx.Node, fx.Node], sliced: Sliced) -> tuple[fx.Node, int, int] | None:
+    """Return an input and its dimension that is so many times a size of the whole network's inputs; None without."""
     for node, original in inputs.items():
-        for dim, axis in enumerate(sliced.net.axes(original)):
-            if axis.size % BATCH == 0:
-                size = graph.call_function(torch.ops.aten.sym_size.int, (copies[node], dim))
-                times = sliced.left.count(axis) // BATCH
-                return size if times == 1 else graph.call_function(operator.floordiv, (size, times))
-    raise AssertionError("a submodule whose inputs have no samples asks for their number")
+        for dim, (axis, size) in enumerate(zip(sliced.net.axes(original), original.meta["val"].shape, strict=True)):
+            multiple = times(size, asked.meta["val"])
+            if multiple:
+                return node, dim, multiple * sliced.left.count(axis) // axis.size
+    return None
+
+
+def _size(graph: fx.Graph, copies: dict[fx.Node, fx.Node], node: fx.Node, dim: int, multiple: int) -> fx.Node:
+    size = graph.call_function(torch.ops.aten.sym_size.int, (copies[node], dim))
+    return size if multiple == 1 else graph.call_function(operator.floordiv, (size, multiple))

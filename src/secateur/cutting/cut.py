@@ -23,7 +23,8 @@ from secateur.objective.question import Question
 from secateur.options import Compensation
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
-from secateur.structure.inputs import Call, InputSpec, map_tensors
+from secateur.structure.inputs import Call, InputSpec
+from secateur.structure.lengths import few, one_shorter
 from secateur.structure.module_calls import whole_call
 from secateur.structure.sliced_graph import slice_graph
 from secateur.structure.units import Units, require_units, units_of
@@ -167,16 +168,18 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     keep_mask = keep_mask_of(units, plan.kept)
     small = sliced_copy(model, units, keep_mask)
     sliced = slice_graph(units.captured, units.net, keep_mask)
-    few = call if units.captured.spec.fixed else map_tensors(call, lambda tensor: tensor[:2] if tensor.ndim else tensor)
-    expected, exact = truth(model, units, plan.kept, call), exact_truth(model, units, plan.kept, few)
+    probes = [call if units.captured.spec.fixed else few(call)]
+    probes += [one_shorter(probes[0], units.captured.spec)] if units.captured.spec.free else []
+    expected, exact = truth(model, units, plan.kept, call), [exact_truth(model, units, plan.kept, p) for p in probes]
     update_attributes(small, units.net, keep_mask)
-    if not _proven(small, expected, exact):
+    if not _proven(small, expected, *exact):
         lower = has_lower_literals(units.captured)  # then its parts want inputs of their own dtype
-        probe = probe_truth(model, units, plan.kept, few, double=False) if lower else exact
+        probe = probe_truth(model, units, plan.kept, probes[0], double=False) if lower else exact[0]
         search_attributes(model, small, units.captured, sliced, probe)
-        if not _proven(small, expected, exact):
+        if not _proven(small, expected, *exact):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))
-    exact.check(small)
+    for other in exact:
+        other.check(small)
     return small, expected.check(small)
 
 

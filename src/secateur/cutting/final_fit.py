@@ -33,8 +33,10 @@ def fitted_plan(
     judge = question.judge
     while True:
         g = gates(question.model, question.units, plan.kept)
-        compensator.fit(g)
+        anew = compensator.fit(g)
         if not plan.steps or not (judge.has_data and judge.has_loss):
+            return plan, compensator.weights
+        if not anew and plan.steps[-1].loss is not None and budget.good_enough(plan.states[0], plan.steps[-1]):
             return plan, compensator.weights
         loss, accuracy = judge.with_weights(compensator.weights).measure(g)
         end = dataclasses.replace(plan.steps[-1], loss=loss, accuracy=accuracy)

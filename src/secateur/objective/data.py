@@ -169,7 +169,7 @@ def _batch(model: nn.Module, item: Any, position: int, name: str) -> Batch:
 
 
 def _as_captured(batch: Batch, lookups: Lookups, where: str) -> Batch:
-    call = lookups.captured.spec.match(batch.call, where)
+    call = lookups.captured.match(batch.call, where)
     lookups.check(call, where)
     return batch._replace(call=call)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.structure.axis import BATCH, Axis, find, leaves, parts
-from secateur.structure.capture import sizes
+from secateur.structure.capture import is_free, sizes
 from secateur.structure.graph_run import compile_graph, outputs
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.net import Consumer
@@ -66,6 +66,7 @@ class GatedGraph:
         self._weights = [(i, originals[n]) for i, n in enumerate(frontier) if n in weights]
         self._prefix, self._suffix = compile_graph(prefix), compile_graph(self.suffix)
         self._last = _last_used(self.suffix)
+        self._slices: dict[fx.Node, tuple[Tensor, int | None, Tensor]] = {}
 
     @property
     def count(self) -> int:
@@ -91,9 +92,9 @@ class GatedGraph:
 
     def frontier(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """Return the values that no gate changes, from those of the captured graph's placeholders."""
-        captured, net = self.units.captured, self.units.net
+        captured = self.units.captured
         pairs = zip(captured.graph.find_nodes(op="placeholder"), values, strict=True)
-        inputs = [slice_tensor(v, net.axes(n), self.kept) if n.name in captured.weights else v for n, v in pairs]
+        inputs = [self._sliced(n, v) if n.name in captured.weights else v for n, v in pairs]
         with torch.no_grad():
             return tuple(v.detach() if isinstance(v, Tensor) else v for v in self._prefix(*inputs))
 
@@ -131,6 +132,8 @@ class GatedGraph:
             NotStackableError: A gated value does not hold the samples along one dimension, slowest.
         """
         dims = [self.samples_dim(edge) for edge in self.edges]
+        if any(is_free(edge.value.shape[dim]) for edge, dim in zip(self.edges, dims, strict=True)):
+            raise NotStackableError  # as many places for each sample as the inputs have
         vectors = [
             self.spread(edge, dim, g, sizes(edge.value, len(g))[dim] // len(g))
             for edge, dim in zip(self.edges, dims, strict=True)
@@ -147,8 +150,17 @@ class GatedGraph:
         for i, node in self._weights:
             name = self.units.captured.weights[node.name]
             if name in weights:
-                values[i] = slice_tensor(weights[name], self.units.net.axes(node), self.kept)
+                values[i] = self._sliced(node, weights[name])
         return tuple(values)
+
+    def _sliced(self, node: fx.Node, weight: Tensor) -> Tensor:
+        """Return what is left of a weight; the slice is kept for all batches, until the weight is another."""
+        version = None if weight.is_inference() else weight._version
+        known, then, left = self._slices.get(node, (None, None, weight))
+        if known is not weight or version is None or then != version:
+            left = slice_tensor(weight, self.units.net.axes(node), self.kept)
+            self._slices[node] = weight, version, left
+        return left
 
     def trace(
         self, frontier: tuple[Any, ...], g: Tensor, keep: Collection[fx.Node] | None = None,
@@ -165,8 +177,9 @@ class GatedGraph:
     def walk(
         self, frontier: tuple[Any, ...], g: Tensor, stops: Collection[fx.Node],
         keep: Collection[fx.Node] | None = None, variables: Collection[fx.Node] = (),
+        results: Collection[fx.Node] = (),
     ) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:  # fmt: skip
-        """Yield the values of the suffix so far, before each of some calls is made and at the end.
+        """Yield the values of the suffix so far, before or after each of some calls is made and at the end.
 
         Args:
             frontier: The values that no gate changes.
@@ -174,6 +187,7 @@ class GatedGraph:
             stops: The calls before which there is a halt; what they take may be changed then.
             keep: Values that are not deleted when nothing needs them any more; None for all.
             variables: Values in which what comes after them can be differentiated.
+            results: The calls after which there is a halt.
 
         Yields:
             The call, or the output node, and the values.
@@ -188,6 +202,8 @@ class GatedGraph:
                 values[node] = node.target(*args, **kwargs)
                 if node in variables:
                     values[node].requires_grad_()
+                if node in results:
+                    yield node, values
                 for done in () if keep is None else self._last[node].difference(keep):
                     del values[done]
             elif node.op == "output":

@@ -21,7 +21,6 @@ from secateur.objective.loss_checks import batches_for_loss
 from secateur.objective.losses import (
     LossFunction,
     check_start,
-    count_predictions,
     differentiable,
     find_loss,
     loss_and_accuracy,
@@ -29,6 +28,7 @@ from secateur.objective.losses import (
     require_loss,
 )
 from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
+from secateur.phases import phase
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
 from secateur.structure.graph_run import bind
@@ -197,9 +197,9 @@ class GatedLoss:
             held = self.graph.with_weights(frontier, self.weights)
             yield CachedBatch(batch.size, batch.size / n, batch.call, held, batch.targets)
 
-    def few_samples(self) -> tuple[Any, ...]:
-        """Return the frontier of the first samples, at most three."""
-        call = map_tensors((self._batches or [])[0].call, lambda t: t[:3] if t.ndim else t)
+    def few_samples(self, most: int = 3) -> tuple[Any, ...]:
+        """Return the frontier of the first samples, at most so many."""
+        call = map_tensors((self._batches or [])[0].call, lambda t: t[:most] if t.ndim else t)
         frontier = self.graph.frontier(bind(self.units.captured, self.model, call))
         return self.graph.with_weights(frontier, self.weights)
 
@@ -230,12 +230,16 @@ class GatedLoss:
 
     def measure(self, g: Tensor) -> tuple[float, float | None]:
         """Return E(g) and the accuracy, None where there are no classes."""
-        with torch.no_grad():
+        return self.assess(g)[:2]
+
+    def assess(self, g: Tensor) -> tuple[float, float | None, int]:
+        """Return E(g), the accuracy and the number of predictions that it is taken over, None and 0 without classes."""
+        with torch.no_grad(), phase("measuring", len(self.batches)) as measuring:
             runs = self.sliced(g).outputs(g)
-            loss, right = loss_and_accuracy(
-                self.loss_function, ((batch.share, out, batch.targets) for batch, out in runs)
+            loss, accuracy, predictions = loss_and_accuracy(
+                self.loss_function, ((batch.share, out, batch.targets) for batch, out in measuring.through(runs))
             )
-            return self.checked(g, loss), right
+            return self.checked(g, loss), accuracy, predictions
 
     def checked(self, g: Tensor, loss: float) -> float:
         """Return E(g).
@@ -246,11 +250,6 @@ class GatedLoss:
         if bool((g == 1).all()):
             check_start(loss)
         return loss
-
-    def predictions(self, g: Tensor) -> int:
-        """Return how many predictions an accuracy is taken over; 0 where there are no classes."""
-        with torch.no_grad():
-            return count_predictions(self.loss_function, ((out, batch.targets) for batch, out in self.outputs(g)))
 
     def outputs(self, g: Tensor) -> Iterator[tuple[CachedBatch, Any]]:
         """Yield each batch and what the network returns for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,28 @@ def hold_back(batches: list[Batch], whole: bool) -> tuple[list[Batch], list[Batc
             f"and there are fewer than {EVERY} {'batches' if whole else 'samples'}; give validation=, or more data"
         )
     return fitted, held
+
+
+def some_samples(batches: list[Batch], most: int, whole: bool) -> list[Batch]:
+    """Return at most so many samples, but one or one batch, evenly taken from all batches.
+
+    Args:
+        batches: All data.
+        most: The number.
+        whole: Whether batches cannot be divided.
+    """
+    if whole:
+        evenly = _evenly(len(batches), max(1, most // batches[0].size))
+        return list(itertools.compress(batches, evenly.tolist()))
+    sizes = [batch.size for batch in batches]
+    rows = (chosen.nonzero()[:, 0] for chosen in torch.split(_evenly(sum(sizes), most), sizes))
+    return [_rows(batch, some) for batch, some in zip(batches, rows, strict=True) if len(some)]
+
+
+def _evenly(total: int, most: int) -> Tensor:
+    """Return which of all are taken so that at most so many are, evenly [total]."""
+    numbers = torch.arange(total)
+    return (numbers + 1) * most // total > numbers * most // total
 
 
 def _by_samples(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:

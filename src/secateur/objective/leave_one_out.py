@@ -23,7 +23,7 @@ from secateur.objective.low_rank_update import overwrite, updated_layer, weight_
 from secateur.objective.memory import bytes_of
 from secateur.objective.select_pushdown import push_selections
 from secateur.structure.axis import BATCH, leaves
-from secateur.structure.capture import sizes
+from secateur.structure.capture import counts_samples, sizes
 from secateur.structure.graph_run import compile_graph, difference, outputs, tolerance
 from secateur.structure.ops.registry import arguments, set_argument
 from secateur.structure.unit_set import UnitSet
@@ -338,7 +338,7 @@ class LeaveOneOut:
         if isinstance(value, Tensor):
             return batch_dim(self.gated.units.net.axes(origin))
         if isinstance(value, torch.SymInt):
-            return 0
+            return 0 if counts_samples(value) else None
         if value is None or isinstance(value, int | float):
             return None
         raise NotStackableError

@@ -17,7 +17,7 @@ from secateur.objective.kept_outputs import KEPT, keep
 from secateur.objective.losses import LOSSES, LossFunction, value_of
 from secateur.structure.capture import Captured
 from secateur.structure.graph_run import run, tolerance
-from secateur.structure.inputs import map_tensors
+from secateur.structure.inputs import map_tensors, tensors
 
 BATCHES = 8  # that samples are drawn from
 SAMPLES = 32  # of each, and of all no more than the largest batch has, or 8: outputs may be large
@@ -113,14 +113,19 @@ def _measure(loss: LossFunction, samples: tuple[Any, Any]) -> list[Measured]:
 
 
 def _drawn(captured: Captured, model: nn.Module, batches: list[Batch]) -> tuple[Any, Any]:
-    """Return outputs and targets of some samples of batches that are spread over all: data may be sorted.
+    """Return outputs and targets of some samples of batches that are spread over all of one length: data may be sorted.
 
     Raises:
         NotSplitError: Samples cannot be told apart.
     """
+    batches = [batch for batch in batches if _shapes(batch) == _shapes(batches[0])]
     chosen = sorted({i * (len(batches) - 1) // (BATCHES - 1) for i in range(BATCHES)})
     each = min(SAMPLES, max(8, *(batch.size for batch in batches)) // len(chosen))
     return _joined([_some(batches[i], each, captured, model, seed=i) for i in chosen])
+
+
+def _shapes(batch: Batch) -> list[torch.Size]:
+    return [tensor.shape[1:] for tensor in tensors(batch.call)]
 
 
 def _some(batch: Batch, count: int, captured: Captured, model: nn.Module, seed: int) -> tuple[Any, Any]:

@@ -106,21 +106,18 @@ def require_loss(loss: LossFunction | None) -> LossFunction:
     return loss
 
 
-def loss_and_accuracy(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None]:
-    """Return the mean loss and the accuracy, None without classes, from batches' shares, outputs and targets."""
+def loss_and_accuracy(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None, int]:
+    """Return mean loss, accuracy and number of predictions from batches' shares, outputs and targets.
+
+    Without classes there is no accuracy, and there are 0 predictions.
+    """
     total, right, predictions = 0.0, 0, 0
     for share, outputs, targets in runs:
         total += share * loss_of_batch(loss, outputs, targets).double().item()
         hits = correct(loss, outputs, targets)
         if hits is not None:
             right, predictions = right + int(hits.sum()), predictions + hits.numel()
-    return total, right / predictions if predictions else None
-
-
-def count_predictions(loss: LossFunction, runs: Iterable[tuple[Any, Any]]) -> int:
-    """Return how many predictions the accuracy is taken over, from outputs and targets; 0 without classes."""
-    hits = (correct(loss, outputs, targets) for outputs, targets in runs)
-    return sum(right.numel() for right in hits if right is not None)
+    return total, right / predictions if predictions else None, predictions
 
 
 def loss_of_batch(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import psutil
@@ -15,6 +15,8 @@ from secateur.errors import ArgumentError
 from secateur.objective.data import CHUNK
 from secateur.structure.capture import UNKNOWN, Captured, sizes
 from secateur.text import parse_bytes
+
+AT_ONCE = 2**27  # bytes of the values of samples that are run at a time, at most; more makes nothing faster
 
 
 def memory_cap(max_memory: int | str | None, device: torch.device) -> int:
@@ -40,10 +42,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def samples_at_once(captured: Captured, memory: int) -> int:
-    """Return how many samples of a dataset given whole are run at a time: the values of all fit into an eighth."""
+    """Return how many samples of a dataset given whole are run at a time: their values fit into an eighth."""
     if captured.spec.fixed is not None:
         return CHUNK
-    return max(1, min(CHUNK, memory // 8 // max(1, bytes_of(captured.graph.nodes))))
+    return max(1, min(CHUNK, min(memory // 8, AT_ONCE) // max(1, bytes_of(captured.graph.nodes))))
 
 
 def bytes_of(nodes: Iterable[fx.Node]) -> int:
@@ -55,6 +57,16 @@ def bytes_of(nodes: Iterable[fx.Node]) -> int:
         if node.op == "call_function"
         for value in tree_leaves(node.meta.get("val"))
         if isinstance(value, Tensor)
+    )
+
+
+def bytes_alive(graph: fx.Graph, stops: Collection[fx.Node]) -> int:
+    """Return what the values take for one sample that are needed at or after one of these calls, at the worst."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    until = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
+    return max(
+        (bytes_of(node for node, last in until.items() if order[node] <= order[stop] <= last) for stop in stops),
+        default=0,
     )
 
 

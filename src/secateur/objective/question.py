@@ -14,6 +14,7 @@ from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.held_back import hold_back
 from secateur.objective.memory import memory_cap, samples_at_once
 from secateur.objective.unlabelled import data_for
+from secateur.phases import phase
 from secateur.structure.check_units import check_units
 from secateur.structure.inputs import Call, as_call, like_model, map_tensors, sample_weight
 from secateur.structure.units import Units, find_units, require_units
@@ -67,7 +68,8 @@ class Question:
         Raises:
             ModelError: The model cannot be captured.
         """
-        return find_or_check(self.model, self.data, self._units, self.max_memory, self._example)
+        with phase("capturing the model"):
+            return find_or_check(self.model, self.data, self._units, self.max_memory, self._example)
 
     @cached_property
     def units(self) -> Units:
@@ -105,13 +107,18 @@ class Question:
             seed=self.seed, max_memory=self.max_memory,
         )  # fmt: skip
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether batches cannot be divided, since the model's code fixes their size."""
+        return self.units.captured.spec.fixed is not None
+
     def holding_back(self) -> Question:
         """Return the question with every fifth sample held back from the data, to judge what the others are fitted to.
 
         Raises:
             DataError: There are too few samples.
         """
-        fitted, held = hold_back(self.gated.batches, self.units.captured.spec.fixed is not None)
+        fitted, held = hold_back(self.gated.batches, self.whole_batches)
         question = copy.copy(self)
         question.__dict__ |= {
             "gated": self.gated.on_batches(fitted),

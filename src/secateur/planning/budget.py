@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -126,6 +126,10 @@ class Budget:
     def least(self) -> bool:
         """Whether as few units as possible go, for a size or a minimum; if not, as many as the quality allows."""
         return bool(self._asked(*self._SIZES))
+
+    def without_quality(self) -> Budget:
+        """Return the bounds of sizes alone."""
+        return replace(self, max_loss_increase=None, max_accuracy_drop=None)
 
     def holds(self, start: State, state: State, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
         """Return whether all bounds hold at one point of an order.

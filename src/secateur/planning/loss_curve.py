@@ -37,6 +37,9 @@ class LossCurve:
         compensator: Fits the weights that stay; None to leave them as they are.
         removals: How many there can be.
         macs: The multiplications with addition for one sample.
+
+    Attributes:
+        predictions: The number of predictions that an accuracy is taken over; 0 where none was measured.
     """
 
     def __init__(self, question: Question, compensator: Compensator | None, removals: int, macs: int) -> None:
@@ -45,6 +48,7 @@ class LossCurve:
         self.measurable = self.judge.has_data and self.judge.has_loss
         self.every = spacing(removals, macs * question.samples)
         self.measured: dict[int, Measured] = {}
+        self.predictions = 0
 
     def at(self, removals: int) -> Measured:
         """Return loss and accuracy after so many removals; None where they were not measured."""
@@ -57,7 +61,8 @@ class LossCurve:
     def measure(self, removals: int, g: Tensor) -> None:
         """Measure after so many removals with the weights of now, unless that was done before."""
         if self.measurable and removals not in self.measured:
-            self.measured[removals] = self.judge.measure(g)
+            loss, accuracy, self.predictions = self.judge.assess(g)
+            self.measured[removals] = loss, accuracy
 
     def refine(self, removed: Sequence[int], good: Callable[[int], bool]) -> None:
         """Measure between the last good point and the next one, halving, until they are neighbours.

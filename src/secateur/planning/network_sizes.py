@@ -107,9 +107,16 @@ class NetworkSizes:
 
     def freed(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Return the bytes of the file's tensors that go with one more unit of each set."""
+        return self._freed(counts, self._tensors)
+
+    def params_freed(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return the parameters that go with one more unit of each set."""
+        return self._freed(counts, self._parameters)
+
+    def _freed(self, counts: Mapping[str, int], products: _Products) -> dict[str, int]:
         now = self._counts(counts)
         less = torch.cat([now, now - torch.eye(len(self.sets), dtype=torch.long)])
-        total = self._tensors(self._dims(less)).sum(1)
+        total = products(self._dims(less)).sum(1)
         return dict(zip(dict(self.sets), (total[0] - total[1:]).tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,43 @@ import torch
 from secateur.arguments import describe, require_instance
 from secateur.errors import ArgumentError, PlanError
 from secateur.options import Compensation, Ranking
+from secateur.planning.allotment import allotted_steps, end_of
 from secateur.planning.budget import Budget
+from secateur.planning.curves import Curve
+from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.state import Basis, State, Step, Swaps, accuracy_of, three_digits
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.text import format_bytes, table
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of all sets and the sizes of the network: all that it takes to allot any budget.
+
+    Attributes:
+        sets: The curve of each set that may lose units.
+        network: The sizes of the network for any units kept.
+    """
+
+    sets: tuple[Curve, ...]
+    network: NetworkSizes
+
+    @property
+    def whole(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The indices of all units of each set."""
+        return tuple((name, tuple(range(size))) for name, size in self.network.sets)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; `from_json` reads it."""
+        return {"sets": [asdict(curve) for curve in self.sets], "network": self.network.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Curves:
+        """Return the curves that `to_json` wrote."""
+        curves = (Curve(c["set"], tuple(c["order"]), tuple(c["rises"]), c["of_loss"]) for c in data["sets"])
+        return cls(tuple(curves), NetworkSizes.from_json(data["network"]))
 
 
 @dataclass(frozen=True)
@@ -36,6 +67,9 @@ class Plan:
         swaps: The exchanges of removed units for others; None without them.
         biases: The names of layers that get a bias, which makes up for removed units.
         basis: The samples that losses and accuracies were measured on; None where they were not.
+        curves: The curves of all sets, from which a layerwise plan allots any budget again; None of other rankings.
+        reason: Why this ranking was taken where none was asked for; plans are not compared by it.
+        unfitted: Weights that cannot make up for removed units and stay as they are, each with the reason.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -51,6 +85,9 @@ class Plan:
     swaps: Swaps | None = None
     biases: tuple[str, ...] = ()
     basis: Basis | None = None
+    curves: Curves | None = None
+    reason: str | None = field(default=None, compare=False)
+    unfitted: tuple[tuple[str, str], ...] = ()
 
     @property
     def criterion(self) -> str:
@@ -60,7 +97,7 @@ class Plan:
     @property
     def ranking(self) -> str:
         """The name of the ranking."""
-        return "by hand" if self.made_by is None else self.made_by.ranking
+        return "by hand" if self.made_by is None else str(self.made_by.ranking)
 
     @property
     def compensated(self) -> bool:
@@ -120,7 +157,33 @@ class Plan:
                     "with rank(..., budget=budget), which holds every fifth sample back, or with validation="
                 )
             budget.check_resolution(self.basis.predictions)
+        if self.curves is not None:
+            return self._allotted(self.curves, budget)
         return self.prefix(budget.position(self.states, self.sizes))
+
+    def _allotted(self, curves: Curves, budget: Budget) -> Plan:
+        """Return the plan that curves and a budget make; this one, with what was measured, if it has the same units.
+
+        Raises:
+            ArgumentError: The budget bounds a quality that was not measured there, or was and is not kept.
+        """
+        assert self.start is not None
+        steps, sizes = allotted_steps(curves.sets, curves.network, budget), dict(curves.network.sets)
+        end = end_of(steps, self.start, budget, sizes) if budget.least else len(self.steps)
+        plan = replace(self, kept_indices=curves.whole, steps=(), basis=None).with_steps(steps[:end])
+        measured = plan.kept == self.kept
+        if not (measured and budget.good_enough(self.start, self.states[-1])) and budget.bounds_quality:
+            raise ArgumentError(
+                f"{budget}: along curves the loss is predicted, not measured; make the plan with "
+                "rank(..., budget=budget)"
+            )
+        return self if measured else plan
+
+    def with_steps(self, steps: tuple[Step, ...]) -> Plan:
+        """Return the plan with further removals."""
+        gone = {(step.set, step.index) for step in steps}
+        kept = tuple((name, tuple(i for i in left if (name, i) not in gone)) for name, left in self.kept_indices)
+        return replace(self, kept_indices=kept, steps=(*self.steps, *steps))
 
     def prefix(self, n: int) -> Plan:
         """Return the plan that ends after the first n steps."""
@@ -138,6 +201,9 @@ class Plan:
                 "format": FORMAT,
                 **self.options_to_json(),
                 "swaps": self.swaps and asdict(self.swaps),
+                "curves": self.curves and self.curves.to_json(),
+                "reason": self.reason,
+                "unfitted": [list(pair) for pair in self.unfitted],
                 "basis": self.basis and asdict(self.basis),
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
@@ -182,6 +248,9 @@ class Plan:
                 tuple(Step(**step) for step in data["steps"]),
                 data["inputs"] and InputSpec.from_json(data["inputs"]),
                 swaps=data["swaps"] and Swaps(**data["swaps"]),
+                curves=data.get("curves") and Curves.from_json(data["curves"]),
+                reason=data.get("reason"),
+                unfitted=tuple((str(name), str(why)) for name, why in data.get("unfitted", ())),
                 basis=data.get("basis") and Basis(**data["basis"]),
                 **cls.options_from_json(data),
             )
@@ -195,13 +264,16 @@ class Plan:
             rows = [(name, len(kept), " ".join(map(str, kept))) for name, kept in self.kept_indices]
             return table(["unit set", "kept", "indices"], rows, "plan written by hand")
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
-        title = self._title() + (f"; loss and accuracy on {self.basis}" if self.basis else "")
-        return table(columns, [self._row(n) for n in self._shown()], title) + (f"\n{self.swaps}" if self.swaps else "")
+        below = [str(self.swaps)] if self.swaps else []
+        below += [f"{self.ranking}: {self.reason}"] if self.reason else []
+        below += [f"{name} stays as it is: {why}" for name, why in self.unfitted]
+        steps = table(columns, [self._row(n) for n in self._shown()], self._title() + self._measured())
+        return "\n".join([steps, *below])
 
     def _shown(self) -> list[int]:
-        """Return the points of the table: some twenty, evenly among those measured, and the last."""
+        """Return the points of the table: some twenty, evenly among those measured or on a curve, and the last."""
         last = len(self.steps)
-        known = [n for n, state in enumerate(self.states) if state.loss is not None] or range(last + 1)
+        known = [n for n, state in enumerate(self.states) if state.loss is not None or self.curves] or range(last + 1)
         every = max(1, -(-(len(known) - 1) // 20))
         return sorted({*known[::every], last})
 
@@ -210,6 +282,12 @@ class Plan:
         if self.compensation is None:
             return title
         return f"{title}, compensated" if self.compensation.fit else f"{title}, BatchNorm recalibrated"
+
+    def _measured(self) -> str:
+        if self.basis is not None:
+            return f"; loss and accuracy on {self.basis}"
+        predicted = any(step.predicted is not None for step in self.steps)
+        return "; how the loss rises is predicted, not measured" if self.curves and predicted else ""
 
     def _row(self, n: int) -> tuple[object, ...]:
         state = self.states[n]

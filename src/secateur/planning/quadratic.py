@@ -9,7 +9,8 @@ from torch import Tensor
 
 from secateur.objective.gated_loss import GatedLoss
 from secateur.options import Ranking
-from secateur.planning.removal_order import OnStep, RemovalOrder
+from secateur.phases import phase
+from secateur.planning.removal_order import RemovalOrder
 from secateur.planning.state import Swaps
 from secateur.saliency.interactions import expand_loss
 
@@ -65,26 +66,24 @@ def _copied(g: Tensor) -> Tensor:
     return g.detach().to("cpu", torch.float64, copy=True)
 
 
-def rank_quadratic(
-    gated: GatedLoss, order: RemovalOrder, ranking: Ranking, on_step: OnStep
-) -> tuple[RemovalOrder, Swaps | None]:
+def rank_quadratic(gated: GatedLoss, order: RemovalOrder, ranking: Ranking) -> tuple[RemovalOrder, Swaps | None]:
     """Remove the least salient unit, as long as needed; the others learn of it from the parabola.
 
     Args:
         gated: E(g), which the parabola approximates.
         order: The removals, none so far.
         ranking: Names the curvature, says when the parabola is made again and whether units are exchanged at the end.
-        on_step: Called after each step.
 
     Returns:
         The removals, in a new order if some were exchanged, and what the exchanges did.
     """
     parabola, refresh = None, ranking.refresh
-    while order.may_go.any() and not order.enough():
-        if parabola is None or (refresh is not None and len(order.removed) % refresh == 0):
-            parabola = Quadratic(gated, order.g, ranking.criterion)
-        _remove(order, parabola)
-        on_step(len(order.removed), order.longest)
+    with phase(f"ranking by {ranking.criterion}", order.longest) as removing:
+        while order.may_go.any() and not order.enough():
+            if parabola is None or (refresh is not None and len(order.removed) % refresh == 0):
+                parabola = Quadratic(gated, order.g, ranking.criterion)
+            _remove(order, parabola)
+            removing.advance()
     if parabola is None or not ranking.swaps:
         return order, None
     swaps = swap(parabola, gated.units.set_of_each, order.allows)

@@ -16,15 +16,18 @@ from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.leave_one_out import rises
 from secateur.objective.question import Question
 from secateur.options import CURVATURES, Ranking
+from secateur.phases import phase
 from secateur.planning.budget import Budget
+from secateur.planning.layerwise import rank_layerwise
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Plan
 from secateur.planning.quadratic import rank_quadratic
-from secateur.planning.removal_order import OnStep, RemovalOrder, removable
+from secateur.planning.removal_order import RemovalOrder, removable
 from secateur.saliency.criterion import Criterion, criteria
 from secateur.saliency.score import apply_threshold, find_criterion, saliency_of
 
 CHEAP = "taylor1"  # makes the shortlist: one backward pass
+SHORTLIST = 64  # units whose rise is measured each time where no layer makes up for them
 
 
 def criteria_for(ranking: str) -> list[str]:
@@ -34,7 +37,7 @@ def criteria_for(ranking: str) -> list[str]:
 
 def rank_units(
     question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
-    network: NetworkSizes, on_step: OnStep = lambda *_: None,
+    network: NetworkSizes,
 ) -> Plan:  # fmt: skip
     """Return the order of removals; `secateur.rank` is this with the sizes of the network and its file filled in.
 
@@ -45,7 +48,6 @@ def rank_units(
         compensator: Fits the weights that stay after each removal; None to leave them as they are.
         budget: The bounds at which to stop; None to go on until one unit is left in each set.
         network: The sizes of the network and of its file for any units kept.
-        on_step: Called after each step.
 
     Returns:
         The plan: just as long as the budget needs it, and with a budget of quality alone as long as it can be.
@@ -55,14 +57,17 @@ def rank_units(
         DataError: The criterion needs data or a loss, and there is none.
     """
     find_criterion(criterion, question.gated)
+    if ranking.ranking == "layerwise":
+        return rank_layerwise(question, ranking, criterion, compensator, budget, network)
     open_sets = {name for name, limit in removable(network, budget).items() if limit}
-    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets)
+    short = SHORTLIST if ranking.ranking == "iterative" else None
+    surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets, short)
     gated = question.gated if surgeon is None else surgeon.gated
     if ranking.ranking == "quadratic":
-        order, swaps = rank_quadratic(gated, RemovalOrder(question, network, budget, surgeon), ranking, on_step)
+        order, swaps = rank_quadratic(gated, RemovalOrder(question, network, budget, surgeon), ranking)
     else:
         order, swaps = RemovalOrder(question, network, budget, surgeon, ranking.refresh), None
-        _BySaliency(criterion, gated, order, ranking).run(on_step)
+        _BySaliency(criterion, gated, order, ranking).run()
     return Plan(
         tuple(order.kept().items()), order.start, order.steps(), question.units.captured.spec,
         ranking, compensator.settings if compensator else None, swaps,
@@ -79,12 +84,13 @@ class _BySaliency:
     order: RemovalOrder
     ranking: Ranking
 
-    def run(self, on_step: OnStep) -> None:
+    def run(self) -> None:
         """Remove units until the budget is satisfied, or none may go."""
-        for k, saliency in self._iterative() if self.ranking.ranking == "iterative" else self._single():
-            predicted = self.criterion.in_loss_units and math.isfinite(saliency)  # infinite: it could judge none left
-            self.order.remove(k, saliency if predicted else None)
-            on_step(len(self.order.removed), self.order.longest)
+        removals = self._iterative() if self.ranking.ranking == "iterative" else self._single()
+        with phase(f"ranking by {self.criterion.name}", self.order.longest) as ranking:
+            for k, saliency in ranking.through(removals):
+                predicted = self.criterion.in_loss_units and math.isfinite(saliency)  # else it could judge none left
+                self.order.remove(k, saliency if predicted else None)
 
     def _iterative(self) -> Iterator[tuple[int, float]]:
         """Yield the units to remove, each with its saliency by what is left before it."""
@@ -111,15 +117,24 @@ class _BySaliency:
         """Return the saliencies of the candidates [K]; those that are not on the shortlist are infinite."""
         g, shortlist = self.order.g, self.ranking.shortlist
         candidates = self.order.may_go.nonzero()[:, 0].to(g.device)
-        surgeon = self.order.surgeon if self.criterion.name == "obs" else None
-        short = shortlist is not None and shortlist < len(candidates)
-        if surgeon is not None:
-            values = surgeon.saliency(g)
-        else:
-            criterion = find_criterion(CHEAP, self.gated) if short else self.criterion
-            values = saliency_of(criterion, self.gated, g)
-        if short:
-            best = candidates[values[candidates].argsort(stable=True)[:shortlist]]
-            return (rises(self.gated, g, best) if surgeon is None else surgeon.exact(g, best)).cpu()
-        values[candidates] = apply_threshold(values[candidates], self.ranking.threshold)
-        return values.cpu()
+        if shortlist is None or shortlist >= len(candidates):
+            values = self._saliency(self.criterion, candidates)
+            values[candidates] = apply_threshold(values[candidates], self.ranking.threshold)
+            return values.cpu()
+        cheap = find_criterion(CHEAP, self.gated) if self._surgeon is None else self.criterion
+        best = candidates[self._saliency(cheap, candidates)[candidates].argsort(stable=True)[:shortlist]]
+        return (rises(self.gated, g, best) if self._surgeon is None else self._surgeon.exact(g, best)).cpu()
+
+    def _saliency(self, criterion: Criterion, candidates: Tensor) -> Tensor:
+        """Return the candidates' saliencies [K]; others have one, too, where they cost nothing more."""
+        if self._surgeon is not None:
+            return self._surgeon.saliency(self.order.g)
+        if criterion.name != "oracle":
+            return saliency_of(criterion, self.gated, self.order.g)
+        values = rises(self.gated, self.order.g, candidates)
+        criterion.check_saliencies([values[candidates]])
+        return values
+
+    @property
+    def _surgeon(self) -> UnitSurgeon | None:
+        return self.order.surgeon if self.criterion.name == "obs" else None

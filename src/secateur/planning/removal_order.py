@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,8 +15,6 @@ from secateur.planning.budget import Budget
 from secateur.planning.loss_curve import LossCurve
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.state import Basis, State, Step
-
-OnStep = Callable[[int, int], None]  # steps made, steps there can be
 
 
 def removable(sizes: NetworkSizes, budget: Budget | None) -> dict[str, int]:
@@ -70,8 +68,7 @@ class RemovalOrder:
         if self.start.loss is None:
             return None
         fitted = self.surgeon is not None and self.question.judged_on == "data"
-        predictions = 0 if self.start.accuracy is None else self.curve.judge.predictions(self.g)
-        return Basis(self.question.judged_on, self.question.samples, fitted, predictions)
+        return Basis(self.question.judged_on, self.question.samples, fitted, self.curve.predictions)
 
     @property
     def longest(self) -> int:

@@ -103,13 +103,15 @@ def _settings(plan: Plan | WeightPlan) -> dict[str, str]:
     settings = {
         "Granularity": "unit",
         "Criterion": plan.criterion,
-        "Ranking": plan.ranking,
+        "Ranking": f"{plan.ranking}: {plan.reason}" if plan.reason else plan.ranking,
         **_changed(plan.made_by, "criterion", "ranking"),
         "Compensated": "yes, the weights left make up for the units that went" if plan.compensated else "no",
         **_changed(plan.compensation, "fit"),
     }
     if plan.biases:
         settings["Layers given a bias"] = ", ".join(plan.biases)
+    if plan.unfitted:
+        settings["Left as they are"] = "; ".join(f"{name}: {why}" for name, why in plan.unfitted)
     if plan.swaps:
         settings["Swaps"] = str(plan.swaps)
     return settings

@@ -1,30 +1,28 @@
-"""From a module to a graph of ATen calls: the only file that knows how to capture a model.
+"""From a module to a graph of ATen calls: what is kept of an exported program.
 
-`torch.export` in eval mode with a dynamic batch. The graph names its weights and does not hold them, so
-that it can be run with others (see `run`).
+`torch.export` in eval mode with a dynamic batch, and other free dimensions where they are asked for. The graph names
+its weights and does not hold them, so that it can be run with others (see `run`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import io
-import logging
-import warnings
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, export
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.nn.modules import transformer
-from torch.utils._pytree import tree_map
 
 from secateur.errors import DataError, ModelError
 from secateur.structure.axis import BATCH
-from secateur.structure.inputs import Call, InputSpec, batch_size, like_model, map_tensors, tensors
+from secateur.structure.export import export_model, first_line, input_names, is_check
+from secateur.structure.inputs import Call, Free, InputSpec, batch_size, like_model, map_tensors, tensors
 
 UNKNOWN = 999_983  # stands for a size that depends on values: another prime than the one for the batch
 
@@ -42,17 +40,78 @@ class Captured:
     in_spec: Any
     out_spec: Any
     spec: InputSpec
+    guards: tuple[str, ...] = ()  # what its code takes for granted of the sizes of free dimensions, by their names
+
+    def match(self, call: Call, where: str = "") -> Call:
+        """Return the call if the graph computes for it what the model does.
+
+        Raises:
+            DataError: It has not the form of the example, or sizes for which the model's code takes another way.
+        """
+        sizes: dict[str, tuple[int, str]] = {}
+        call = self.spec.match(call, where, sizes)
+        known = {name: size for name, (size, _) in sizes.items()}
+        broken = broken_guard(self.guards, known | {"samples": batch_size(call)})
+        if broken is not None:
+            got = ", ".join(f"{name} = {size}, {place}" for name, (size, place) in sizes.items())
+            raise DataError(f"{where}inputs: the model was captured for sizes with {broken}, got {got}")
+        return call
+
+
+def broken_guard(guards: Iterable[str], sizes: Mapping[str, int]) -> str | None:
+    """Return which guard does not hold for these sizes, by the names of free dimensions; None if all known do."""
+    known = {**sizes, "samples": max(2, sizes.get("samples", 2))}  # as many as it was captured with, at least
+    return next((guard for guard in guards if not _holds(guard, known)), None)
+
+
+def _holds(guard: str, sizes: Mapping[str, int]) -> bool:
+    try:
+        return bool(eval(guard, {"math": math, "torch": torch}, sizes))  # PyTorch's own words
+    except NameError:  # of sizes that are not known here
+        return True
+    except ArithmeticError:
+        return False
 
 
 def sizes(value: Any, batch: int = BATCH) -> tuple[int, ...]:
-    """Return a traced value's shape as plain numbers, `batch` samples in the batch."""
-    return tuple(size if isinstance(size, int) else _number(size.node.expr, batch) for size in value.shape)
+    """Return a traced value's shape as plain numbers: `batch` samples in the batch, all else as in the example."""
+    return tuple(size if isinstance(size, int) else _number(size.node, batch) for size in value.shape)
 
 
-def _number(expression: Any, batch: int) -> int:
+def _number(node: Any, batch: int) -> int:
     """Return a size for so many samples; one that depends on values (u0, u1 ...) is a number like no other."""
-    known = {symbol: UNKNOWN if symbol.name.startswith("u") else batch for symbol in expression.free_symbols}
-    return int(expression.subs(known))
+    free = _free_sizes(node)
+    others = {s: UNKNOWN if s.name.startswith("u") else batch for s in node.expr.free_symbols}
+    return int(node.expr.subs(others | {symbol: size.size for symbol, size in free.items()}))
+
+
+def _free_sizes(node: Any) -> dict[Any, Free]:
+    """Return the symbols that stand for free dimensions other than that of the samples."""
+    known: dict[Any, Free] = getattr(node.shape_env, "free_sizes", {})
+    return known
+
+
+def counts_samples(size: Any) -> bool:
+    """Return whether a traced size depends on the number of samples."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.free_symbols <= _free_sizes(size.node).keys()
+
+
+def is_free(size: Any) -> bool:
+    """Return whether a traced size depends on that of a free dimension other than that of the samples."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols & _free_sizes(size.node).keys())
+
+
+def name_of_size(size: Any) -> str:
+    """Return "samples", or the name of the free dimension that a traced size is that of; "any" for others."""
+    symbol = size.node.expr
+    unnamed = not symbol.is_Symbol or symbol.name.startswith("u")
+    return "any" if unnamed else _free_sizes(size.node)[symbol].name if is_free(size) else "samples"
+
+
+def times(size: Any, of: Any) -> int | None:
+    """Return how many times another traced size a size is, at all sizes of the inputs; None where it is no multiple."""
+    ratio = size.node.expr / of.node.expr if isinstance(size, torch.SymInt) else None
+    return int(ratio) if ratio is not None and ratio.is_Integer else None
 
 
 def module_of(node: fx.Node) -> str:
@@ -110,30 +169,33 @@ def _is_number(tensor: Tensor) -> Tensor:
     return ~tensor.isnan()  # masks in buffers hold −∞
 
 
-def capture(model: nn.Module, call: Call) -> Captured:
+def capture(model: nn.Module, call: Call, spec: InputSpec | None = None) -> Captured:
     """Return the graph of the model in eval mode, for any number of samples.
 
     Args:
         model: Left as it was.
         call: Example inputs, the samples along each tensor's first dimension.
+        spec: Their form, with dimensions that are to be free; None: all but that of the samples are fixed.
 
     Raises:
         DataError: The inputs hold no sample.
-        ModelError: The weights are not finite, the inputs do not fit, or the model cannot be exported.
+        ModelError: The weights are not finite, the inputs do not fit, or the model cannot be exported, not with these
+            dimensions free.
     """
     check_finite(model)
     call = like_model(model, call)
-    spec = InputSpec.of(call)
+    spec = spec or InputSpec.of(call)
     if not batch_size(call):
         raise DataError("inputs: there are no samples in the example")
     eval_outputs(model, call)
     with evaluating(model):
         try:
-            return _read(model, export_model(model, at_least_two(call)), spec)
+            return _read(model, export_model(model, at_least_two(call), spec), spec)
         except ModelError as error:
             with contextlib.suppress(ModelError):  # its code may fix the batch
-                fixed = replace(spec, fixed=batch_size(call))
-                return _read(model, export_model(model, call, any_batch=False), fixed)
+                if not spec.free:
+                    fixed = replace(spec, fixed=batch_size(call))
+                    return _read(model, export_model(model, call, fixed), fixed)
             raise error
 
 
@@ -150,7 +212,7 @@ def eval_outputs(model: nn.Module, call: Call) -> Any:
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(call))
         raise ModelError(
-            f"{type(model).__name__} does not run on the inputs given, of shape {shapes}: {_line(error)}"
+            f"{type(model).__name__} does not run on the inputs given, of shape {shapes}: {first_line(error)}"
         ) from error
 
 
@@ -168,132 +230,6 @@ def at_least_two(call: Call) -> Call:
 def twice(call: Call) -> Call:
     """Return all samples, and all of them again."""
     return map_tensors(call, lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep PyTorch from warnings, log lines and graphs about its own work; what matters is in its exception."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)
-
-
-@contextlib.contextmanager
-def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
-    """Let a forward of (*args, **kwargs) say what it is called with: torch.export wants a name for each input."""
-    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
-    if not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
-        yield
-        return
-    own, before = model.forward, vars(model).get("forward")
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return own(*args, **kwargs)
-
-    names = [*(f"input_{i}" for i in range(len(call[0]))), *call[1]]
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    try:
-        vars(model)["forward"] = forward
-        yield
-    finally:
-        del vars(model)["forward"]
-        if before is not None:
-            vars(model)["forward"] = before
-
-
-@contextlib.contextmanager
-def _no_look_at_masks() -> Iterator[None]:
-    """Keep `nn.Transformer` from looking whether a mask is causal, for speed: export cannot know the value."""
-    before = transformer._detect_is_causal_mask
-
-    def as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
-        return bool(is_causal)
-
-    try:
-        transformer._detect_is_causal_mask = as_told
-        yield
-    finally:
-        transformer._detect_is_causal_mask = before
-
-
-def export_model(model: nn.Module, call: Call, any_batch: bool = True, **options: Any) -> ExportedProgram:
-    """Return the exported program, functional, in which blocks that only switch something off are inlined.
-
-    Raises:
-        ModelError: torch.export does not take the model.
-    """
-    batch = Dim("batch", min=2) if any_batch else None
-    try:
-        with _quiet(), _named_inputs(model, call), _no_look_at_masks():
-            named = inspect.signature(model.forward).bind(*call[0], **call[1]).arguments
-            shapes = tree_map(lambda v: {0: batch} if batch and isinstance(v, Tensor) and v.ndim else None, dict(named))
-            copies = map_tensors(call, Tensor.clone)
-            program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
-            program = program if _make_functional(program.graph) else program.run_decompositions({})
-            _inline(program.graph_module)
-            return program
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: {_line(error)}). "
-            "Its forward must not branch on the values of tensors or loop over the batch."
-        ) from error
-
-
-def is_check(node: fx.Node) -> bool:
-    """Return whether a call only checks something."""
-    return not node.users and bool(getattr(node.target, "_schema", None)) and not node.target._schema.returns  # type: ignore[union-attr]
-
-
-def _make_functional(graph: fx.Graph) -> bool:
-    """Write in-place calls out of place where nothing else sees their operand; False where one does."""
-    for node in list(graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        packet = getattr(torch.ops.aten, schema.name.removeprefix("aten::").removesuffix("_"), None)
-        overload = getattr(packet, node.target._overloadname, None)
-        operand = node.args[0]
-        seen_elsewhere = operand.op == "placeholder" or len(operand.users) > 1 or _is_view(operand)
-        if overload is None or overload._schema.is_mutable or seen_elsewhere:
-            return False
-        node.target = overload
-    return True
-
-
-def _inline(module: fx.GraphModule) -> None:
-    """Make blocks that only switch autocast or gradients off part of the graph."""
-    graph = module.graph
-    for node in list(graph.nodes):
-        name = getattr(node.target, "__name__", str(node.target))
-        off: Any = {"wrap_with_set_grad_enabled": 0, "wrap_with_autocast": 2}.get(name)
-        if node.op != "call_function" or off is None or node.args[off] is not False:
-            continue
-        rest: list[Any] = list(node.args[off + (1 if off == 0 else 2) :])
-        body, *operands = rest
-        inner: Any = module.get_submodule(str(body.target)).graph
-        copies = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
-        with graph.inserting_before(node):
-            results: Any = graph.graph_copy(inner, copies)
-        for user in list(node.users):
-            user.replace_all_uses_with(results[user.args[1]])
-            graph.erase_node(user)
-        graph.erase_node(node)
-        if not body.users:
-            graph.erase_node(body)
-
-
-def _is_view(node: fx.Node) -> bool:
-    return bool(getattr(node.target, "is_view", True))
 
 
 def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captured:
@@ -316,14 +252,55 @@ def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captur
         if is_check(node):
             program.graph.erase_node(node)
     returned = enumerate(program.graph_signature.output_specs)
+    keywords = tuple(program.call_spec.in_spec.child(1).context or ())
+    spec = _with_names(spec, dict(zip([*range(len(spec.args)), *keywords], inputs, strict=True)), program.graph)
     return Captured(
         program.graph,
         weights,
         constants,
         tuple(inputs),
-        tuple(program.call_spec.in_spec.child(1).context or ()),
+        keywords,
         tuple(i for i, output in returned if output.kind == OutputKind.USER_OUTPUT),
         program.call_spec.in_spec,
         program.call_spec.out_spec,
         spec,
+        _guards(program, spec, input_names(model, (spec.args, dict(spec.kwargs)))) if spec.free else (),
     )
+
+
+def _with_names(spec: InputSpec, inputs: dict[int | str, str], graph: fx.Graph) -> InputSpec:
+    """Return the form in which tied free dimensions have one name; the example's sizes are kept with the symbols.
+
+    Raises:
+        ModelError: The code fixes one.
+    """
+    values = {node.name: node.meta["val"] for node in graph.find_nodes(op="placeholder")}
+    named: dict[Any, Free] = {}
+
+    def name(key: int | str, dim: int, size: int | Free) -> int | Free:
+        if not isinstance(size, Free):
+            return size
+        traced = values[inputs[key]].shape[dim]
+        if isinstance(traced, int) or not traced.node.expr.is_Symbol:
+            raise ModelError(f"dimension {dim} of input {key!r} is no free size")
+        free = named.setdefault(traced.node.expr, Free(f"n{len(named) + 1}", size.size))
+        traced.node.shape_env.free_sizes = named
+        return free
+
+    return spec.with_sizes(name)
+
+
+def _guards(program: ExportedProgram, spec: InputSpec, names: list[str]) -> tuple[str, ...]:
+    """Return the guards on sizes of free dimensions, in their names.
+
+    Raises:
+        ModelError: There are guards on something else.
+    """
+    sizes = {(name, 0): "samples" for name in names}
+    for name, value in zip(names, spec.entries.values(), strict=True):
+        sizes |= {(name, dim): free.name for dim, free in getattr(value, "free", {}).items()}
+    place = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+    guards = [place.sub(lambda m: sizes.get((m[1], int(m[2])), m[0]), code) for code in program._guards_code]
+    if any("L[" in guard for guard in guards):
+        raise ModelError("sizes of inputs that are fixed are compared with others")
+    return tuple(dict.fromkeys(g for g in guards if re.search(r"\bn\d+\b", g) and not re.fullmatch(r"(\w+) == \1", g)))

@@ -46,7 +46,7 @@ def flatten(captured: Captured, call: Call) -> list[Any]:
     Raises:
         DataError: There are others than those the graph was captured with.
     """
-    args, kwargs = captured.spec.match(call)
+    args, kwargs = captured.match(call)
     return [*args, *(kwargs[name] for name in captured.keywords)]
 
 

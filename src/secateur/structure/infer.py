@@ -11,6 +11,8 @@ from secateur.structure.capture import Captured
 from secateur.structure.ops.net import Axes, Net, NotCoveredError
 from secateur.structure.ops.registry import arguments, blamed, find_op, load_rules, name_of
 
+NOT_COVERED = "does not cover"
+
 
 def infer(captured: Captured) -> Net:
     """Return the axes of every value of the graph, with the reason where one is fixed.
@@ -76,7 +78,7 @@ def _call(net: Net, node: fx.Node) -> None:
             if _shapes(net.outputs_of(node)) != _shapes(net.fresh_outputs(node)):
                 raise NotCoveredError
     except NotCoveredError as form:
-        _fix(net, node, f"the rule for {name_of(node)} does not cover {form}")
+        _fix(net, node, f"the rule for {name_of(node)} {NOT_COVERED} {form}")
 
 
 def _shapes(tensors: Sequence[Axes]) -> list[list[int]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -83,12 +83,19 @@ def like_model(model: nn.Module, call: Call) -> Call:
     return map_tensors(call, lambda tensor: tensor_like_model(model, tensor))
 
 
+class Free(NamedTuple):
+    """A dimension of any size: the same size wherever the name is the same."""
+
+    name: str
+    size: int  # the example's
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor: its dtype, its shape without the batch (None: no batch either), its range if of integers."""
 
     dtype: str
-    shape: tuple[int, ...] | None
+    shape: tuple[int | Free, ...] | None
     low: int = 0
     high: int = 0
     rows: Tensor | None = field(default=None, compare=False, repr=False)  # integers of the example; not written
@@ -98,28 +105,49 @@ class TensorSpec:
         if self.rows is not None:
             return self.rows[torch.arange(n) % len(self.rows)]
         dtype = getattr(torch, self.dtype)
-        shape = () if self.shape is None else (n, *self.shape)
+        shape = (
+            () if self.shape is None else (n, *(size.size if isinstance(size, Free) else size for size in self.shape))
+        )
         if dtype.is_floating_point:
             return torch.randn(shape, generator=generator, dtype=dtype)
         return torch.randint(self.low, self.high + 1, shape, generator=generator).to(dtype)
 
-    def match(self, tensor: Tensor, name: str) -> Tensor:
+    @property
+    def free(self) -> dict[int, Free]:
+        """The dimensions of any size, counted with that of the samples."""
+        return {dim: size for dim, size in enumerate(self.shape or (), 1) if isinstance(size, Free)}
+
+    def match(self, tensor: Tensor, name: str, sizes: dict[str, tuple[int, str]]) -> Tensor:
         """Return a tensor of this form, whole numbers of a smaller type in this one.
+
+        Args:
+            tensor: Any tensor.
+            name: What errors call it.
+            sizes: The sizes that free dimensions have so far, and where; those of this tensor are added.
 
         Raises:
             DataError: It has another shape, or holds another kind of numbers.
         """
         dtype = getattr(torch, self.dtype)
-        if (tuple(tensor.shape[1:]) if tensor.ndim else None) != self.shape:
+        if not self._fits(tensor.shape):
             wanted = () if self.shape is None else ("samples", *self.shape)
-            raise DataError(
-                f"{name} of shape {tuple(tensor.shape)}, the model was captured for ({', '.join(map(str, wanted))})"
-            )
+            described = ", ".join("any" if isinstance(size, Free) else str(size) for size in wanted)
+            raise DataError(f"{name} of shape {tuple(tensor.shape)}, the model was captured for ({described})")
+        for dim, free in self.free.items():
+            size, place = sizes.setdefault(free.name, (tensor.shape[dim], f"dimension {dim} of {name}"))
+            if tensor.shape[dim] != size:
+                raise DataError(f"dimension {dim} of {name} is {tensor.shape[dim]}, it must be that of {place}, {size}")
         if tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point):
             return tensor
         if not _holds(dtype, tensor.dtype):
             raise DataError(f"{name} of {tensor.dtype}, the model was captured for {dtype}")
         return tensor.to(dtype)
+
+    def _fits(self, shape: torch.Size) -> bool:
+        if self.shape is None or not shape:
+            return self.shape is None and not shape
+        pairs = zip(self.shape, shape[1:], strict=False)
+        return len(self.shape) == len(shape) - 1 and all(isinstance(size, Free) or size == now for size, now in pairs)
 
 
 def _holds(dtype: torch.dtype, inner: torch.dtype) -> bool:
@@ -166,12 +194,38 @@ class InputSpec:
         """Return the positional ones, then the keyword ones in this order."""
         return [*self.args, *(dict(self.kwargs)[name] for name in keywords)]
 
-    def match(self, call: Call, where: str = "") -> Call:
+    @property
+    def entries(self) -> dict[int | str, Any]:
+        """All of them, by position or keyword."""
+        return {**dict(enumerate(self.args)), **dict(self.kwargs)}
+
+    @property
+    def free(self) -> dict[str, int]:
+        """The sizes that the example has in dimensions of any size, by their name."""
+        return {f.name: f.size for v in self.entries.values() if isinstance(v, TensorSpec) for f in v.free.values()}
+
+    def with_sizes(self, change: Callable[[int | str, int, int | Free], int | Free]) -> InputSpec:
+        """Return the form with other sizes.
+
+        Args:
+            change: The new size, of position or keyword, dimension (0: the samples) and size.
+        """
+
+        def changed(key: int | str, value: Any) -> Any:
+            if not isinstance(value, TensorSpec) or value.shape is None:
+                return value
+            return replace(value, shape=tuple(change(key, dim, size) for dim, size in enumerate(value.shape, 1)))
+
+        args = tuple(changed(key, value) for key, value in enumerate(self.args))
+        return replace(self, args=args, kwargs=tuple((key, changed(key, value)) for key, value in self.kwargs))
+
+    def match(self, call: Call, where: str = "", sizes: dict[str, tuple[int, str]] | None = None) -> Call:
         """Return the call if it has the form of the example.
 
         Args:
             call: On the model's device and in its dtype.
             where: The beginning of an error's text.
+            sizes: A place for the sizes that free dimensions have, and where.
 
         Raises:
             DataError: There are other inputs, or one has another shape or holds another kind of numbers.
@@ -183,9 +237,10 @@ class InputSpec:
             raise DataError(f"{where}inputs: expected {wanted} as in the example, got {got}")
         many = len(args) + len(kwargs) > 1
         names = {key: f"{where}inputs[{key!r}]" if many else f"{where}inputs" for key in (*range(len(args)), *kwargs)}
+        sizes = {} if sizes is None else sizes
         matched = (
-            tuple(_match(then, now, names[i]) for i, (then, now) in enumerate(zip(self.args, args, strict=True))),
-            {key: _match(form[key], now, names[key]) for key, now in kwargs.items()},
+            tuple(_match(then, args[i], names[i], sizes) for i, then in enumerate(self.args)),
+            {key: _match(form[key], now, names[key], sizes) for key, now in kwargs.items()},
         )
         if self.fixed and batch_size(call) != self.fixed:
             raise DataError(
@@ -240,14 +295,14 @@ def check_as_captured(where: str, tensor: bool, then: Any, now: Any) -> None:
         raise DataError(f"{where}: captured with {'a tensor' if tensor else repr(then)}, got {got}")
 
 
-def _match(then: Any, now: Any, name: str) -> Any:
+def _match(then: Any, now: Any, name: str, sizes: dict[str, tuple[int, str]]) -> Any:
     """Return a value that has the form of what the graph was captured with.
 
     Raises:
         DataError: It has not.
     """
     check_as_captured(name, isinstance(then, TensorSpec), then, now)
-    return then.match(now, name) if isinstance(then, TensorSpec) else now
+    return then.match(now, name, sizes) if isinstance(then, TensorSpec) else now
 
 
 def _describe(tensor: Tensor) -> TensorSpec:
@@ -271,5 +326,9 @@ def _plain(value: Any) -> Any:
 def _parse(data: Mapping[str, Any]) -> Any:
     if "value" in data:
         return data["value"]
-    shape = None if data["shape"] is None else tuple(data["shape"])
+    shape = (
+        None
+        if data["shape"] is None
+        else tuple(Free(*size) if isinstance(size, list) else size for size in data["shape"])
+    )
     return TensorSpec(**{**data, "shape": shape})

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from secateur.structure.axis import BATCH, Axis, count, expand, leaves
+from secateur.structure.axis import Axis, count, expand, leaves
 
 
-class Samples(NamedTuple):
-    """A size that is so many times the batch size."""
+class Part(NamedTuple):
+    """A size that depends on those of the inputs: so much of what it was before."""
 
+    whole: Any  # the node of the size before
     times: int
+    over: int
 
 
 class KeepMask:
@@ -29,11 +32,17 @@ class KeepMask:
         return count(axis, self._counts)
 
     def size(self, axis: Axis, asked: Any) -> Any:
-        """Return the positions left as an argument: a number, or where `asked` is none a multiple of the batch size."""
+        """Return the positions left as an argument: a number, or where `asked` is none a part of it.
+
+        Args:
+            axis: The axis whose size it is.
+            asked: The argument before: a number, or a node where it depends on the inputs' sizes.
+        """
         left = self.count(axis)
         if isinstance(asked, int):
             return left
-        return asked if left % BATCH else Samples(left // BATCH)
+        common = math.gcd(left, axis.size)
+        return asked if left == axis.size else Part(asked, left // common, axis.size // common)
 
     def before(self, axis: Axis, position: int) -> int:
         """Return the number of positions left among the first ones.

@@ -11,8 +11,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
-from secateur.structure.capture import Captured, at_least_two, call_model, evaluating, export_model, is_check, twice
+from secateur.structure.capture import Captured, at_least_two, call_model, evaluating, twice
+from secateur.structure.export import export_model, is_check
 from secateur.structure.inputs import Call, TensorSpec
+from secateur.structure.lengths import one_shorter
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ def _calls_of(
     try:
         with evaluating(model):
             call = call if captured.spec.fixed else at_least_two(call)
-            any_batch = captured.spec.fixed is None
-            program = export_model(model, call, any_batch, preserve_module_call_signature=tuple(names))
+            program = export_model(model, call, captured.spec, preserve_module_call_signature=tuple(names))
     except ModelError:
         half = len(names) // 2
         pieces = (names[:half], names[half:]) if half else ()
@@ -95,10 +96,10 @@ def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
 
 
 def _with_plain_arguments(model: nn.Module, captured: Captured, call: Call) -> list[str]:
-    """Return the submodules whose arguments are tensors and plain values, the same for any number of samples."""
+    """Return the submodules whose arguments are tensors and plain values, the same for inputs of any size."""
     called = _arguments(model, call)
     if captured.spec.fixed is None:
-        more = _arguments(model, twice(call))
+        more = _arguments(model, one_shorter(twice(call), captured.spec))
         called = {name: values for name, values in called.items() if values == more.get(name)}
     return [name for name, values in called.items() if _plain(values)]
 

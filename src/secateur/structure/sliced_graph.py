@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from secateur.structure.capture import Captured
-from secateur.structure.keep_mask import KeepMask, Samples
+from secateur.structure.capture import Captured, counts_samples
+from secateur.structure.keep_mask import KeepMask, Part
 from secateur.structure.ops.net import Axes, Net
 from secateur.structure.ops.registry import arguments, blamed, find_resize, set_argument
 
@@ -38,15 +38,12 @@ def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    batch: fx.Node | None = None
     for node in captured.graph.nodes:
         if node.op == "output":
             graph.output(fx.map_arg(node.args[0], copies.__getitem__))
             continue
         changed = _resized(node, net, left)
-        if changed and _has_samples(changed):
-            batch = batch or _batch_size(graph, captured, copies)
-            changed = {name: _with_batch(graph, batch, value) for name, value in changed.items()}
+        changed = {name: _computed(graph, copies, value) for name, value in changed.items()}
         copies[node] = graph.node_copy(node, copies.__getitem__)
         if changed:
             _apply(copies[node], changed, copies)
@@ -65,36 +62,25 @@ def _apply(copy: fx.Node, changed: dict[str, Any], copies: dict[fx.Node, fx.Node
     """Write the changed arguments into the copy, by their position in the schema where they have one there."""
     target = changed.pop("target", None)
     if target is not None:
-        copy.target = getattr(torch.ops.aten, target).default
+        name, _, overload = target.partition(".")
+        copy.target = getattr(getattr(torch.ops.aten, name), overload or "default")
         copy.args, copy.kwargs = (), fx.map_arg(changed, lambda n: copies.get(n, n))
         return
     for name, value in changed.items():
         set_argument(copy, name, fx.map_arg(value, lambda n: copies.get(n, n)))
 
 
-def _has_samples(changed: dict[str, Any]) -> bool:
-    return any(isinstance(item, Samples) for value in changed.values() if isinstance(value, list) for item in value)
-
-
-def _with_batch(graph: fx.Graph, batch: fx.Node, value: Any) -> Any:
-    if not isinstance(value, list):
+def _computed(graph: fx.Graph, copies: dict[fx.Node, fx.Node], value: Any) -> Any:
+    """Return an argument with calls that compute the sizes which are parts of others."""
+    if isinstance(value, list):
+        return [_computed(graph, copies, item) for item in value]
+    if not isinstance(value, Part):
         return value
-    return [_number(graph, batch, item.times) if isinstance(item, Samples) else item for item in value]
-
-
-def _number(graph: fx.Graph, batch: fx.Node, times: int) -> fx.Node:
-    return batch if times == 1 else _of_samples(graph.call_function(operator.mul, (batch, times)))
-
-
-def _of_samples(node: fx.Node) -> fx.Node:
-    """Mark a size as a number that grows with that of the samples, for those who run several batches as one."""
-    node.meta["samples"] = True
-    return node
-
-
-def _batch_size(graph: fx.Graph, captured: Captured, copies: dict[fx.Node, fx.Node]) -> fx.Node:
-    sample = next(n for n in copies if n.name in captured.inputs and n.meta["val"].ndim)
-    return _of_samples(graph.call_function(torch.ops.aten.sym_size.int, (copies[sample], 0)))
+    times = graph.call_function(operator.mul, (copies[value.whole], value.times))
+    size = times if value.over == 1 else graph.call_function(operator.floordiv, (times, value.over))
+    for node in (times, size):  # numbers that grow with that of the samples, for those who run several batches as one
+        node.meta["samples"] = counts_samples(value.whole.meta["val"])
+    return size
 
 
 def slice_tensor(tensor: Tensor, axes: Axes, left: KeepMask) -> Tensor:

@@ -14,14 +14,13 @@ from secateur.arguments import checked_call, require_instance, require_model
 from secateur.errors import ArgumentError, ModelError, choose
 from secateur.process_state import one_at_a_time
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
-from secateur.structure.capture import Captured, capture, sizes
-from secateur.structure.graph_run import check_capture
-from secateur.structure.infer import infer
+from secateur.structure.capture import Captured, sizes
+from secateur.structure.infer import NOT_COVERED, infer
 from secateur.structure.inputs import Call, as_call, like_model, named_tensors
-from secateur.structure.kinds import Kinds
-from secateur.structure.ops.net import Axes, Net
+from secateur.structure.lengths import capture_fixed, capture_lengths
+from secateur.structure.ops.net import OF_INPUTS, Axes, Net
 from secateur.structure.ops.registry import name_of
-from secateur.structure.producers import Producer, find_producers, name_leaves
+from secateur.structure.producers import Kinds, Producer, find_producers, name_leaves
 from secateur.structure.unit_set import Fixed, UnitSet
 from secateur.text import format_bytes, table
 
@@ -144,11 +143,11 @@ class Units:
         return self._totals(self._counts(kept))[1]
 
     def macs(self, kept: Mapping[str, int]) -> int:
-        """Return the multiplications with addition for one sample."""
+        """Return the multiplications with addition for one sample of the example's sizes."""
         return _macs(self.net.macs, self._counts(kept))
 
     def bytes_of_value(self, node: fx.Node, kept: Mapping[str, int]) -> int:
-        """Return the bytes that the result of a captured call takes for one sample."""
+        """Return the bytes that the result of a captured call takes for one sample of the example's sizes."""
         counts, value = self._counts(kept), node.meta.get("val")
         results = list(value) if isinstance(value, tuple | list) else [value]
         axes = self.net.outputs_of(node) if node in self.net.known else [[] for _ in results]
@@ -206,9 +205,10 @@ class Units:
     @property
     def notes(self) -> list[str]:
         """Further facts about the units, one sentence each."""
-        n = self.captured.spec.fixed
+        n, sizes = self.captured.spec.fixed, ", ".join(map(str, self.captured.spec.free.values()))
         fixed = f"The model's code fixes the batch at {n} samples: all sizes are for these, all data comes so."
-        return [fixed] if n else []
+        free = f"Inputs may have other sizes in place of {sizes}: MACs and memory are counted for these."
+        return [fixed] if n else [free] if sizes else []
 
     def _fixed_table(self) -> str:
         """Return every fixed axis, or where there are many one row for each reason."""
@@ -281,11 +281,13 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
 
     The model is captured by `torch.export`; each dimension of each value becomes an axis, and axes that an
     operation ties together are one (see `secateur.structure.axis`). An axis that reaches no input, output
-    or unknown operation is a unit set. Cost: one export, seconds; inference itself is milliseconds.
+    or unknown operation is a unit set. Cost: one export, seconds, or two where a size is free that the first cannot
+    leave free; a few passes of two samples; inference itself is milliseconds.
 
     Args:
         model: Any `torch.nn.Module` that torch.export can capture; left as it was.
-        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first.
+        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first. Where the
+            model leaves other sizes free (lengths of sequences, sizes of images), data may have others than these.
         include: "gated": the sets whose units can be removed exactly as by a gate of zero; "all": also those
             over which a norm or another statistic is taken (`removal` "sliced").
 
@@ -314,9 +316,12 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
     """Return all units that can be removed, for inputs given as (args, kwargs)."""
     choose("include", include, {"gated": True, "all": True})
     call = like_model(model, call)
-    captured = capture(model, call)
-    check_capture(model, captured, call)
-    return Units(captured, infer(captured), model, include)
+    captured = capture_lengths(model, call)
+    units = Units(captured, infer(captured), model, include)
+    if captured.spec.free and any(OF_INPUTS in fixed.reason or NOT_COVERED in fixed.reason for fixed in units.fixed):
+        captured = capture_fixed(model, call)  # for one length a rule may cover more
+        units = max(units, Units(captured, infer(captured), model, include), key=lambda known: known.total)
+    return units
 
 
 def require_units(units: Units) -> Units:

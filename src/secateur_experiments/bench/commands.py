@@ -5,6 +5,7 @@ The command line imports this file for its help, so what is slow to import is im
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from secateur.text import table
 from secateur_experiments.commands import Mnist, Seeds
 
 bench = typer.Typer(help="Compare two sides in one process, and print their ratio.", no_args_is_help=True)
-PICTURE = "compensation-accuracy.png"
+PICTURE, GROWTH_PICTURE = "compensation-accuracy.png", "scale-growth.png"
 
 
 def _folder(path: Path | None) -> Path | None:
@@ -218,6 +219,50 @@ def architectures(
     if out is not None:
         with whole_file(out) as temporary:
             temporary.write_text(markdown(rows, f"secateur bench architectures --out {out}"), encoding="utf-8")
+
+
+@bench.command()
+def scale(
+    only: Annotated[
+        list[str] | None, typer.Option(help="a network, or growth; may be repeated; all if left out")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="the small networks alone, under 5 minutes")] = False,
+    runs: Runs = 1,
+    ranking: Annotated[str | None, typer.Option(help="the library's default if left out; of growth layerwise")] = None,
+    mnist: Mnist = None,
+    zoo: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="holds tvshim.py, where torchvision needs one to be imported")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="for scale.md and its picture", callback=_folder)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Set the main job on networks of real size beside the work that cannot be avoided: time, memory, quality."""
+    from secateur_experiments.bench.scale import growth, page
+    from secateur_experiments.bench.scale.measure import Settings, compare
+    from secateur_experiments.bench.scale.rows import GROWTH, chosen
+    from secateur_experiments.bench.scale.task import Folders
+
+    names = chosen(only or [], quick)
+    settings = Settings(runs, ranking, Folders(mnist, zoo))
+    rows = []
+    for row in compare([name for name in names if name != GROWTH], settings):
+        typer.echo(page.line(row), err=True)  # a network takes minutes
+        rows.append(row)
+    trends = list(growth.trends(ranking or "layerwise", runs)) if GROWTH in names else []
+    if out is not None:
+        if trends:
+            page.picture(trends, out / GROWTH_PICTURE)
+        command = page.command(only or [], quick, settings)
+        setting = f"Medians of {runs}, {_machine()}, {os.cpu_count()} cores."
+        with whole_file(out / "scale.md") as temporary:
+            document = page.document(rows, trends, command, setting, GROWTH_PICTURE)
+            temporary.write_text(document, encoding="utf-8")
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows], "growth": [asdict(trend) for trend in trends]})
+    else:
+        typer.echo(f"scale: medians of {runs}, {_machine()}\n\n{page.text(rows, trends)}")
 
 
 def _show(title: str, rows: Sequence[Any], as_json: bool) -> None:

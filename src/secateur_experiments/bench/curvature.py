@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from torch.nn import functional as F
 
 from secateur import find_units, reference
 from secateur.curvature.weight_loss import WeightLoss
-from secateur.errors import ArgumentError
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.losses import find_loss
 from secateur.saliency.units.fisher import fisher
 from secateur.saliency.units.hessian import hessian
 from secateur.structure.capture import capture
+from secateur_experiments.bench.scale.task import with_shim
 from secateur_experiments.bench.timing import in_turns, seconds
 from secateur_experiments.datasets import Pair, images
 from secateur_experiments.networks import lenet, logistic_network
@@ -103,12 +102,7 @@ def has_backpack(zoo: Path | None) -> bool:
     Raises:
         ArgumentError: There is no shim in the folder.
     """
-    if zoo is not None:
-        if not (zoo / "tvshim.py").exists():
-            raise ArgumentError(f"zoo: there is no tvshim.py in {zoo}")
-        sys.path.insert(0, str(zoo))
-        importlib.import_module("tvshim")
-        sys.path.remove(str(zoo))
+    with_shim(zoo)
     try:
         importlib.import_module("backpack.extensions")
     except (ImportError, RuntimeError):  # torchvision's, where its operators do not fit

@@ -19,7 +19,7 @@ from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.leave_one_out import change_one
 from secateur.objective.losses import find_loss
 from secateur.saliency.gain_sweep import gain_sweep
-from secateur_experiments.bench.timing import in_turns, seconds
+from secateur_experiments.bench.timing import exponent, in_turns, seconds
 from secateur_experiments.datasets import Pair, images
 from secateur_experiments.networks import ViT, lenet, logistic_network, resnet18
 
@@ -119,8 +119,7 @@ def growth(samples: int, runs: int, dtype: torch.dtype, folder: Path | None) -> 
         model, data = task.build().to(dtype), images(task.shape, task.samples, dtype, folder)
         ours = _single(model, find_units(model, data[0][:2]), data, task, samples)[1]
         times[width] = statistics.median(seconds(ours)[0] for _ in range(runs))
-    x, y = ([math.log(value) for value in values] for values in (times, times.values()))
-    return times, statistics.linear_regression(x, y).slope
+    return times, exponent(times)
 
 
 def sweep(samples: int, dtype: torch.dtype, folder: Path | None, count: int = 10, gains: int = 10_001) -> float:

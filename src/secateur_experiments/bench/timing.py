@@ -1,10 +1,11 @@
-"""Two sides timed in turns."""
+"""Two sides timed in turns, and how times grow."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from secateur.reporting.progress import progress_bar
@@ -34,3 +35,13 @@ def in_turns(name: str, slow: Callable[[], Any], fast: Callable[[], Any], runs: 
         pairs = [(bar(i, runs), seconds(slow), seconds(fast))[1:] for i in range(runs)]
     first, second = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
     return Timed(first, second, pairs[0][0][1], pairs[0][1][1])
+
+
+def exponent(times: Mapping[int, float]) -> float:
+    """Return the power of a size with which times grow: the slope of the least-squares line through their logarithms.
+
+    >>> exponent({1: 0.5, 2: 2.0, 4: 8.0})
+    2.0
+    """
+    x, y = ([math.log(value) for value in values] for values in (times, times.values()))
+    return statistics.linear_regression(x, y).slope

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.axis import BATCH, Axis, fix, is_fixed, leaf, product, unify
+from secateur.structure.axis import Axis, fix, is_fixed, leaf, product, unify
 from secateur.structure.axis import cat as cat_axes
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.ops.net import Axes, Net, NotCoveredError, dim_of, rank_of, require_form
+from secateur.structure.ops.net import Axes, Net, NotCoveredError, dim_of, rank_of, require_form, same_size
 from secateur.structure.ops.registry import Take, name_of, resize, rule
 
 
@@ -19,7 +19,7 @@ def select_before(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
     operand, shape = x.args[0], list(x.args[1])  # type: ignore[arg-type]
     if not isinstance(operand, fx.Node) or rank_of(operand) <= dim:
         return None
-    same = all(operand.meta["val"].shape[d] == x.meta["val"].shape[d] for d in range(dim + 1))
+    same = all(same_size(operand, d, x, d) for d in range(dim + 1))
     return [take(operand, dim), [*shape[:dim], 1, *shape[dim + 1 :]]] if same else None
 
 
@@ -63,15 +63,14 @@ def _next(axes: Axes) -> Axis:
 
 @resize("squeeze")
 def resize_squeeze(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
-    """Return a view that drops only the dimensions that were of size 1 before."""
+    """Return the squeeze of only the dimensions that were of size 1 before."""
     axes = net.axes(operands["self"])
     if all(left.count(axis) != 1 for axis in axes if axis.size != 1):
         return {}
     asked = range(len(axes)) if operands.get("dim") is None else operands["dim"]
-    ones = {k % len(axes) for k in ([asked] if isinstance(asked, int) else asked)}
-    shape = [axis for i, axis in enumerate(axes) if axis.size != 1 or i not in ones]
-    sizes = [left.size(axis, axis.size if axis.size % BATCH else None) for axis in shape]
-    return {"target": "view", "self": operands["self"], "size": sizes}
+    dims = [k % len(axes) for k in ([asked] if isinstance(asked, int) else asked)]
+    ones = [dim for dim in dims if axes[dim].size == 1]
+    return {"target": "squeeze.dims", "self": operands["self"], "dim": ones}
 
 
 @resize("view", "reshape", "_unsafe_view", "expand")
@@ -202,9 +201,9 @@ def slice_(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     axes = net.axes(operands["self"])
     dim = dim_of(operands, axes)
     whole, size, step = axes[dim], net.shape(node)[dim], operands.get("step") or 1
-    start = start_of(operands, whole.size)
-    if size == whole.size:
+    if same_size(operands["self"], dim, node, dim):
         return axes
+    start = None if isinstance(operands.get("end"), fx.Node) else start_of(operands, whole.size)
     if start is None or is_fixed(whole) or (step > 1 and (whole.size % step or size != whole.size // step)):
         fix(whole, f"{name_of(node)} takes some of it")
         axes[dim] = leaf(size, f"{name_of(node)} takes it")
@@ -230,7 +229,7 @@ def resize_slice(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMa
     dim = operands["dim"] % len(axes)
     whole, segment = axes[dim], net.axes(node)[dim]
     start = start_of(operands, whole.size)
-    if start is None or is_fixed(whole) or (operands.get("step") or 1) > 1:
+    if start is None or left.count(whole) == whole.size or (operands.get("step") or 1) > 1:
         return {}
     begin, length = left.before(whole, start), left.count(segment)
     return {"start": begin, "length": length} if "length" in operands else {"start": begin, "end": begin + length}

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from secateur.structure.axis import Axis, fix, leaf, mark_sliced, unify
-from secateur.structure.capture import sizes
+from secateur.structure.capture import is_free, sizes
 
 Axes = list[Axis]  # of one tensor, one per dimension
 
+
+OF_INPUTS = "how many positions there are depends on the inputs"
 
 Kind = Literal["head", "head width", "recurrent width"]
 
@@ -56,6 +59,11 @@ def rank_of(value: Any) -> int:
     """Return the number of dimensions of a traced tensor; 0 where that is not known."""
     traced = value.meta.get("val") if isinstance(value, fx.Node) else None
     return traced.ndim if isinstance(traced, Tensor) else 0
+
+
+def same_size(a: fx.Node, i: int, b: fx.Node, j: int) -> bool:
+    """Return whether two dimensions of traced tensors have the same size whatever that of the inputs."""
+    return statically_known_true(a.meta["val"].shape[i] == b.meta["val"].shape[j])
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,8 @@ class Net:
         Where it sums over some factors of that dimension only, `axis` has other leaves for the rest.
         """
         axis = self.axes(operand)[dim] if axis is None else axis
+        if is_free(operand.meta["val"].shape[dim]):
+            fix(axis, OF_INPUTS)
         self.consumers.append(Consumer(node, operand, dim, axis, partner, partner_dim, occurrence))
 
     def state_kind(self, kind: Kind, *axes: Axis) -> None:

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from secateur.structure.axis import Axis, fix, leaf, product, unify
 from secateur.structure.keep_mask import KeepMask
+from secateur.structure.ops.movement import shape_left
 from secateur.structure.ops.net import Axes, Net, dim_of, require_form
 from secateur.structure.ops.registry import StoredStatistics, first_operand, module_sizes, name_of, resize, rule
 
@@ -69,7 +70,7 @@ def layer_norm(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
 def resize_layer_norm(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """Return what is left of the shape that is normalised over."""
     last = net.axes(operands["input"])[-len(operands["normalized_shape"]) :]
-    return {"normalized_shape": [left.count(axis) for axis in last]}
+    return {"normalized_shape": shape_left(last, operands["normalized_shape"], left)}
 
 
 @rule("group_norm")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from secateur.structure.axis import leaf, product, unify
-from secateur.structure.ops.net import Axes, Net, dim_of, rank_of, require_form
+from secateur.structure.ops.net import Axes, Net, dim_of, rank_of, require_form, same_size
 from secateur.structure.ops.registry import Take, module_sizes, name_of, rule
 
 
@@ -20,7 +20,7 @@ def select_each(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
     args: list[Any] = []
     for n in x.args:
         own = dim - rank + rank_of(n)  # inputs are broadcast from the right
-        whole = isinstance(n, fx.Node) and own >= 0 and n.meta["val"].shape[own] == x.meta["val"].shape[dim]
+        whole = isinstance(n, fx.Node) and own >= 0 and same_size(n, own, x, dim)
         args.append(take(n, own) if whole else n)
     return args
 

@@ -1,0 +1,67 @@
+"""The order of removals that curves and a budget make, without data or model: sizes and predicted losses alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from secateur.planning.budget import Budget
+from secateur.planning.curves import Curve, Worth, allot
+from secateur.planning.network_sizes import NetworkSizes
+from secateur.planning.state import State, Step
+
+
+def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budget | None) -> tuple[Step, ...]:
+    """Return all removals that a budget permits, those first that cost least for what the budget counts.
+
+    Args:
+        curves: The curves of all sets that may lose units.
+        network: The sizes of the network for any units kept.
+        budget: Says what counts, and how many units each set may lose; None to count units, down to one of each set.
+    """
+    sizes = dict(network.sets)
+    limits = (budget or Budget(remove_units=0)).removable(sizes)
+    shortened = [curve.first(limits[curve.set]) for curve in curves]
+    removals = list(allot(shortened, sizes, _worth(network, budget)))
+    numbers, of_loss = {name: n for n, name in enumerate(sizes)}, {curve.set for curve in curves if curve.of_loss}
+    along = network.along(
+        torch.tensor([numbers[name] for name, _, _ in removals], dtype=torch.long),
+        torch.tensor([index for _, index, _ in removals], dtype=torch.long),
+    )
+    params, written, macs = (values.tolist() for values in along)
+    return tuple(
+        Step(None, None, params[n], written[n], macs[n], name, index, rise if name in of_loss else None)
+        for n, (name, index, rise) in enumerate(removals, 1)
+    )
+
+
+def _worth(network: NetworkSizes, budget: Budget | None) -> Worth:
+    """Return what one more unit of each set gains: shares of what has to go, for each bound of a size."""
+    budget = budget or Budget(remove_units=0)
+    bounds = (
+        (network.freed, _excess(budget.bytes, network.file_bytes({}))),
+        (network.params_freed, _excess(budget.params, network.params({}))),
+    )
+    asked = [(freed, excess) for freed, excess in bounds if excess]
+    if not asked:
+        return lambda left: dict.fromkeys(left, 1.0)
+
+    def worth(left: Mapping[str, int]) -> dict[str, float]:
+        gains = [(freed(left), more) for freed, more in asked]
+        return {name: sum(freed[name] / more for freed, more in gains) for name in left}
+
+    return worth
+
+
+def _excess(bound: int | str | None, size: int) -> int:
+    return max(0, size - int(bound)) if bound is not None else 0
+
+
+def end_of(steps: Sequence[Step], start: State, budget: Budget, sizes: Mapping[str, int]) -> int:
+    """Return after how many removals the budget's sizes hold.
+
+    Raises:
+        BudgetError: They hold nowhere; the message says how far one can get.
+    """
+    return budget.without_quality().position((start, *steps), sizes)

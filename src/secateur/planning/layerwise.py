@@ -1,0 +1,128 @@
+"""The layerwise ranking: each set's own order from one pass over the data, and any budget shared among the sets.
+
+Where `iterative` measures and fits again after every removal or so, here the curves of all sets are made once, in
+closed form, put into units of the measured loss at a few sizes, and allotted together. Then the weights are fitted once
+at the end, layer after layer, and the loss is measured there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.compensation.compensator import Compensator
+from secateur.objective.question import Question
+from secateur.options import Ranking
+from secateur.planning.allotment import allotted_steps, end_of
+from secateur.planning.budget import Budget
+from secateur.planning.network_sizes import NetworkSizes
+from secateur.planning.plan import Curves, Plan
+from secateur.planning.removal_order import removable
+from secateur.planning.set_curves import set_curves
+from secateur.planning.state import Basis, State, Step
+from secateur.saliency.criterion import Criterion
+
+TRIALS = 12  # fits at most, by which the end of a budget of quality is sought
+
+
+def rank_layerwise(
+    question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
+    network: NetworkSizes,
+) -> Plan:  # fmt: skip
+    """Return the plan: the curves, and the removals that the budget asks for, measured at their end.
+
+    Args:
+        question: The model, its units and the data.
+        ranking: The settings, which the plan keeps.
+        criterion: As for `set_curves`.
+        compensator: Fits the weights that stay; None to leave them as they are.
+        budget: The bounds that must hold; None to go on until one unit is left in each set.
+        network: The sizes of the network and of its file for any units kept.
+
+    Raises:
+        BudgetError: The budget is out of reach.
+        DataError: The criterion needs data or a loss, and there is none.
+    """
+    ends = _Ends(question, compensator, network)
+    if budget is not None:
+        budget.check_measured(ends.start)
+        budget.check_resolution(ends.predictions)
+        ends.check_possible(budget)
+    curves = set_curves(question, criterion, compensator, removable(network, budget))
+    steps = ends.measured(allotted_steps(curves, network, budget), budget)
+    made = Curves(tuple(curves), network)
+    plan = Plan(
+        made.whole, ends.start, (), question.units.captured.spec, ranking,
+        compensator.settings if compensator else None, basis=ends.basis(compensator), curves=made,
+    )  # fmt: skip
+    return plan.with_steps(steps)
+
+
+class _Ends:
+    """What is measured at the ends that an order may have."""
+
+    def __init__(self, question: Question, compensator: Compensator | None, network: NetworkSizes) -> None:
+        self.question, self.compensator, self.network = question, compensator, network
+        self.sizes = dict(network.sets)
+        self.measurable = question.judge.has_data and question.judge.has_loss
+        loss, accuracy, self.predictions = question.judge.assess(question.ones) if self.measurable else (None, None, 0)
+        self.start = State(loss, accuracy, *network.after({}, 0))
+
+    def basis(self, compensator: Compensator | None) -> Basis | None:
+        """Return the samples that losses are measured on; None where there are no losses."""
+        if not self.measurable:
+            return None
+        fitted = compensator is not None and self.question.judged_on == "data"
+        return Basis(self.question.judged_on, self.question.samples, fitted, self.predictions)
+
+    def check_possible(self, budget: Budget) -> None:
+        """Refuse a size that is out of reach, before any time is spent on the curves."""
+        limits = budget.removable(self.sizes)
+        least = {name: range(size - limits[name]) for name, size in self.sizes.items()}
+        counts = {name: len(kept) for name, kept in least.items()}
+        sizes = self.network.params(counts), self.network.file_bytes(least), self.network.macs(counts)
+        state = State(self.start.loss, self.start.accuracy, *sizes)
+        if budget.least and not budget.holds(self.start, state, limits, self.sizes):
+            raise budget.unmet(sum(limits.values()), sum(self.sizes.values()), state)
+
+    def measured(self, steps: tuple[Step, ...], budget: Budget | None) -> tuple[Step, ...]:
+        """Return the steps that the budget asks for, with loss and accuracy at their end."""
+        if budget is None:
+            return steps
+        end = end_of(steps, self.start, budget, self.sizes) if budget.least else len(steps)
+        steps = steps[:end]
+        if self.measurable and end:
+            steps = self._with(steps, end)
+            if not budget.good_enough(self.start, steps[-1]):
+                steps = self._sought(steps, budget)
+                if budget.least:
+                    raise budget.unmet(len(steps), sum(self.sizes.values()), (self.start, *steps)[-1])
+        return steps
+
+    def _sought(self, steps: tuple[Step, ...], budget: Budget) -> tuple[Step, ...]:
+        """Return the steps to the last end that is good enough, found by halving; the end of all is not."""
+        good, bad = 0, len(steps)
+        for _ in range(TRIALS):
+            if bad - good < 2:
+                break
+            middle = (good + bad) // 2
+            steps = self._with(steps, middle)
+            good, bad = (middle, bad) if budget.good_enough(self.start, steps[middle - 1]) else (good, middle)
+        return steps[:good]
+
+    def _with(self, steps: tuple[Step, ...], n: int) -> tuple[Step, ...]:
+        """Return the steps with what is measured after n of them, all weights fitted there."""
+        g, judge = self._gates(steps[:n]), self.question.judge
+        if self.compensator is not None:
+            self.compensator.fit(g)
+            judge = judge.with_weights(self.compensator.weights)
+        loss, accuracy = judge.measure(g)
+        return (*steps[: n - 1], dataclasses.replace(steps[n - 1], loss=loss, accuracy=accuracy), *steps[n:])
+
+    def _gates(self, steps: Sequence[Step]) -> Tensor:
+        numbers = {place: n for n, place in enumerate(self.question.units.places)}
+        gone = [numbers[step.set, step.index] for step in steps]
+        return self.question.ones.index_fill(0, torch.tensor(gone, device=self.question.ones.device), 0)

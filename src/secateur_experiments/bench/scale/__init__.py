@@ -1,0 +1,1 @@
+"""Networks of real size: the main job beside the work that cannot be avoided."""
