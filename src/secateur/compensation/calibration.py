@@ -185,4 +185,5 @@ def observe(
                 value = values[gated.graph.copies[operands[layer]]].detach()
                 collect_moments(moments[layer], layer, value, place, None, weight.get(layer))
             add_curvature(matrices, gated, batch, values, draws[1])
+            del values, value  # with them all that derivatives need, before the next batch makes as much
     return Observation(moments, positive(matrices))
