@@ -18,7 +18,7 @@ from secateur_experiments.networks import seeded
 
 UNITS = ("feed-forward width",)
 LENGTH = 128  # tokens of a text
-BATCH = 16  # sentences of a batch
+BATCH = 32  # sentences of a batch
 TEXTS = 2  # of a batch
 PERPLEXITY = "perplexity ratio"  # to the original's, since that depends on the texts
 
@@ -71,7 +71,7 @@ def agreement(rows: Tensor, expected: Tensor) -> dict[str, float]:
     nearest, before = ((x @ x.T).fill_diagonal_(-math.inf).argmax(1) for x in (rows, expected))
     return {
         "cosine": F.cosine_similarity(rows, expected).mean().item(),
-        "neighbours": (nearest == before).float().mean().item(),
+        "neighbours": (nearest == before).double().mean().item(),
     }
 
 
