@@ -20,6 +20,7 @@ from secateur.compensation.targets import (
     trace_layers,
 )
 from secateur.objective.gated_loss import GatedLoss
+from secateur.objective.held_back import evenly
 from secateur.phases import phase
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
@@ -78,7 +79,7 @@ class CountedRows(NamedTuple):
         """Return places and samples of rows, evenly so many that all batches have no more than is said."""
         if self.total <= most:
             return self.places, self.samples
-        chosen = ((self.numbers + 1) * most // self.total > self.numbers * most // self.total).nonzero()[:, 0]
+        chosen = evenly(self.numbers, self.total, most).nonzero()[:, 0]
         return chosen if self.places is None else self.places[chosen], self.samples[chosen]
 
 
@@ -96,7 +97,7 @@ def counted_rows(layer: Layer, value: Tensor, place: BatchPlace) -> CountedRows:
 
 def rows_of_its_own(layer: Layer, samples: int) -> int | None:
     """Return how many rows of a layer are kept where it has fewer rows than inputs; None where it has moments."""
-    return rows_kept(layer.inputs.size * layer.kernel, samples * layer.positions)
+    return rows_kept(layer.height, samples * layer.positions)
 
 
 def moments_for(layer: Layer, samples: int, inputs: int, outputs: int, device: torch.device) -> Moments | RowMoments:
@@ -170,8 +171,7 @@ def observe(
     """
     if not layers:
         return Observation({}, {})
-    samples = sum(batch.size for batch in gated.batches)
-    moments = {layer: moments_for(layer, samples, layer.inputs.size * layer.kernel, 0, g.device) for layer in layers}
+    moments = {layer: moments_for(layer, gated.samples, layer.height, 0, g.device) for layer in layers}
     for sums in moments.values():
         sums.hold_out = hold_out
     matrices = no_curvature(gated, layers if curved else (), g)

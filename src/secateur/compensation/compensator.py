@@ -157,7 +157,7 @@ class Compensator:
         with torch.no_grad(), phase("fitting layers", len({*stops, *rest})) as fitting:
             self._add_known([*first, *rest])
             for layer in fitting.through([*first, *rest]):
-                ins, outs = torch.arange(layer.inputs.size * layer.kernel).to(g.device), self._outputs(layer, g)
+                ins, outs = torch.arange(layer.height).to(g.device), self._outputs(layer, g)
                 fitted = self._solve(layer, self._known[layer].only(outs), ins, outs, g)
                 self.weights.update(fitted if layer in first else {})
             stops = [stop for stop in stops if stop not in first]
@@ -285,13 +285,13 @@ class Compensator:
 
     def bytes_of_moments(self, layer: Layer) -> int:
         """Return what is held of a layer by `observe`."""
-        kept, inputs = rows_of_its_own(layer, self._batches[0].samples), layer.inputs.size * layer.kernel
+        kept, inputs = rows_of_its_own(layer, self._batches[0].samples), layer.height
         blocks = 1 + (layer.outputs.size if layer in self.weighted else 0)
         return 8 * layer.outputs.size**2 + (4 * kept * inputs if kept is not None else 8 * blocks * inputs**2)
 
     def optimum(self, layer: Layer, moments: Moments | RowMoments) -> FittedLayer:
         """Return a layer of the original network, whose weights are the best there are; a function of the moments."""
-        ins, outs = torch.arange(layer.inputs.size * layer.kernel), torch.arange(layer.outputs.size)
+        ins, outs = torch.arange(layer.height), torch.arange(layer.outputs.size)
         ins, outs = ins.to(self.ones.device), outs.to(self.ones.device)
         present = self._present(layer, moments.blocks, ins, outs)
         return FittedLayer(layer, self._fit(moments, *present, torch.ones_like(ins, dtype=torch.bool)), ins, outs)

@@ -40,7 +40,7 @@ def removal_path(
         points: Numbers of removals after which the weights are asked for.
         order: The units in their order, where that is known before.
     """
-    eliminations = [Elimination(lay) if isinstance(lay, Summation) else RowElimination(lay) for lay in layers]
+    eliminations = [_elimination(layer) for layer in layers]
     del layers  # and with them, where nobody else has them, matrices as large as those of the eliminations
     for n in range(removals):
         with one_thread():
@@ -52,3 +52,7 @@ def removal_path(
             elimination.settle()
         weights = [elimination.weight() for elimination in eliminations] if n + 1 in points else None
         yield Point(unit, max(costs[unit].item(), 0.0), weights)
+
+
+def _elimination(layer: Summation | RowSummation) -> Elimination | RowElimination:
+    return Elimination(layer) if isinstance(layer, Summation) else RowElimination(layer)

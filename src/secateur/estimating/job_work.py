@@ -11,7 +11,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.layerwise import TRIALS
 from secateur.planning.loss_curve import spacing
 from secateur.planning.ranking_choice import REMOVAL, Counts, Work, iterative_work
-from secateur.planning.set_curves import CHEAP, PASSES, SHARES
+from secateur.planning.set_curves import SHARES, probe_samples
 
 BACKWARD = 2  # passes that one backward pass is counted as
 TRIED = 3  # ridges of a large layer, where not all are tried
@@ -94,9 +94,7 @@ def _order(counts: Counts, layer: Layer, removals: int, units: int) -> int:
 
 
 def _probes(counts: Counts, times: int) -> Work:
-    samples = min(
-        counts.samples, max(CHEAP // max(1, times * counts.macs), PASSES * counts.samples // max(1, times), 1)
-    )
+    samples = probe_samples(counts.samples, times, counts.macs)
     return Work(
         "measuring the orders",
         times * samples * counts.macs,

@@ -185,13 +185,22 @@ class GatedLoss:
         return self._batches
 
     @property
+    def samples(self) -> int:
+        """The number of samples of all batches.
+
+        Raises:
+            DataError: No data was given.
+        """
+        return sum(batch.size for batch in self.batches)
+
+    @property
     def cached(self) -> Iterator[CachedBatch]:
         """The batches, with the values that no gate changes.
 
         Raises:
             DataError: No data was given.
         """
-        n = sum(batch.size for batch in self.batches)
+        n = self.samples
         for i, batch in enumerate(self.batches):
             frontier = self._frontier(batch) if self._frontiers is None else self._frontiers[i]
             held = self.graph.with_weights(frontier, self.weights)

@@ -49,16 +49,17 @@ def some_samples(batches: list[Batch], most: int, whole: bool) -> list[Batch]:
         whole: Whether batches cannot be divided.
     """
     if whole:
-        evenly = _evenly(len(batches), max(1, most // batches[0].size))
-        return list(itertools.compress(batches, evenly.tolist()))
+        count = len(batches)
+        chosen_batches = evenly(torch.arange(count), count, max(1, most // batches[0].size))
+        return list(itertools.compress(batches, chosen_batches.tolist()))
     sizes = [batch.size for batch in batches]
-    rows = (chosen.nonzero()[:, 0] for chosen in torch.split(_evenly(sum(sizes), most), sizes))
+    chosen_samples = evenly(torch.arange(sum(sizes)), sum(sizes), most)
+    rows = (chosen.nonzero()[:, 0] for chosen in torch.split(chosen_samples, sizes))
     return [_rows(batch, some) for batch, some in zip(batches, rows, strict=True) if len(some)]
 
 
-def _evenly(total: int, most: int) -> Tensor:
-    """Return which of all are taken so that at most so many are, evenly [total]."""
-    numbers = torch.arange(total)
+def evenly(numbers: Tensor, total: int, most: int) -> Tensor:
+    """Return which of some numbers below the total are taken, so that of all at most so many are, evenly."""
     return (numbers + 1) * most // total > numbers * most // total
 
 

@@ -98,7 +98,7 @@ class Question:
     @property
     def samples(self) -> int:
         """The number of samples that judge the result; 0 without data."""
-        return sum(batch.size for batch in self.judge.batches) if self.judge.has_data else 0
+        return self.judge.samples if self.judge.has_data else 0
 
     def for_model(self, model: nn.Module, units: Units | None) -> Question:
         """Return the same question, asked of another model."""

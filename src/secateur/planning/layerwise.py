@@ -20,9 +20,9 @@ from secateur.planning.allotment import allotted_steps, end_of
 from secateur.planning.budget import Budget
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Curves, Plan
-from secateur.planning.removal_order import removable
+from secateur.planning.removal_order import basis_of, check_start, removable
 from secateur.planning.set_curves import set_curves
-from secateur.planning.state import Basis, State, Step
+from secateur.planning.state import State, Step
 from secateur.saliency.criterion import Criterion
 
 TRIALS = 12  # fits at most, by which the end of a budget of quality is sought
@@ -48,15 +48,14 @@ def rank_layerwise(
     """
     ends = _Ends(question, compensator, network)
     if budget is not None:
-        budget.check_measured(ends.start)
-        budget.check_resolution(ends.predictions)
-        ends.check_possible(budget)
+        check_start(budget, network, ends.start, ends.predictions)
     curves = set_curves(question, criterion, compensator, removable(network, budget))
     steps = ends.measured(allotted_steps(curves, network, budget), budget)
-    made = Curves(tuple(curves), network)
+    made, fitted = Curves(tuple(curves), network), compensator is not None
     plan = Plan(
         made.whole, ends.start, (), question.units.captured.spec, ranking,
-        compensator.settings if compensator else None, basis=ends.basis(compensator), curves=made,
+        compensator.settings if compensator else None, curves=made,
+        basis=basis_of(question, fitted, ends.start, ends.predictions),
     )  # fmt: skip
     return plan.with_steps(steps)
 
@@ -65,28 +64,11 @@ class _Ends:
     """What is measured at the ends that an order may have."""
 
     def __init__(self, question: Question, compensator: Compensator | None, network: NetworkSizes) -> None:
-        self.question, self.compensator, self.network = question, compensator, network
+        self.question, self.compensator = question, compensator
         self.sizes = dict(network.sets)
         self.measurable = question.judge.has_data and question.judge.has_loss
         loss, accuracy, self.predictions = question.judge.assess(question.ones) if self.measurable else (None, None, 0)
         self.start = State(loss, accuracy, *network.after({}, 0))
-
-    def basis(self, compensator: Compensator | None) -> Basis | None:
-        """Return the samples that losses are measured on; None where there are no losses."""
-        if not self.measurable:
-            return None
-        fitted = compensator is not None and self.question.judged_on == "data"
-        return Basis(self.question.judged_on, self.question.samples, fitted, self.predictions)
-
-    def check_possible(self, budget: Budget) -> None:
-        """Refuse a size that is out of reach, before any time is spent on the curves."""
-        limits = budget.removable(self.sizes)
-        least = {name: range(size - limits[name]) for name, size in self.sizes.items()}
-        counts = {name: len(kept) for name, kept in least.items()}
-        sizes = self.network.params(counts), self.network.file_bytes(least), self.network.macs(counts)
-        state = State(self.start.loss, self.start.accuracy, *sizes)
-        if budget.least and not budget.holds(self.start, state, limits, self.sizes):
-            raise budget.unmet(sum(limits.values()), sum(self.sizes.values()), state)
 
     def measured(self, steps: tuple[Step, ...], budget: Budget | None) -> tuple[Step, ...]:
         """Return the steps that the budget asks for, with loss and accuracy at their end."""

@@ -79,15 +79,10 @@ class Counts:
     """
 
     def __init__(self, question: Question, fitted: bool, limits: Mapping[str, int], budget: Budget | None) -> None:
-        self.question, self.units, self.fitted, self.limits, self.budget = (
-            question,
-            question.units,
-            fitted,
-            limits,
-            budget,
-        )
+        self.question, self.units = question, question.units
+        self.fitted, self.limits, self.budget = fitted, limits, budget
         has_data = question.gated.has_data
-        self.samples = sum(batch.size for batch in question.gated.batches) if has_data else 0
+        self.samples = question.gated.samples if has_data else 0
         self.judging = question.samples if has_data else 0
         self.macs = question.units.macs({})
         self.one_pass = self.macs * self.samples
@@ -135,18 +130,18 @@ class Counts:
 
     @property
     def batch_bytes(self) -> int:
-        """What all values of the largest batch take, as they are held for a backward pass."""
+        """The bytes of all values of the largest batch, which a backward pass needs."""
         return bytes_of(self.units.captured.graph.nodes) * self.largest_batch
 
     @cached_property
     def alive_bytes(self) -> int:
-        """What the values of one sample take that are held at a time in a forward pass."""
+        """The bytes of the values of one sample that a forward pass holds at a time."""
         graph = self.units.captured.graph
         return bytes_alive(graph, [node for node in graph.nodes if node.op == "call_function"])
 
     @property
     def forward_bytes(self) -> int:
-        """What a forward pass of the largest batch holds."""
+        """The bytes that a forward pass of the largest batch holds."""
         return self.alive_bytes * self.largest_batch
 
     def row_bytes(self, layer: Layer) -> int:
@@ -168,7 +163,7 @@ class Counts:
 
     @property
     def walk_bytes(self) -> int:
-        """What both networks hold between two layers of a fit: of all batches where that fits, else of one."""
+        """The bytes that both networks hold between two layers of a fit: of all batches if that fits, else of one."""
         alive = 2 * bytes_alive(self.units.captured.graph, {layer.call for layer in self.layers})
         fits = alive * self.samples <= self.question.gated.memory // 3
         return alive * self.samples + self.forward_bytes if fits else 2 * self.forward_bytes

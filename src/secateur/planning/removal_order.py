@@ -22,6 +22,48 @@ def removable(sizes: NetworkSizes, budget: Budget | None) -> dict[str, int]:
     return (budget or Budget(remove_units=0)).removable(dict(sizes.sets))
 
 
+def state_of_kept(network: NetworkSizes, start: State, kept: Mapping[str, Sequence[int]]) -> State:
+    """Return the sizes with these units left, with loss and accuracy of the start."""
+    counts = {name: len(indices) for name, indices in kept.items()}
+    sizes = network.params(counts), network.file_bytes(kept), network.macs(counts)
+    return State(start.loss, start.accuracy, *sizes)
+
+
+def check_start(budget: Budget, network: NetworkSizes, start: State, predictions: int) -> None:
+    """Refuse a budget that cannot be judged or is out of reach, before any unit goes.
+
+    Args:
+        budget: The bounds.
+        network: The sizes of the network for any units kept.
+        start: The network before any removal.
+        predictions: How many predictions an accuracy is taken over.
+
+    Raises:
+        ArgumentError: It bounds a quality that is not measured.
+        BudgetError: It is out of reach; the message says how far one can get.
+    """
+    budget.check_measured(start)
+    budget.check_resolution(predictions)
+    sizes, limits = dict(network.sets), removable(network, budget)
+    state = state_of_kept(network, start, {name: range(size - limits[name]) for name, size in sizes.items()})
+    if budget.least and not budget.holds(start, state, limits, sizes):
+        raise budget.unmet(sum(limits.values()), sum(sizes.values()), state)
+
+
+def basis_of(question: Question, fitted: bool, start: State, predictions: int) -> Basis | None:
+    """Return the samples that losses are measured on; None where there are no losses.
+
+    Args:
+        question: Says what judges.
+        fitted: Whether weights are fitted.
+        start: The network before any removal.
+        predictions: How many predictions an accuracy is taken over.
+    """
+    if start.loss is None:
+        return None
+    return Basis(question.judged_on, question.samples, fitted and question.judged_on == "data", predictions)
+
+
 class RemovalOrder:
     """The removals so far, what each left of the network, and the units that may go next.
 
@@ -53,34 +95,18 @@ class RemovalOrder:
         self.curve.measure(0, self.g)
         self.small = False  # whether the budget's sizes have held
         self.start = State(*self.curve.at(0), *network.after({}, 0))
-        self.basis = self._basis()
+        self.basis = basis_of(question, surgeon is not None, self.start, self.curve.predictions)
         if budget is not None:
-            budget.check_measured(self.start)
-            budget.check_resolution(self.basis.predictions if self.basis else 0)
-            self._check_possible(budget)
+            check_start(budget, network, self.start, self.curve.predictions)
 
     def restarted(self) -> RemovalOrder:
         """Return an order for the same question and budget, with no removals."""
         return RemovalOrder(self.question, self.network, self.budget, self.surgeon, self.refresh)
 
-    def _basis(self) -> Basis | None:
-        """Return the samples that losses are measured on; None where there are no losses."""
-        if self.start.loss is None:
-            return None
-        fitted = self.surgeon is not None and self.question.judged_on == "data"
-        return Basis(self.question.judged_on, self.question.samples, fitted, self.curve.predictions)
-
     @property
     def longest(self) -> int:
         """The largest number of steps that is possible."""
         return sum(self.limits.values())
-
-    def _check_possible(self, budget: Budget) -> None:
-        """Refuse a size that is out of reach, before any time is spent on the order."""
-        least = {name: range(size - self.limits[name]) for name, size in self.sizes.items()}
-        state = self._state_of_kept(least)
-        if budget.least and not budget.holds(self.start, state, self.limits, self.sizes):
-            raise budget.unmet(self.longest, self.units.total, state)
 
     def enough(self) -> bool:
         """Return whether a budget that asks for as few removals as possible is satisfied."""
@@ -141,7 +167,7 @@ class RemovalOrder:
         gone[self.units.places[out][0]] += 1
         if self.budget is None or any(count > self.limits[name] for name, count in gone.items()):
             return False
-        return self.budget.holds(self.start, self._state_of_kept(self._kept(g)), gone, self.sizes)
+        return self.budget.holds(self.start, state_of_kept(self.network, self.start, self._kept(g)), gone, self.sizes)
 
     def kept(self) -> dict[str, tuple[int, ...]]:
         """Return unit set → the indices of the units that are left."""
@@ -167,9 +193,3 @@ class RemovalOrder:
 
     def _counts(self, gone: Mapping[str, int]) -> dict[str, int]:
         return {name: size - gone[name] for name, size in self.sizes.items()}
-
-    def _state_of_kept(self, kept: Mapping[str, Sequence[int]]) -> State:
-        """Return the sizes with these units left, with loss and accuracy of the start."""
-        counts = {name: len(indices) for name, indices in kept.items()}
-        sizes = self.network.params(counts), self.network.file_bytes(kept), self.network.macs(counts)
-        return State(self.start.loss, self.start.accuracy, *sizes)

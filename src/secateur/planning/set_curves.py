@@ -27,10 +27,8 @@ from secateur.structure.unit_set import UnitSet
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.9, 0.97)  # of a set's units: where its curve is measured
 PASSES = 2  # over the data, at most, that all measurements together take, where they are not cheap
 CHEAP = 5 * 10**11  # multiplications with addition of all measurements together; counted, so that no clock decides
-SUBSTITUTE, SLOPE = (
-    "fisher",
-    "taylor1",
-)  # the order of units that nothing makes up for: by a loss with a name, by another
+SUBSTITUTE = "fisher"  # the order of units that nothing makes up for, where the loss has a name;
+SLOPE = "taylor1"  # and by a loss of the user's own, which no targets are drawn for
 
 
 class Path(NamedTuple):
@@ -194,6 +192,17 @@ class _Probe:
 
 def _few(question: Question, gated: GatedLoss, times: int) -> GatedLoss:
     """Return E(g) on so many samples that measuring it so many times is cheap, or a few passes over the data."""
-    samples = sum(batch.size for batch in gated.batches)
-    most = max(CHEAP // max(1, times * question.units.macs({})), PASSES * samples // max(1, times), 1)
-    return gated if most >= samples else gated.on_batches(some_samples(gated.batches, most, question.whole_batches))
+    most = probe_samples(gated.samples, times, question.units.macs({}))
+    some = most < gated.samples
+    return gated.on_batches(some_samples(gated.batches, most, question.whole_batches)) if some else gated
+
+
+def probe_samples(samples: int, times: int, macs: int) -> int:
+    """Return on how many of the samples curves are measured.
+
+    Args:
+        samples: All samples.
+        times: How often the loss is measured.
+        macs: The multiplications with addition for one sample.
+    """
+    return min(samples, max(CHEAP // max(1, times * macs), PASSES * samples // max(1, times), 1))

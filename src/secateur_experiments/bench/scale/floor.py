@@ -47,7 +47,7 @@ def observe(model: nn.Module, layers: Sequence[Layer], data: Batches) -> dict[La
     with ExitStack() as hooks, torch.no_grad():
         for layer in layers:
             weight = model.get_parameter(layer.weight)
-            width = layer.inputs.size * layer.kernel
+            width = layer.height
             moments[layer] = torch.zeros(width, width, dtype=torch.float32, device=weight.device)
             module = model.get_submodule(layer.weight.rpartition(".")[0])
             hook = module.register_forward_pre_hook(_adding(layer, moments[layer], len(data)))
