@@ -18,8 +18,9 @@ EXPERIMENTS = Path(secateur_experiments.__file__).parent
 ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
     "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference", "structure",
-    "objective", "curvature", "compensation", "saliency", "planning", "cutting", "artifacts", "reporting", "result",
-    "weight_pruning", "ordering", "estimating", "shrinking", "secateur", "optim", "cli_options", "cli",
+    "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "cutting", "artifacts",
+    "reporting", "result", "weight_pruning", "ordering", "estimating", "shrinking", "secateur", "optim", "cli_options",
+    "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ROOMS = [

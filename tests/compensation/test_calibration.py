@@ -14,7 +14,7 @@ from secateur.compensation import calibration as collecting
 from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, counted_rows, observe
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.linear_layers import Layer, find_layers
-from secateur.compensation.ridge import Moments
+from secateur.least_squares.moments import Moments
 from secateur.objective.gated_loss import GatedLoss, ones
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from secateur import find_units
 from secateur.compensation.fitted_layer import FittedLayer
 from secateur.compensation.linear_layers import find_layers
-from secateur.compensation.ridge import RidgeFit
+from secateur.least_squares.ridge import RidgeFit
 
 ROWS = torch.arange(5)[:, None]
 

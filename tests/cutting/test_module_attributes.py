@@ -15,7 +15,7 @@ import secateur as sc
 from cases import First, Kept, randomise
 from secateur.cutting.module_attributes import update_attributes
 from secateur.cutting.slices import keep_mask_of, sliced_copy
-from secateur.cutting.verify import exact_truth, truth
+from secateur.cutting.verify import exact_truths, truth
 from secateur.reference import RandomNetwork
 from secateur.structure.inputs import as_call
 from secateur.structure.keep_mask import KeepMask
@@ -211,8 +211,7 @@ def resized(example: Example) -> tuple[nn.Module, nn.Module]:
     keep_mask = keep_mask_of(units, example.kept)
     small = sliced_copy(model, units, keep_mask)
     update_attributes(small, units.net, keep_mask)
-    for made in (truth, exact_truth):
-        expected = made(model, units, example.kept, call)
+    for expected in (truth(model, units, example.kept, call), *exact_truths(model, units, example.kept, [call])):
         assert expected.outputs.abs().max() > 0.01
         assert expected.check(small) < 1e-12
     return model, small

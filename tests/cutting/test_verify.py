@@ -16,7 +16,7 @@ from rounding import assert_close_ulps
 from secateur.cutting.module_attributes import update_attributes
 from secateur.cutting.probe_weights import probe_weights
 from secateur.cutting.slices import keep_mask_of, sliced_copy
-from secateur.cutting.verify import Truth, exact_truth, truth
+from secateur.cutting.verify import Truth, exact_truths, truth
 from secateur.errors import ModelError, VerificationError
 from secateur.structure.axis import Axis
 from secateur.structure.inputs import as_call
@@ -129,7 +129,7 @@ def proof(model: nn.Module, x: Tensor, kept: Kept) -> Proof:
     units, call = sc.find_units(model, x, "all"), as_call(x)
     keep_mask = keep_mask_of(units, kept)
     small = sliced_copy(model, units, keep_mask)
-    expected, exact = (made(model, units, kept, call) for made in (truth, exact_truth))
+    expected, exact = truth(model, units, kept, call), exact_truths(model, units, kept, [call])[0]
     update_attributes(small, units.net, keep_mask)
     return Proof(small, expected, exact)
 

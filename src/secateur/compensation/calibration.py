@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from secateur.compensation.linear_layers import Layer
-from secateur.compensation.ridge import Moments
-from secateur.compensation.row_ridge import RowMoments, rows_kept
 from secateur.compensation.targets import (
     add_curvature,
     draws_of,
@@ -19,12 +17,15 @@ from secateur.compensation.targets import (
     sample_weights,
     trace_layers,
 )
+from secateur.least_squares.moments import Moments
+from secateur.least_squares.row_ridge import RowMoments, rows_kept
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.held_back import evenly
 from secateur.phases import phase
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
 FEWER = 5_000  # where each output weighs them in its own way, and so has moments of its own;
+PIECE = 2**13  # rows that are unfolded at a time
 EACH = 50  # or so many for each row and column of its matrix
 HELD_OUT = 5  # every fifth sample is held out to choose the ridge
 
@@ -134,10 +135,15 @@ def collect_moments(
     """
     most = rows_of_its_own(layer, place.samples) or max(ROWS if weight is None else FEWER, EACH * layer.width)
     taken, samples = counted_rows(layer, value, place).some(most)
-    if taken is not None:
-        z, weight = None if z is None else z[taken], None if weight is None else weight[taken]
-    a = layer.rows(value, taken)
-    moments.add(a, a[:, :0] if z is None else z, samples % HELD_OUT == HELD_OUT - 1, weight)
+    for piece in torch.split(torch.arange(len(samples), device=value.device), PIECE):
+        places = piece if taken is None else taken[piece]
+        a = layer.rows(value, places)
+        moments.add(
+            a,
+            a[:, :0] if z is None else z[places],
+            samples[piece] % HELD_OUT == HELD_OUT - 1,
+            None if weight is None else weight[places],
+        )
 
 
 class Observation(NamedTuple):

@@ -30,9 +30,10 @@ from secateur.compensation.calibration import (
 )
 from secateur.compensation.fitted_layer import FittedLayer
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
-from secateur.compensation.ridge import Moments, RidgeFit, fit
-from secateur.compensation.row_ridge import RowMoments, fit_rows
 from secateur.compensation.targets import draws_of, last_layers, sample_weights, trace_layers
+from secateur.least_squares.moments import Moments
+from secateur.least_squares.ridge import RidgeFit, fit
+from secateur.least_squares.row_ridge import RowMoments, fit_rows
 from secateur.objective.gated_graph import downstream
 from secateur.objective.gated_loss import GatedLoss, masks, ones
 from secateur.objective.memory import bytes_alive

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.compensation.cholesky import factorise, invert
+from secateur.least_squares.cholesky import factorise, invert
 
 COLUMNS = 256  # of L that are gathered before they are subtracted from the matrices
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from secateur.compensation.elimination import Summation
 from secateur.compensation.linear_layers import Layer
-from secateur.compensation.ridge import RidgeFit
 from secateur.compensation.row_elimination import RowSummation
+from secateur.least_squares.ridge import RidgeFit
 
 
 class FittedLayer(NamedTuple):

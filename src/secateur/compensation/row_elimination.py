@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.compensation.cholesky import factorise
+from secateur.least_squares.cholesky import factorise
 
 GROUPS = 16  # of removals, between which all costs are computed anew
 COLUMNS = 4096  # inputs that are multiplied at a time

@@ -16,7 +16,7 @@ from secateur.cutting.captured_forward import replace_forward
 from secateur.cutting.module_attributes import update_attributes
 from secateur.cutting.probe_weights import holding
 from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
-from secateur.cutting.verify import Truth, exact_truth, has_lower_literals, probe_truth, truth
+from secateur.cutting.verify import Truth, exact_truths, has_lower_literals, probe_truths, truth
 from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
@@ -170,11 +170,11 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     sliced = slice_graph(units.captured, units.net, keep_mask)
     probes = [call if units.captured.spec.fixed else few(call)]
     probes += [one_shorter(probes[0], units.captured.spec)] if units.captured.spec.free else []
-    expected, exact = truth(model, units, plan.kept, call), [exact_truth(model, units, plan.kept, p) for p in probes]
+    expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
     update_attributes(small, units.net, keep_mask)
     if not _proven(small, expected, *exact):
         lower = has_lower_literals(units.captured)  # then its parts want inputs of their own dtype
-        probe = probe_truth(model, units, plan.kept, probes[0], double=False) if lower else exact[0]
+        probe = probe_truths(model, units, plan.kept, probes[:1], double=False)[0] if lower else exact[0]
         search_attributes(model, small, units.captured, sliced, probe)
         if not _proven(small, expected, *exact):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))

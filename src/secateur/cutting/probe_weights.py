@@ -25,9 +25,12 @@ def _varied(tensor: Tensor, generator: torch.Generator) -> Tensor:
     parameter, tensor = isinstance(tensor, nn.Parameter), tensor.detach()
     if not tensor.is_floating_point():
         return tensor
-    u = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) + 0.5
-    small = (u - 1) / max(1, tensor.shape[1:].numel()) ** 0.5
-    return torch.where(tensor == 0, small, tensor.double() * u) if parameter else tensor.double() * u
+    u = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device).add_(0.5)
+    value = u * tensor
+    if parameter:
+        zeros = tensor == 0
+        value[zeros] = (u[zeros] - 1) / max(1, tensor.shape[1:].numel()) ** 0.5
+    return value
 
 
 @contextlib.contextmanager

@@ -94,15 +94,15 @@ def truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
     return Truth(call, expected, tolerance(model), _params(units, kept))
 
 
-def exact_truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
+def exact_truths(model: nn.Module, units: Units, kept: Kept, calls: Sequence[Call]) -> list[Truth]:
     """Return the outputs in float64, where no error can hide in rounding, with weights that are nowhere zero.
 
     They are in the model's own dtype where the network runs in no other.
     """
     try:
-        return probe_truth(model, units, kept, call, double=True)
+        return probe_truths(model, units, kept, calls, double=True)
     except RuntimeError:
-        return probe_truth(model, units, kept, call, double=False)
+        return probe_truths(model, units, kept, calls, double=False)
 
 
 def check_masked(
@@ -127,21 +127,20 @@ def check_masked(
     return Truth(call, expected, tolerance(network), sum(p.numel() for p in network.parameters())).check(network)
 
 
-def probe_truth(model: nn.Module, units: Units, kept: Kept, call: Call, double: bool) -> Truth:
-    """Return the outputs with weights that are nowhere zero, in float64 or in the model's own dtype."""
+def probe_truths(model: nn.Module, units: Units, kept: Kept, calls: Sequence[Call], double: bool) -> list[Truth]:
+    """Return the outputs for some inputs with weights that are nowhere zero, in float64 or in the model's own dtype."""
     weights = probe_weights(model)
-    allowed = exact_tolerance(units.captured) if double else tolerance(model)
-    if double:
-        call = map_tensors(call, in_double)
-    else:
+    if not double:
         tensors = named_tensors(model)
         weights = {name: value.to(tensors[name].dtype) for name, value in weights.items()}
     by_placeholder = {placeholder: weights[name] for placeholder, name in units.captured.weights.items()}
-    values = fill(units.captured, by_placeholder, call)
-    expected = _gated(model, units, kept, list(map(in_double, values)) if double else values)
-    keep_mask = keep_mask_of(units, kept)
+    calls = [map_tensors(call, in_double) for call in calls] if double else calls
+    filled = [fill(units.captured, by_placeholder, call) for call in calls]
+    expected = [_gated(model, units, kept, list(map(in_double, values)) if double else values) for values in filled]
+    keep_mask, allowed = keep_mask_of(units, kept), exact_tolerance(units.captured) if double else tolerance(model)
     held = {name: slice_tensor(value, units.axes.get(name, []), keep_mask) for name, value in weights.items()}
-    return Truth(call, expected, allowed, _params(units, kept), held)
+    params = _params(units, kept)
+    return [Truth(call, out, allowed, params, held) for call, out in zip(calls, expected, strict=True)]
 
 
 def _gated(model: nn.Module, units: Units, kept: Kept, values: Sequence[Any]) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.compensation.linear_layers import Layer, layers_of
-from secateur.compensation.ridge import COLUMNS, GRID, LARGE
+from secateur.least_squares.moments import COLUMNS, LARGE
+from secateur.least_squares.ridge import GRID
 from secateur.ordering import Job
 from secateur.planning.budget import Budget
 from secateur.planning.layerwise import TRIALS

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from secateur.compensation.calibration import EACH, FEWER, ROWS
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
-from secateur.compensation.ridge import LARGE
 from secateur.compensation.targets import last_layers
+from secateur.least_squares.moments import LARGE
 from secateur.objective.memory import bytes_alive, bytes_of
 from secateur.objective.question import Question
 from secateur.options import Ranking

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.compensation.cholesky import NOT_FINITE, factorise
-from secateur.compensation.ridge import GRID, RIDGE, TINY, RidgeFit, nearest_to_usual
 from secateur.errors import DataError
+from secateur.least_squares.cholesky import NOT_FINITE, factorise
+from secateur.least_squares.ridge import GRID, RIDGE, TINY, RidgeFit, nearest_to_usual
 
 NUMBERS = 2**27  # of the rows of one layer, at most
 MANY = 4096  # inputs, from which rows are kept if there are fewer of them
@@ -91,7 +91,7 @@ class _Centred(NamedTuple):
 
 
 def fit_rows(moments: RowMoments, weight: Tensor, bias: Tensor | None, ridge: float | None, kept: Tensor) -> RidgeFit:
-    """Return what `secateur.compensation.ridge.fit` does, of rows.
+    """Return what `secateur.least_squares.ridge.fit` does, of rows.
 
     Raises:
         DataError: There is no solution: activations are not finite.

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.compensation.ridge import Moments, fit
-from secateur.compensation.row_ridge import RowMoments, fit_rows, rows_kept
 from secateur.errors import DataError
+from secateur.least_squares.moments import Moments
+from secateur.least_squares.ridge import fit
+from secateur.least_squares.row_ridge import RowMoments, fit_rows, rows_kept
 
 CPU = torch.device("cpu")
 

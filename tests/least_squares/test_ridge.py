@@ -1,3 +1,5 @@
+"""Covers also secateur.least_squares.moments."""
+
 from __future__ import annotations
 
 import math
@@ -9,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.compensation import ridge as regression
-from secateur.compensation.ridge import FLOOR, GRID, RIDGE, ROUNDING, Moments, NormalEquations, RidgeFit, Sums, fit
 from secateur.errors import DataError
+from secateur.least_squares import moments as sums_of_rows
+from secateur.least_squares.moments import FLOOR, Moments, Sums
+from secateur.least_squares.ridge import GRID, RIDGE, ROUNDING, NormalEquations, RidgeFit, fit
 
 CPU = torch.device("cpu")
 BAD = "compensation: the activations' second moments are not finite or not positive on this data"
@@ -52,6 +55,13 @@ def made(seed: int, rows: int, inputs: int, blocks: int = 1, outputs: int = 1, o
     a = offset + torch.randn(rows, inputs, dtype=torch.float64) @ torch.randn(inputs, inputs).double()
     z = torch.randn(rows, blocks * outputs).double() + a @ torch.randn(inputs, blocks * outputs).double()
     return Rows(a, z + offset, torch.rand(rows, blocks).double() + 0.1, torch.rand(rows) < 0.3)
+
+
+def normal(moments: Moments, sums: Sums, centred: bool) -> NormalEquations:
+    """The normal equations that sums of these moments give."""
+    a0, z0 = moments.points
+    z0 = z0.reshape(moments.blocks, -1) if moments.outputs else torch.zeros_like(sums.xz[:, -1])
+    return NormalEquations.of(sums, a0, z0, centred)
 
 
 def dense(rows: Rows, centred: bool) -> NormalEquations:
@@ -97,21 +107,21 @@ def test_moments_are_the_weighted_means_of_products(
     moments = rows.moments(cuts, weighted)
     rows = rows.counted() if weighted else rows
     assert moments.blocks == rows.blocks
-    assert_same(moments.normal(whole(moments), centred), dense(rows, centred))
+    assert_same(normal(moments, whole(moments), centred), dense(rows, centred))
     for sums, chosen in zip(moments.parts(), (~rows.held, rows.held), strict=True):
         if chosen.any():
-            assert_same(moments.normal(sums, centred), dense(rows.some(chosen), centred), rtol=1e-9, atol=1e-9)
+            assert_same(normal(moments, sums, centred), dense(rows.some(chosen), centred), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(sums.xx[:, -1, -1], rows.weight[chosen].sum(0), rtol=1e-12, atol=1e-12)
         assert torch.equal(sums.xx, sums.xx.mT)
 
 
 @pytest.mark.parametrize("centred", [True, False])
 def test_many_rows_are_multiplied_a_few_at_a_time(centred: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regression, "ROWS", 6)
-    monkeypatch.setattr(regression, "COLUMNS", 2)
+    monkeypatch.setattr(sums_of_rows, "ROWS", 6)
+    monkeypatch.setattr(sums_of_rows, "COLUMNS", 2)
     rows = made(0, 20, 4, 2, 2)
     moments = rows.moments([7])
-    assert_same(moments.normal(whole(moments), centred), dense(rows.counted(), centred))
+    assert_same(normal(moments, whole(moments), centred), dense(rows.counted(), centred))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -122,14 +132,14 @@ def test_rows_of_little_precision_far_from_zero_keep_their_digits(dtype: torch.d
     low = low._replace(weight=low.weight.to(dtype))
     moments = low.moments([100, 101, 300])
     expected = dense(low._replace(weight=low.weight.double()).counted(), centred)
-    assert_same(moments.normal(whole(moments), centred), expected, rtol=2e-5, atol=2.0 if not centred else 0.3)
+    assert_same(normal(moments, whole(moments), centred), expected, rtol=2e-5, atol=2.0 if not centred else 0.3)
 
 
 def test_digits_are_kept_where_the_mean_is_much_larger_than_the_spread() -> None:
     rows = made(2, 300, 3, offset=0.0)
     low = rows._replace(a=(rows.a + 1e4).float(), z=(rows.z - 1e4).float(), weight=torch.ones(300, 1))
     moments = low.moments([30])
-    got, expected = moments.normal(whole(moments), True), dense(low, True)
+    got, expected = normal(moments, whole(moments), True), dense(low, True)
     torch.testing.assert_close(got.aa, expected.aa, rtol=1e-4, atol=1e-4)  # squares of 1e4 have digits of 8 in float32
     torch.testing.assert_close(got.az, expected.az, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got.a, expected.a, rtol=1e-6, atol=0)
@@ -143,7 +153,7 @@ def test_adding_no_rows_changes_nothing() -> None:
         assert moments.origin is None
         assert not any(one.any() for one in whole(moments))
     assert_same(
-        moments.normal(whole(moments), False), NormalEquations(*(torch.zeros_like(x) for x in dense(rows, True)))
+        normal(moments, whole(moments), False), NormalEquations(*(torch.zeros_like(x) for x in dense(rows, True)))
     )
     moments.add(rows.a, rows.z, rows.held, rows.weight)
     before = whole(moments)
@@ -154,7 +164,7 @@ def test_adding_no_rows_changes_nothing() -> None:
 def test_one_row_is_its_own_mean() -> None:
     rows = made(4, 1, 3, 2, 2)
     moments = rows.moments()
-    centred, plain = (moments.normal(whole(moments), about) for about in (True, False))
+    centred, plain = (normal(moments, whole(moments), about) for about in (True, False))
     for one in centred[:3]:
         assert not one.any()
     torch.testing.assert_close(plain.aa, (rows.a.T @ rows.a).expand(2, 3, 3), rtol=1e-13, atol=0)
@@ -167,9 +177,9 @@ def test_without_the_floor_rows_of_weight_zero_do_not_count(monkeypatch: pytest.
     rows.weight[2:5, 0] = 0
     rows.weight[7:, 1] = 0
     moments = rows.moments([4])
-    monkeypatch.setattr(regression, "FLOOR", 0.0)
+    monkeypatch.setattr(sums_of_rows, "FLOOR", 0.0)
     first, second = rows.some(rows.weight[:, 0] > 0), rows.some(rows.weight[:, 1] > 0)
-    got, one, two = moments.normal(whole(moments), True), dense(first, True), dense(second, True)
+    got, one, two = normal(moments, whole(moments), True), dense(first, True), dense(second, True)
     expected = NormalEquations(*(torch.stack([x[0], y[1]]) for x, y in zip(one, two, strict=True)))
     assert_same(got, expected)
 
@@ -188,7 +198,7 @@ def test_constant_inputs_have_no_moments_about_the_mean(value: float) -> None:
     rows = made(7, 9, 3)
     rows.a[:, 1] = value
     moments = rows.moments([2])
-    got = moments.normal(whole(moments), True)
+    got = normal(moments, whole(moments), True)
     bound = 1e-14 * max(1.0, value * value)
     assert max(got.aa[:, 1].abs().max(), got.aa[:, :, 1].abs().max(), got.az[:, 1].abs().max()) <= bound
     assert got.a[0, 1].item() == pytest.approx(value, rel=1e-13)
@@ -224,7 +234,7 @@ def test_moments_of_some_outputs_are_those_of_their_rows() -> None:
     only, expected = moments.only(outputs), some.moments([6], targets=False)
     assert (moments.blocks, only.blocks) == (4, 2)
     for got, wanted in zip(only.parts(), expected.parts(), strict=True):
-        assert_same(only.normal(got, True), expected.normal(wanted, True))
+        assert_same(normal(only, got, True), normal(expected, wanted, True))
     plain = rows.moments([6], weighted=False, targets=False)
     assert all(torch.equal(*pair) for pair in zip(whole(plain.only(outputs)), whole(plain), strict=True))
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.compensation import cholesky
-from secateur.compensation.cholesky import factorise, invert
 from secateur.errors import DataError
+from secateur.least_squares import cholesky
+from secateur.least_squares.cholesky import factorise, invert
 
 RIDGE = torch.tensor([1e-2, 0.3], dtype=torch.float64)[:, None, None]
 
