@@ -7,13 +7,14 @@ from secateur.errors import SecateurError
 from secateur.estimating.estimate import estimate
 from secateur.options import Compensation
 from secateur.ordering import rank
+from secateur.own_code.find_units import find_units
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.saliency.criterion import criterion
 from secateur.saliency.interactions import interactions
 from secateur.saliency.score import score
 from secateur.shrinking import shrink
-from secateur.structure.units import Units, find_units
+from secateur.structure.units import Units
 
 __all__ = [
     "Budget",

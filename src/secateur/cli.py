@@ -28,6 +28,7 @@ from secateur.objective.kept_outputs import KEPT
 from secateur.objective.question import Question
 from secateur.objective.unlabelled import data_for
 from secateur.options import compensation_of
+from secateur.own_code.find_units import find_units, units_of
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
@@ -42,7 +43,6 @@ from secateur.saliency.score import score as run_score
 from secateur.saliency.score import standard_errors
 from secateur.shrinking import shrink as run_shrink
 from secateur.structure.inputs import InputSpec, as_call
-from secateur.structure.units import find_units, units_of
 from secateur.text import table
 
 app = typer.Typer(

@@ -14,6 +14,7 @@ from secateur.cutting.added_biases import with_biases, without_bias
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
+from secateur.own_code.find_units import units_of
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.ranking import rank_units
@@ -21,7 +22,7 @@ from secateur.planning.ranking_choice import choose_ranking
 from secateur.process_state import one_at_a_time
 from secateur.reporting.progress import showing
 from secateur.saliency.criterion import Criterion, Saliency, as_criterion
-from secateur.structure.units import Units, units_of
+from secateur.structure.units import Units
 
 
 @checked_call

@@ -14,13 +14,13 @@ from secateur.artifacts.measure import Sizes, measure_units
 from secateur.cutting.captured_forward import captured_parts
 from secateur.cutting.cut import cut_units
 from secateur.cutting.final_fit import fitted_plan
-from secateur.cutting.probe_weights import holding
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.estimating.estimate import estimate_of, long_job
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
 from secateur.ordering import Ranked, make_order, prepared, require_budget, resolve
+from secateur.own_code.probe_weights import holding
 from secateur.phases import phase
 from secateur.planning.budget import Budget
 from secateur.planning.state import State

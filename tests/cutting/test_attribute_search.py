@@ -2,7 +2,7 @@
 
 Also covers secateur.cutting.captured_forward.
 
-Covers also secateur.structure.module_calls, whose calls it searches through.
+Covers also secateur.own_code.module_calls, whose calls it searches through.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import secateur as sc
 from cases import First, Kept, randomise
-from secateur.cutting.module_attributes import update_attributes
-from secateur.cutting.slices import keep_mask_of, sliced_copy
 from secateur.cutting.verify import exact_truths, truth
+from secateur.own_code.module_attributes import update_attributes
+from secateur.own_code.slices import keep_mask_of, sliced_copy
 from secateur.reference import RandomNetwork
 from secateur.structure.inputs import as_call
 from secateur.structure.keep_mask import KeepMask

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.cutting.probe_weights import holding, probe_weights
+from secateur.own_code.probe_weights import holding, probe_weights
 
 
 class Several(nn.Module):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import secateur as sc
 from cases import CASES, Kept, random_kept
-from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
+from secateur.cutting.slices import gates
 from secateur.errors import ModelError, PlanError
+from secateur.own_code.slices import keep_mask_of, sliced_copy
 from secateur.reference import RandomNetwork
 
 

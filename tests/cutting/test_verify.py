@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import secateur as sc
 from cases import CASES, Kept
 from rounding import assert_close_ulps
-from secateur.cutting.module_attributes import update_attributes
-from secateur.cutting.probe_weights import probe_weights
-from secateur.cutting.slices import keep_mask_of, sliced_copy
 from secateur.cutting.verify import Truth, exact_truths, truth
 from secateur.errors import ModelError, VerificationError
+from secateur.own_code.module_attributes import update_attributes
+from secateur.own_code.probe_weights import probe_weights
+from secateur.own_code.slices import keep_mask_of, sliced_copy
 from secateur.structure.axis import Axis
 from secateur.structure.inputs import as_call
 from secateur.structure.keep_mask import KeepMask

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from cases import Kept, random_kept, randomise
 from rounding import assert_close_ulps
 from secateur import Units, find_units
-from secateur.cutting.slices import keep_mask_of, sliced_copy
 from secateur.cutting.verify import truth
+from secateur.own_code.slices import keep_mask_of, sliced_copy
 from secateur.structure.graph_run import bind, compile_graph, outputs
 from secateur.structure.inputs import as_call
 from secateur.structure.ops.registry import arguments, name_of

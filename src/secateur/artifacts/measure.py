@@ -10,9 +10,10 @@ from torch import fx, nn
 
 from secateur.arguments import checked_call
 from secateur.artifacts.header import file_size
+from secateur.own_code.find_units import find_units
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
-from secateur.structure.units import Units, find_units
+from secateur.structure.units import Units
 from secateur.text import format_bytes
 
 

@@ -17,7 +17,7 @@ from secateur.structure.units import Units
 def without_bias(model: nn.Module, units: Units) -> tuple[str, ...]:
     """Return the names of the modules that sum up units and could have a bias but have none.
 
-    >>> from secateur.structure.units import find_units
+    >>> from secateur import find_units
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
     >>> without_bias(model, find_units(model, torch.ones(1, 3)))
     ('2',)

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.errors import DataError
+from secateur.own_code.module_calls import ModuleCall
 from secateur.structure.capture import Captured, broken_guard, counts_samples, is_free, name_of_size, times
 from secateur.structure.inputs import check_as_captured
-from secateur.structure.module_calls import ModuleCall
-from secateur.structure.sliced_graph import Sliced
+from secateur.structure.sliced_graph import Sliced, needed_between
 
 
 class CapturedForward:
@@ -116,8 +116,8 @@ def _is_captured(module: nn.Module) -> bool:
     return isinstance(getattr(vars(module).get("forward"), "__self__", None), CapturedForward)
 
 
-def replace_forward(network: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall) -> None:
-    """Let a module compute by its part of the sliced graph, unless that has more than its weights and inputs."""
+def replace_forward(network: nn.Module, captured: Captured, sliced: Sliced, call: ModuleCall) -> bool:
+    """Let a module compute by its part of the sliced graph; False where that has more than its weights and inputs."""
     module = network.get_submodule(call.name)
     captured_forward = _captured_forward(module, captured, sliced, call)
     if captured_forward is not None:
@@ -125,6 +125,7 @@ def replace_forward(network: nn.Module, captured: Captured, sliced: Sliced, call
             if _is_captured(inner):
                 del inner.forward  # never called any more
         module.forward = captured_forward.forward
+    return captured_forward is not None
 
 
 def _find(module: nn.Module, name: str) -> Tensor:
@@ -139,7 +140,7 @@ def _captured_forward(
     """Return the part of a sliced graph between the inputs and the outputs of a call; None if it takes more inputs."""
     inputs = {sliced.copies[node]: node for node in call.inputs if node is not None}
     wanted = [sliced.copies[node] for node in call.outputs if isinstance(node, fx.Node)]
-    needed = _between(set(inputs), wanted)
+    needed = needed_between(set(inputs), wanted)
     prefix = f"{call.name}." if call.name else ""
     placeholders = {sliced.copies[n]: n.name for n in captured.graph.find_nodes(op="placeholder")}  # copies are renamed
     placeholders = {n: name for n, name in placeholders.items() if n in needed and n not in inputs}
@@ -173,17 +174,6 @@ def _shape(node: fx.Node, sliced: Sliced) -> list[int | str]:
     return [
         name_of_size(size) if counts_samples(size) or is_free(size) else sliced.left.count(axis) for axis, size in pairs
     ]
-
-
-def _between(inputs: set[fx.Node], wanted: list[fx.Node]) -> set[fx.Node]:
-    needed: set[fx.Node] = set()
-    rest = list(wanted)
-    while rest:
-        node = rest.pop()
-        if node not in needed:
-            needed.add(node)
-            rest += [] if node in inputs else node.all_input_nodes
-    return needed
 
 
 def _place_of_size(asked: fx.Node, inputs: dict[fx.Node, fx.Node], sliced: Sliced) -> tuple[fx.Node, int, int] | None:

@@ -11,23 +11,26 @@ from torch import Tensor, nn
 from secateur.arguments import checked_call, require_instance, require_model
 from secateur.compensation.compensator import compensated
 from secateur.cutting.added_biases import with_biases, without_bias
-from secateur.cutting.attribute_search import search_attributes
 from secateur.cutting.captured_forward import replace_forward
-from secateur.cutting.module_attributes import update_attributes
-from secateur.cutting.probe_weights import holding
-from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
-from secateur.cutting.verify import Truth, exact_truths, has_lower_literals, probe_truths, truth
+from secateur.cutting.live_modules import settle_modules
+from secateur.cutting.slices import gates
+from secateur.cutting.verify import Truth, exact_truths, has_lower_literals, truth
 from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation
+from secateur.own_code.find_units import units_of
+from secateur.own_code.module_attributes import update_attributes
+from secateur.own_code.module_calls import whole_call
+from secateur.own_code.probe_weights import holding
+from secateur.own_code.slices import keep_mask_of, sliced_copy
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
+from secateur.structure.graph_run import tolerance
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.lengths import few, one_shorter
-from secateur.structure.module_calls import whole_call
 from secateur.structure.sliced_graph import slice_graph
-from secateur.structure.units import Units, require_units, units_of
+from secateur.structure.units import Units, require_units
 
 
 @checked_call
@@ -173,9 +176,11 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
     update_attributes(small, units.net, keep_mask)
     if not _proven(small, expected, *exact):
-        lower = has_lower_literals(units.captured)  # then its parts want inputs of their own dtype
-        probe = probe_truths(model, units, plan.kept, probes[:1], double=False)[0] if lower else exact[0]
-        search_attributes(model, small, units.captured, sliced, probe)
+        double = exact[0].double and not has_lower_literals(
+            units.captured
+        )  # else its parts want inputs of their own dtype
+        allowed = exact[0].allowed if double else tolerance(model)
+        settle_modules(model, small, units, sliced, probes[0], allowed, double)
         if not _proven(small, expected, *exact):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))
     for other in exact:

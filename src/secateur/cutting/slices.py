@@ -1,39 +1,14 @@
-"""Keep masks and gates of a plan, and the copy of the model with sliced parameters and buffers."""
+"""The gates of a plan."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError, PlanError
 from secateur.objective.gated_loss import ones
-from secateur.structure.axis import Axis
-from secateur.structure.keep_mask import KeepMask
-from secateur.structure.sliced_graph import slice_tensor
+from secateur.own_code.slices import keep_mask_of
 from secateur.structure.units import Units
-
-
-def keep_mask_of(units: Units, kept: Mapping[str, tuple[int, ...]]) -> KeepMask:
-    """Return which entries of every axis stay, for the units kept of each set.
-
-    Raises:
-        PlanError: A name or an index is not one of the model's, or a set would lose all its units.
-    """
-    names = [unit_set.name for unit_set in units]
-    masks: dict[Axis, Tensor] = {}
-    for name, indices in kept.items():
-        if name not in names:
-            why = next((f", which cannot lose any: {axis.reason}" for axis in units.fixed if axis.name == name), "")
-            raise PlanError(f"the plan keeps units of {name!r}{why}; the model's unit sets are: {', '.join(names)}")
-        unit_set = units[name]
-        if not indices or min(indices) < 0 or max(indices) >= unit_set.size:
-            raise PlanError(f"the plan keeps {list(indices)} of {name!r}, which has units 0 to {unit_set.size - 1}")
-        masks[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
-        masks[unit_set.axis][list(indices)] = True
-    return KeepMask(masks)
 
 
 def gates(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -> Tensor:
@@ -48,22 +23,3 @@ def gates(model: nn.Module, units: Units, kept: Mapping[str, tuple[int, ...]]) -
         if unit_set.axis in masks:
             piece *= masks[unit_set.axis].to(piece)
     return g
-
-
-def sliced_copy(model: nn.Module, units: Units, keep_mask: KeepMask) -> nn.Module:
-    """Return a copy of the model with only the kept units' slices of every parameter and buffer.
-
-    Values are copied, so that no view writes the old storage out; ties between parameters, hooks, devices,
-    dtypes, training mode and requires_grad stay as they are.
-
-    Raises:
-        ModelError: The model cannot be copied.
-    """
-    memo: dict[int, object] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        piece = slice_tensor(tensor.detach(), units.axes.get(name, []), keep_mask).clone()
-        memo[id(tensor)] = nn.Parameter(piece, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else piece
-    try:
-        return copy.deepcopy(model, memo)  # takes the sliced tensors wherever it meets the old ones
-    except Exception as error:
-        raise ModelError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error

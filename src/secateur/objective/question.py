@@ -14,10 +14,11 @@ from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.held_back import hold_back
 from secateur.objective.memory import memory_cap, samples_at_once
 from secateur.objective.unlabelled import data_for
+from secateur.own_code.find_units import find_units
 from secateur.phases import phase
 from secateur.structure.check_units import check_units
 from secateur.structure.inputs import Call, as_call, like_model, map_tensors, sample_weight
-from secateur.structure.units import Units, find_units, require_units
+from secateur.structure.units import Units, require_units
 
 
 class Question:

@@ -32,7 +32,7 @@ def name_leaves(captured: Captured, net: Net, makers: dict[Axis, Producer]) -> d
         fix(axis, "forward does not use it")
     ordered = {axis: maker.layer for axis, maker in makers.items()}
     ordered |= {axis: place for axis, place in places.items() if axis not in makers}
-    return _distinct({axis: places[axis] if axis.reason else name for axis, name in ordered.items()})
+    return distinct({axis: places[axis] if axis.reason else name for axis, name in ordered.items()})
 
 
 def _weight_leaves(captured: Captured, net: Net, used: bool) -> Iterator[tuple[Axis, str]]:
@@ -63,7 +63,7 @@ def find_producers(captured: Captured, net: Net) -> dict[Axis, Producer]:
     return makers
 
 
-def _distinct(names: dict[Axis, str]) -> dict[Axis, str]:
+def distinct(names: dict[Axis, str]) -> dict[Axis, str]:
     """Give numbers to names used twice."""
     twice, seen = Counter(names.values()), Counter[str]()
     for axis, name in names.items():

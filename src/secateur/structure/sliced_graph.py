@@ -6,6 +6,7 @@ With sliced weights this is the truth that a cut network is held against.
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,3 +90,15 @@ def slice_tensor(tensor: Tensor, axes: Axes, left: KeepMask) -> Tensor:
         if left.count(axis) != axis.size:
             tensor = tensor.index_select(dim, left.indices(axis).to(tensor.device))
     return tensor
+
+
+def needed_between(inputs: Collection[fx.Node], wanted: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that must be computed for some values when others are known, with both."""
+    needed: set[fx.Node] = set()
+    rest = list(wanted)
+    while rest:
+        node = rest.pop()
+        if node not in needed:
+            needed.add(node)
+            rest += [] if node in inputs else node.all_input_nodes
+    return needed

@@ -10,17 +10,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.arguments import checked_call, require_instance, require_model
+from secateur.arguments import require_instance
 from secateur.errors import ArgumentError, ModelError, choose
-from secateur.process_state import one_at_a_time
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
 from secateur.structure.capture import Captured, sizes
-from secateur.structure.infer import NOT_COVERED, infer
-from secateur.structure.inputs import Call, as_call, like_model, named_tensors
-from secateur.structure.lengths import capture_fixed, capture_lengths
-from secateur.structure.ops.net import OF_INPUTS, Axes, Net
+from secateur.structure.inputs import named_tensors
+from secateur.structure.ops.net import Axes, Net
 from secateur.structure.ops.registry import name_of
-from secateur.structure.producers import Kinds, Producer, find_producers, name_leaves
+from secateur.structure.producers import Kinds, Producer, distinct, find_producers, name_leaves
 from secateur.structure.unit_set import Fixed, UnitSet
 from secateur.text import format_bytes, table
 
@@ -34,7 +31,10 @@ class Units:
     Made by `find_units`.
     """
 
-    def __init__(self, captured: Captured, net: Net, model: nn.Module, include: Include = "gated") -> None:
+    def __init__(
+        self, captured: Captured, net: Net, model: nn.Module, include: Include = "gated",
+        names: Mapping[Axis, str] | None = None,
+    ) -> None:  # fmt: skip
         self.captured = captured
         self.net = net
         self.include = include
@@ -50,7 +50,7 @@ class Units:
             for name, tensor in named.items()
         ]
         makers = find_producers(captured, net)
-        names = name_leaves(captured, net, makers)
+        self._names = names = name_leaves(captured, net, makers) | dict(names or {})
         _mark_statistics(net, makers)
         met = makers.keys() | {leaf for consumer in net.consumers for leaf in leaves(consumer.axis)}
         reasons = {axis: _why_fixed(axis, met, include) for axis in names}
@@ -89,6 +89,15 @@ class Units:
         if name in reasons and name not in sets:
             raise ArgumentError(f"{name!r} cannot lose units: {reasons[name]}")
         return choose("unit set", name, sets)
+
+    def again(self, model: nn.Module) -> Units:
+        """Return the units as their axes are now; those that have become one carry the names of all."""
+        names: dict[Axis, list[str]] = {}
+        for axis, name in self._names.items():
+            for leaf in dict.fromkeys(leaves(axis)):
+                names.setdefault(leaf, []).append(name)
+        joined = {leaf: "+".join([own[0], *(n.rpartition(".")[2] for n in own[1:])]) for leaf, own in names.items()}
+        return Units(self.captured, self.net, model, self.include, distinct(joined))
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model that these are not the units of.
@@ -272,56 +281,6 @@ def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:
         return axis.reason or "no value that is computed has it"
     sliced = axis.sliced and include == "gated"
     return axis.reason or (f"{axis.sliced}; include='all' removes it as sliced" if sliced else None)
-
-
-@checked_call
-@one_at_a_time
-def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated") -> Units:
-    """Return all units that can be removed from a model, and why the others cannot.
-
-    The model is captured by `torch.export`; each dimension of each value becomes an axis, and axes that an
-    operation ties together are one (see `secateur.structure.axis`). An axis that reaches no input, output
-    or unknown operation is a unit set. Cost: one export, seconds, or two where a size is free that the first cannot
-    leave free; a few passes of two samples; inference itself is milliseconds.
-
-    Args:
-        model: Any `torch.nn.Module` that torch.export can capture; left as it was.
-        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first. Where the
-            model leaves other sizes free (lengths of sequences, sizes of images), data may have others than these.
-        include: "gated": the sets whose units can be removed exactly as by a gate of zero; "all": also those
-            over which a norm or another statistic is taken (`removal` "sliced").
-
-    Note:
-        Where units are handed in later, the model must still have the forward that they were found on; other weights
-        of the same sizes are fine. Threads may call Secateur at the same time, their calls run one after the other;
-        but while one runs, no model must be called from elsewhere: torch.export patches `torch.nn.Module` for the whole
-        process, and the model itself is in eval mode, with other weights at times.
-
-    Returns:
-        The unit sets; empty where nothing can be removed.
-
-    Raises:
-        ArgumentError: The model or the inputs are no such thing, or `include` is neither of the two.
-        ModelError: The model cannot be captured, or its weights are not finite.
-
-    >>> from torch import nn
-    >>> units = find_units(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), torch.zeros(2, 3))
-    >>> [(s.name, s.size, s.params_per_unit) for s in units], [f.reason for f in units.fixed]
-    ([('0', 5, 6)], ['a model output', 'a model input'])
-    """
-    return units_of(require_model(model), as_call(example_inputs), include)
-
-
-def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
-    """Return all units that can be removed, for inputs given as (args, kwargs)."""
-    choose("include", include, {"gated": True, "all": True})
-    call = like_model(model, call)
-    captured = capture_lengths(model, call)
-    units = Units(captured, infer(captured), model, include)
-    if captured.spec.free and any(OF_INPUTS in fixed.reason or NOT_COVERED in fixed.reason for fixed in units.fixed):
-        captured = capture_fixed(model, call)  # for one length a rule may cover more
-        units = max(units, Units(captured, infer(captured), model, include), key=lambda known: known.total)
-    return units
 
 
 def require_units(units: Units) -> Units:

@@ -10,13 +10,20 @@ from secateur.structure.ops.net import Net
 from secateur.structure.ops.registry import find_module_sizes
 
 
-def update_attributes(model: nn.Module, net: Net, keep_mask: KeepMask) -> None:
+def update_attributes(model: nn.Module, net: Net, keep_mask: KeepMask, path: str = "") -> None:
     """Set the attributes of the modules of `torch.nn` from the shapes of their parameters and buffers.
 
     The number of groups is not seen in a shape: it is taken from the captured graph.
+
+    Args:
+        model: A sliced copy of the network, or of a module of it.
+        net: The network's axes.
+        keep_mask: The units that stay.
+        path: The module's path in the network.
     """
     groups = {module_of(node): keep_mask.count(axis) for node, axis in net.groups.items()}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for inner, module in model.named_modules(remove_duplicate=False):
+        name = ".".join(filter(None, (path, inner)))
         sizes, weight = find_module_sizes(module), getattr(module, "weight", None)
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
         kept = {} if sizes is None else sizes.attributes(module, shape, groups.get(name))

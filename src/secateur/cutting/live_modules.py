@@ -1,0 +1,55 @@
+"""The modules of a cut network brought to compute with the sizes that are left: by their own code where it can."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from secateur.cutting.captured_forward import replace_forward
+from secateur.own_code.module_calls import ModuleCall, record_calls, same_at_other_sizes
+from secateur.own_code.probe_weights import holding, probe_weights
+from secateur.own_code.trial import OwnCode
+from secateur.structure.capture import evaluating
+from secateur.structure.graph_run import in_double
+from secateur.structure.inputs import Call, map_tensors, named_tensors
+from secateur.structure.sliced_graph import Sliced
+from secateur.structure.units import Units
+
+
+def settle_modules(
+    model: nn.Module, small: nn.Module, units: Units, sliced: Sliced, call: Call, allowed: float, double: bool
+) -> None:
+    """Give modules of a sliced copy the numbers with which their code computes, or else their part of the graph.
+
+    A module's forward often uses numbers such as `num_heads` that are no size of a parameter. Each module is tried
+    from the inside out.
+
+    Args:
+        model: The original.
+        small: Its sliced copy; changed.
+        units: The original's units.
+        sliced: The original's graph for the sizes that are left.
+        call: Inputs to try on.
+        allowed: How far rounding may take values from the graph's, relative to the largest.
+        double: Whether to try in float64.
+    """
+    weights = probe_weights(model)
+    if double:
+        call = map_tensors(call, in_double)
+    else:
+        weights = {name: value.to(named_tensors(model)[name].dtype) for name, value in weights.items()}
+    with holding(model, weights), evaluating(model), torch.no_grad():
+        code = OwnCode(model, units, record_calls(model, units.captured, call, allowed), allowed)
+        plain = same_at_other_sizes(model, units.captured, call)
+        for module_call in list(code.calls):
+            changes = code.follows(module_call, sliced.left, sliced).changes
+            if changes is not None:
+                module = small.get_submodule(module_call.name)
+                for change in changes:
+                    change.make(module)
+            elif module_call.name and not _replaced(small, units, sliced, module_call, plain):
+                code.drop(module_call)
+
+
+def _replaced(small: nn.Module, units: Units, sliced: Sliced, call: ModuleCall, plain: set[str]) -> bool:
+    return call.name in plain and replace_forward(small, units.captured, sliced, call)

@@ -1,0 +1,248 @@
+"""A module's own code tried on the sizes that are left: what modules within it return is handed to it, not computed.
+
+So each trial costs the module's own calls alone, whatever it contains. The truth is the module's part of the sliced
+graph, with the same values handed to it.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import linecache
+import traceback
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer, sizes_at, slots, trials
+from secateur.own_code.module_attributes import update_attributes
+from secateur.own_code.module_calls import ModuleCall, Recording, modules_of, near, whole_call
+from secateur.structure.inputs import named_tensors
+from secateur.structure.keep_mask import KeepMask
+from secateur.structure.sliced_graph import Sliced, needed_between, slice_graph, slice_tensor
+from secateur.structure.units import Units
+
+MOST_TRIALS = 32  # of one module's numbers
+LONGEST = 60  # characters of a line of code that are quoted
+
+
+class Change(NamedTuple):
+    """A number that a module must keep in place of another.
+
+    Attributes:
+        path: The module's path in the one that was tried.
+        attribute: The attribute's name.
+        position: The member of a tuple or list; None for the attribute itself.
+        value: The new number.
+    """
+
+    path: str
+    attribute: str
+    position: int | None
+    value: int
+
+    def make(self, module: nn.Module) -> None:
+        """Let a copy of the module that was tried keep the number."""
+        Slot(module.get_submodule(self.path), self.attribute, self.position, self.value).set(self.value)
+
+
+class Outcome(NamedTuple):
+    """The end of a trial.
+
+    Attributes:
+        changes: The numbers with which the code computes what it should; None where there are none.
+        line: The line of the code that failed; "" where none did.
+    """
+
+    changes: list[Change] | None
+    line: str = ""
+
+
+class OtherValuesError(Exception):
+    """The error that a module within is called with other values than it should be."""
+
+
+class OwnCode:
+    """The code of a model's modules, to be tried on any units kept.
+
+    Args:
+        model: The original, in eval mode, holding the values that the recording was made with.
+        units: Its units.
+        recording: Its calls.
+        allowed: How far rounding may take values from the graph's, relative to the largest.
+
+    Attributes:
+        calls: The calls that can be tried alone, innermost first, the whole model last.
+    """
+
+    def __init__(self, model: nn.Module, units: Units, recording: Recording, allowed: float) -> None:
+        self.model, self.units, self.recording, self.allowed = model, units, recording, allowed
+        self.calls = [*recording.calls, whole_call(units.captured)]
+        self._named = named_tensors(model)
+        self._first = {id(tensor): name for name, tensor in self._named.items()}
+        self._nodes_of: dict[str, list[fx.Node]] = {}
+        for node in units.captured.graph.nodes:
+            for name in {"", *modules_of(node)} if node.op == "call_function" else ():
+                self._nodes_of.setdefault(name, []).append(node)
+
+    def drop(self, call: ModuleCall) -> None:
+        """Try a module no more alone, but as a part of those around it."""
+        self.calls.remove(call)
+
+    def nodes(self, call: ModuleCall) -> list[fx.Node]:
+        """Return the calls that a module's own code makes, without those of modules within that are tried alone."""
+        within = {node for inner in self.inner(call) for node in self._nodes_of.get(inner.name, ())}
+        return [node for node in self._nodes_of.get(call.name, ()) if node not in within]
+
+    def inner(self, call: ModuleCall) -> list[ModuleCall]:
+        """Return the outermost calls within."""
+        within = [other for other in self.calls if _is_within(other.name, call.name)]
+        names = {other.name for other in within}
+        return [c for c in within if not any(_is_within(c.name, name) for name in names)]
+
+    def follows(self, call: ModuleCall, left: KeepMask, sliced: Sliced | None = None) -> Outcome:
+        """Return whether a module's own code computes with the units left, and with which numbers.
+
+        Args:
+            call: Its call.
+            left: The units left.
+            sliced: The sliced graph; None to make it.
+        """
+        original = self.model.get_submodule(call.name)
+        if is_a_layer(original) and not self._choices(call, original, left):
+            return Outcome([])  # right by its attributes
+        part = _Part(self, call, sliced or slice_graph(self.units.captured, self.units.net, left))
+        return part.tried(part.module(original), lambda module: self._choices(call, module, left))
+
+    def _choices(self, call: ModuleCall, module: nn.Module, left: KeepMask) -> list[Choice]:
+        tried = {inner.name for inner in self.inner(call)}
+        return choices(slots(call.name, module, tried), sizes_at(self.nodes(call), self.units.net, left))
+
+
+class _Part:
+    """A module's part of the sliced graph, and what it should make of the values that are handed to it."""
+
+    def __init__(self, code: OwnCode, call: ModuleCall, sliced: Sliced) -> None:
+        self.code, self.call, self.sliced, self.inner = code, call, sliced, code.inner(call)
+        handed = [*call.inputs, *(node for inner in self.inner for node in inner.outputs)]
+        wanted = [*call.outputs, *(node for inner in self.inner for node in inner.inputs)]
+        self.values = {node: self._sliced_value(node) for node in handed if node is not None}
+        self._compute([node for node in wanted if isinstance(node, fx.Node)])
+
+    def _sliced_value(self, node: fx.Node) -> Any:
+        recording, net = self.code.recording, self.sliced.net
+        value = recording.bound[node] if node in recording.bound else recording.values[node]
+        axes = net.axes(node) if node in net.known and isinstance(value, Tensor) else []
+        return slice_tensor(value, axes, self.sliced.left) if axes else value
+
+    def _compute(self, wanted: Sequence[fx.Node]) -> None:
+        copies = self.sliced.copies
+        original = {copies[node]: node for node in copies}
+        env = {copies[node]: value for node, value in self.values.items()}
+        needed = needed_between(set(env), [copies[node] for node in wanted])
+        self.used = {original[n] for n in needed if n.op == "placeholder" and n not in env}
+        env |= {copies[node]: self._sliced_value(node) for node in self.used}
+        for node in self.sliced.graph.nodes:
+            if node in needed and node not in env:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+                env[node] = node.target(*args, **kwargs)
+        self.values |= {node: env[copies[node]] for node in wanted}
+
+    def module(self, original: nn.Module) -> nn.Module:
+        """Return the module's copy with sliced weights, in which modules within return what is handed to it.
+
+        Weights that its own code does not use have their shapes alone.
+        """
+        weights, axes, left = self.code.units.captured.weights, self.code.units.axes, self.sliced.left
+        used = {weights[node.name] for node in self.used if node.name in weights}
+        memo: dict[int, Any] = {}
+        for tensor in named_tensors(original).values():
+            name = self.code._first[id(tensor)]
+            if name in used:
+                piece = slice_tensor(tensor.detach(), axes.get(name, []), left).clone()
+            else:
+                shape = [left.count(axis) for axis in axes[name]] if name in axes else tensor.shape
+                piece = tensor.detach().new_zeros(()).expand(shape)
+            memo[id(tensor)] = nn.Parameter(piece, requires_grad=False) if isinstance(tensor, nn.Parameter) else piece
+        module = copy.deepcopy(original, memo)
+        update_attributes(module, self.sliced.net, left, self.call.name)
+        for inner in self.inner:
+            path = inner.name[len(self.call.name) :].lstrip(".")
+            module.get_submodule(path).forward = self._stand_in(inner)
+        return module
+
+    def _stand_in(self, inner: ModuleCall) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            got, spec = tree_flatten((args, kwargs))
+            if spec != inner.in_spec or not self._same(inner.inputs, got):
+                raise OtherValuesError
+            handed = zip(inner.outputs, inner.returned, strict=True)
+            values = [seen if node is None else self.values[node] for node, seen in handed]
+            return tree_unflatten([_copied(value) for value in values], inner.out_spec)
+
+        return forward
+
+    def _same(self, nodes: Sequence[fx.Node | None], got: Sequence[Any]) -> bool:
+        """Return whether values are those of these nodes."""
+        pairs = [(self.values[n], value) for n, value in zip(nodes, got, strict=True) if isinstance(n, fx.Node)]
+        return all(isinstance(b, Tensor) and near(a, b, self.code.allowed) for a, b in pairs)
+
+    def tried(self, module: nn.Module, choices_of: Any) -> Outcome:
+        """Change as few numbers as make the module compute what it should."""
+        line = self._fails(module)
+        if line is None:
+            return Outcome([])
+        numbers: list[Choice] = choices_of(module)
+        paths = {id(inner): path for path, inner in module.named_modules()}
+        for trial in itertools.islice(trials(numbers), MOST_TRIALS):
+            for (slot, _), value in zip(numbers, trial, strict=True):
+                slot.set(value)
+            if self._fails(module) is None:
+                changes = []
+                for (slot, _), value in zip(numbers, trial, strict=True):
+                    slot.set(slot.value)  # it may have another meaning
+                    if self._fails(module) is not None:
+                        slot.set(value)
+                        changes.append(Change(paths[id(slot.module)], slot.attribute, slot.position, value))
+                return Outcome(changes)
+        return Outcome(None, line)
+
+    def _fails(self, module: nn.Module) -> str | None:
+        """Return the line of the module's code that fails, "" where it computes something else, None where it works."""
+        call = self.call
+        values = [c if n is None else self.values[n] for n, c in zip(call.inputs, call.constants, strict=True)]
+        args, kwargs = _arguments(self.code, call, [_copied(value) for value in values])
+        try:
+            with torch.no_grad():
+                got = tree_flatten(module(*args, **kwargs))[0]
+        except Exception as error:  # noqa: BLE001 - whatever it is, its code cannot follow
+            return _line_of(error)
+        return None if len(got) == len(call.outputs) and self._same(call.outputs, got) else ""
+
+
+def _arguments(code: OwnCode, call: ModuleCall, values: list[Any]) -> tuple[Any, Any]:
+    if call.name:
+        args, kwargs = tree_unflatten(values, call.in_spec)
+        return args, kwargs
+    keywords = code.units.captured.keywords
+    positional = len(values) - len(keywords)
+    return values[:positional], dict(zip(keywords, values[positional:], strict=True))
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _is_within(name: str, outer: str) -> bool:
+    return name != outer and (not outer or name.startswith(f"{outer}."))
+
+
+def _line_of(error: Exception) -> str:
+    """Return the last line of code outside of PyTorch that an error came through; "" for none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/torch/" not in frame.filename and frame.filename != __file__]
+    line = linecache.getline(own[-1].filename, own[-1].lineno or 0).strip() if own else ""
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
