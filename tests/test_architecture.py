@@ -18,6 +18,7 @@ EXPERIMENTS = Path(secateur_experiments.__file__).parent
 ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
     "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference", "structure",
+    "own_code",
     "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "cutting", "artifacts",
     "reporting", "result", "weight_pruning", "ordering", "estimating", "shrinking", "secateur", "optim", "cli_options",
     "cli",

@@ -72,7 +72,7 @@ def sequence(n: int, length: int) -> Tensor:
 
 def zeroed(model: nn.Module, x: Tensor, name: str, gone: list[int]) -> nn.Module:
     """The model with all parameters of some units zero."""
-    units, model = sc.find_units(model, x), copy.deepcopy(model)
+    units, model = sc.find_units(model, x, "all"), copy.deepcopy(model)
     with torch.no_grad():
         for part in units[name].slices:
             model.get_parameter(part.tensor).index_fill_(part.dim, part.index[gone].flatten(), 0)

@@ -30,7 +30,7 @@ from secateur.structure.graph_run import tolerance
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.lengths import few, one_shorter
 from secateur.structure.sliced_graph import slice_graph
-from secateur.structure.units import Units, require_units
+from secateur.structure.units import Include, Units, require_units
 
 
 @checked_call
@@ -103,7 +103,7 @@ def cut(
     if settings is not None and settings.add_bias and not plan.biases:
         plan = dataclasses.replace(plan, biases=without_bias(model, _units(model, spec)))
     model = with_biases(model, plan.biases)
-    units = require_units(_units(model, spec))
+    units = require_units(_units_of_plan(model, spec, plan))
     _check_sizes(units, plan)
     weights = {}
     if settings is not None:
@@ -151,15 +151,26 @@ def _settings(plan: Plan, data: Any, changed: dict[str, Any]) -> Compensation | 
     return dataclasses.replace(plan.compensation or Compensation(), **changed)
 
 
-def _units(model: nn.Module, spec: InputSpec) -> Units:
-    """Return all units; where the code fixes the number of samples, for as many samples as the example had."""
+def _units_of_plan(model: nn.Module, spec: InputSpec, plan: Plan) -> Units:
+    """Return all units; where the plan names sets that code ties together, those that the model's code can follow."""
+    units = _units(model, spec)
+    others = plan.kept.keys() - {unit_set.name for unit_set in units}
+    if others:
+        followed = _units(model, spec, "gated")
+        if others <= {unit_set.name for unit_set in followed}:
+            return followed
+    return units
+
+
+def _units(model: nn.Module, spec: InputSpec, include: Include = "all") -> Units:
+    """Return the units; where the code fixes the number of samples, for as many samples as the example had."""
     if spec.samples is None:
-        return units_of(model, spec.sample(model), "all")
+        return units_of(model, spec.sample(model), include)
     with contextlib.suppress(ModelError):
-        units = units_of(model, spec.sample(model), "all")
+        units = units_of(model, spec.sample(model), include)
         if units.captured.spec.fixed is None:
             return units
-    return units_of(model, spec.sample(model, spec.samples), "all")
+    return units_of(model, spec.sample(model, spec.samples), include)
 
 
 def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[nn.Module, float]:

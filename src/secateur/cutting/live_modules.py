@@ -42,7 +42,7 @@ def settle_modules(
         code = OwnCode(model, units, record_calls(model, units.captured, call, allowed), allowed)
         plain = same_at_other_sizes(model, units.captured, call)
         for module_call in list(code.calls):
-            changes = code.follows(module_call, sliced.left, sliced).changes
+            changes = code.follows(module_call, sliced.left).changes
             if changes is not None:
                 module = small.get_submodule(module_call.name)
                 for change in changes:

@@ -121,15 +121,13 @@ class _Module:
             if all(leaf in failing for leaf in members) and self._tried(members, [*ties, tie]).changes is not None:
                 ties.append(tie)
                 failing = {leaf: line for leaf, line in failing.items() if leaf not in members}
-        fixed |= failing
         following = list[Axis]()
-        for leaf in free if ties or fixed else ():
-            if leaf not in fixed:
-                outcome = self._tried([*following, leaf], ties)
-                if outcome.changes is None:
-                    fixed[leaf] = outcome.line
-                else:
-                    following.append(leaf)
+        for leaf in sorted(free, key=lambda leaf: leaf in failing) if ties or failing else ():
+            outcome = self._tried([*following, leaf], ties)
+            if outcome.changes is None:
+                fixed[leaf] = outcome.line
+            else:
+                following.append(leaf)
         limits = [Limit(tuple(map(self.runs.index, tie))) for tie in ties]
         axes = [run.axis for run in self.runs]
         return limits + [Limit((axes.index(leaf),), line) for leaf, line in fixed.items()]
@@ -171,13 +169,13 @@ class _Module:
     def _tried(self, sets: Sequence[Axis], ties: Sequence[Tie]) -> Outcome:
         """Return whether the code follows when each of these sets has lost another number of units.
 
-        Two ways of losing them are tried: by one alone sizes may be equal by chance.
+        Two ways of losing them are tried: one alone may fit by chance.
         """
-        outcome = self._follows(sets, ties)
-        return outcome if outcome.changes is None or len(sets) < 2 else self._follows(sets[::-1], ties)
+        outcome = self._follows(sets, ties, 1)
+        return outcome if outcome.changes is None else self._follows(sets[::-1], ties, 2)
 
-    def _follows(self, sets: Sequence[Axis], ties: Sequence[Tie]) -> Outcome:
-        left = {leaf: leaf.size - min(leaf.size - 1, 1 + i % FEWER) for i, leaf in enumerate(sets)}
+    def _follows(self, sets: Sequence[Axis], ties: Sequence[Tie], least: int) -> Outcome:
+        left = {leaf: leaf.size - min(leaf.size - 1, least + i % FEWER) for i, leaf in enumerate(sets)}
         masks = {leaf: torch.arange(leaf.size) < n for leaf, n in left.items()}
         for first, *others in (*self.limits.ties, *ties):
             if any(leaf in masks for run in (first, *others) for leaf in run.sets):

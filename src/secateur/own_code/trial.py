@@ -20,9 +20,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer, sizes_at, slots, trials
 from secateur.own_code.module_attributes import update_attributes
 from secateur.own_code.module_calls import ModuleCall, Recording, modules_of, near, whole_call
+from secateur.structure.graph_run import run_once
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.sliced_graph import Sliced, needed_between, slice_graph, slice_tensor
+from secateur.structure.sliced_graph import slice_graph, slice_tensor
 from secateur.structure.units import Units
 
 MOST_TRIALS = 32  # of one module's numbers
@@ -103,18 +104,12 @@ class OwnCode:
         names = {other.name for other in within}
         return [c for c in within if not any(_is_within(c.name, name) for name in names)]
 
-    def follows(self, call: ModuleCall, left: KeepMask, sliced: Sliced | None = None) -> Outcome:
-        """Return whether a module's own code computes with the units left, and with which numbers.
-
-        Args:
-            call: Its call.
-            left: The units left.
-            sliced: The sliced graph; None to make it.
-        """
+    def follows(self, call: ModuleCall, left: KeepMask) -> Outcome:
+        """Return whether a module's own code computes with the units left, and with which numbers."""
         original = self.model.get_submodule(call.name)
         if is_a_layer(original) and not self._choices(call, original, left):
             return Outcome([])  # right by its attributes
-        part = _Part(self, call, sliced or slice_graph(self.units.captured, self.units.net, left))
+        part = _Part(self, call, left)
         return part.tried(part.module(original), lambda module: self._choices(call, module, left))
 
     def _choices(self, call: ModuleCall, module: nn.Module, left: KeepMask) -> list[Choice]:
@@ -125,38 +120,34 @@ class OwnCode:
 class _Part:
     """A module's part of the sliced graph, and what it should make of the values that are handed to it."""
 
-    def __init__(self, code: OwnCode, call: ModuleCall, sliced: Sliced) -> None:
-        self.code, self.call, self.sliced, self.inner = code, call, sliced, code.inner(call)
-        handed = [*call.inputs, *(node for inner in self.inner for node in inner.outputs)]
+    def __init__(self, code: OwnCode, call: ModuleCall, left: KeepMask) -> None:
+        self.code, self.call, self.left, self.inner = code, call, left, code.inner(call)
+        returned = (node for inner in self.inner for node in inner.outputs if node not in inner.inputs)
+        handed = [*call.inputs, *returned]
         wanted = [*call.outputs, *(node for inner in self.inner for node in inner.inputs)]
         self.values = {node: self._sliced_value(node) for node in handed if node is not None}
-        self._compute([node for node in wanted if isinstance(node, fx.Node)])
+        self._compute(list(dict.fromkeys(node for node in wanted if isinstance(node, fx.Node))))
 
     def _sliced_value(self, node: fx.Node) -> Any:
-        recording, net = self.code.recording, self.sliced.net
+        recording, net = self.code.recording, self.code.units.net
         value = recording.bound[node] if node in recording.bound else recording.values[node]
         axes = net.axes(node) if node in net.known and isinstance(value, Tensor) else []
-        return slice_tensor(value, axes, self.sliced.left) if axes else value
+        return slice_tensor(value, axes, self.left)
 
     def _compute(self, wanted: Sequence[fx.Node]) -> None:
-        copies = self.sliced.copies
-        original = {copies[node]: node for node in copies}
-        env = {copies[node]: value for node, value in self.values.items()}
-        needed = needed_between(set(env), [copies[node] for node in wanted])
-        self.used = {original[n] for n in needed if n.op == "placeholder" and n not in env}
-        env |= {copies[node]: self._sliced_value(node) for node in self.used}
-        for node in self.sliced.graph.nodes:
-            if node in needed and node not in env:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-                env[node] = node.target(*args, **kwargs)
-        self.values |= {node: env[copies[node]] for node in wanted}
+        units = self.code.units
+        sliced = slice_graph(units.captured, units.net, self.left, self.values.keys(), wanted)
+        placeholders = [node for node in sliced.copies if sliced.copies[node].op == "placeholder"]
+        self.used = [node for node in placeholders if node not in self.values]
+        given = [self.values[n] if n in self.values else self._sliced_value(n) for n in placeholders]
+        self.values |= dict(zip(wanted, run_once(sliced.graph, given), strict=True))
 
     def module(self, original: nn.Module) -> nn.Module:
         """Return the module's copy with sliced weights, in which modules within return what is handed to it.
 
         Weights that its own code does not use have their shapes alone.
         """
-        weights, axes, left = self.code.units.captured.weights, self.code.units.axes, self.sliced.left
+        weights, axes, left = self.code.units.captured.weights, self.code.units.axes, self.left
         used = {weights[node.name] for node in self.used if node.name in weights}
         memo: dict[int, Any] = {}
         for tensor in named_tensors(original).values():
@@ -168,7 +159,7 @@ class _Part:
                 piece = tensor.detach().new_zeros(()).expand(shape)
             memo[id(tensor)] = nn.Parameter(piece, requires_grad=False) if isinstance(tensor, nn.Parameter) else piece
         module = copy.deepcopy(original, memo)
-        update_attributes(module, self.sliced.net, left, self.call.name)
+        update_attributes(module, self.code.units.net, left, self.call.name)
         for inner in self.inner:
             path = inner.name[len(self.call.name) :].lstrip(".")
             module.get_submodule(path).forward = self._stand_in(inner)

@@ -23,6 +23,16 @@ def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
     return forward
 
 
+def run_once(graph: fx.Graph, values: Sequence[Any]) -> Any:
+    """Return what a graph returns for its placeholders' values, call by call: for one run it need not be compiled."""
+    env = dict(zip(graph.find_nodes(op="placeholder"), values, strict=True))
+    for node in graph.nodes:
+        if node.op == "call_function":
+            args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+            env[node] = node.target(*args, **kwargs)
+    return fx.map_arg(graph.output_node().args[0], env.__getitem__)
+
+
 def weights_of(captured: Captured, model: nn.Module) -> dict[str, Tensor]:
     """Return the model's weights as they are now, by placeholder."""
     named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))

@@ -6,7 +6,7 @@ With sliced weights this is the truth that a cut network is held against.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,25 +29,35 @@ class Sliced:
     left: KeepMask
 
 
-def slice_graph(captured: Captured, net: Net, left: KeepMask) -> Sliced:
+def slice_graph(
+    captured: Captured, net: Net, left: KeepMask, handed: Collection[fx.Node] = (),
+    wanted: Sequence[fx.Node] | None = None,
+) -> Sliced:  # fmt: skip
     """Return a copy of the graph with every size among its arguments brought in line with what is left.
 
     Args:
         captured: The original.
         net: The axes of its values.
         left: The units that stay.
+        handed: The nodes whose values are given: placeholders of the copy.
+        wanted: The nodes whose values the copy returns; None for those of the original.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
+    returned = captured.graph.output_node().args[0] if wanted is None else list(wanted)
+    needed = None if wanted is None else needed_between(handed, wanted)
     for node in captured.graph.nodes:
-        if node.op == "output":
-            graph.output(fx.map_arg(node.args[0], copies.__getitem__))
+        if node.op == "output" or (needed is not None and node not in needed):
+            continue
+        if node in handed:
+            copies[node] = graph.placeholder(node.name)
             continue
         changed = _resized(node, net, left)
         changed = {name: _computed(graph, copies, value) for name, value in changed.items()}
         copies[node] = graph.node_copy(node, copies.__getitem__)
         if changed:
             _apply(copies[node], changed, copies)
+    graph.output(fx.map_arg(returned, copies.__getitem__))
     return Sliced(graph, copies, net, left)
 
 

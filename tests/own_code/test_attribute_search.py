@@ -71,7 +71,7 @@ def zeroed_copy(model: nn.Module, units: sc.Units, name: str, gone: list[int]) -
 
 def test_whole_numbers_are_found_and_adapted() -> None:
     model = network(Attention(6, 3, scaled=True))
-    units = sc.find_units(model, X)
+    units = sc.find_units(model, X, "all")
     heads, width = (s.name for s in units if s.kind in ("head", "head width"))
     small = sc.cut(model, sc.Plan.from_kept({heads: [0, 2]}, X))
     assert (small.inner.num_heads, small.inner.head_dim) == (2, 2)
@@ -84,7 +84,7 @@ def test_whole_numbers_are_found_and_adapted() -> None:
 
 def test_a_module_whose_code_cannot_be_adapted_computes_by_its_part_of_the_graph() -> None:
     model = network(Attention(6, 3, scaled=False))
-    units = sc.find_units(model, X)
+    units = sc.find_units(model, X, "all")
     width = next(s.name for s in units if s.kind == "head width")
     small = sc.cut(model, sc.Plan.from_kept({width: [1]}, X))
     assert type(small) is Network
@@ -116,7 +116,7 @@ class Whole(nn.Module):
 def whole(inner: nn.Module | None = None) -> tuple[Whole, sc.Units]:
     torch.manual_seed(0)
     model = Whole(inner or nn.Identity()).double()
-    return model, sc.find_units(model, X)
+    return model, sc.find_units(model, X, "all")
 
 
 def cut_whole(inputs: object = X) -> Whole:
@@ -159,7 +159,7 @@ def test_the_whole_takes_the_place_of_its_captured_parts() -> None:
     assert "forward" not in vars(small.inner)
     part = sc.cut(model, sc.Plan.from_kept({width: [1]}, X))
     assert captured_parts(part) == ("inner",)
-    wanted = zeroed(part, sc.find_units(part, X), "first[1]", [1])
+    wanted = zeroed(part, sc.find_units(part, X, "all"), "first[1]", [1])
     assert torch.allclose(small(X), wanted, rtol=0, atol=1e-12)
 
 
@@ -266,7 +266,7 @@ def test_the_captured_whole_takes_sequences_of_any_length() -> None:
     small = sc.cut(model, sc.Plan.from_kept({"first[1]": [0, 2]}, x))
     assert captured_parts(small) == ("",)
     assert small(x[:2]).shape == (2, 5, 2)
-    units, longer = sc.find_units(model, x), torch.randn(3, 7, 6).double()
+    units, longer = sc.find_units(model, x, "all"), torch.randn(3, 7, 6).double()
     assert torch.allclose(small(longer), zeroed(model, units, "first[1]", [1], longer), rtol=0, atol=1e-12)
 
 
@@ -281,7 +281,7 @@ def parts_of(small: nn.Module) -> CapturedForward:
 
 def with_a_captured_part() -> nn.Module:
     model = network(Attention(6, 3, scaled=False))
-    width = next(s.name for s in sc.find_units(model, X) if s.kind == "head width")
+    width = next(s.name for s in sc.find_units(model, X, "all") if s.kind == "head width")
     return sc.cut(model, sc.Plan.from_kept({width: [1]}, X))
 
 
@@ -303,7 +303,7 @@ def test_a_captured_part_is_trained_exported_and_cut_again() -> None:
     assert all(p.grad is not None and bool(p.grad.any()) for p in small.inner.parameters() if p.ndim > 1)
     with torch.no_grad():
         small.inner.proj.weight.mul_(2)
-    units = sc.find_units(small, X)
+    units = sc.find_units(small, X, "all")
     heads = next(s.name for s in units if s.kind == "head")
     smaller = sc.cut(small, sc.Plan.from_kept({heads: [2]}, X))
     assert torch.allclose(smaller(X), zeroed(small, units, heads, [0, 1]), rtol=0, atol=1e-12)
@@ -345,7 +345,7 @@ def test_a_number_that_means_something_else_stays_where_either_would_do(left: in
 
     torch.manual_seed(0)
     model = Summed(Limited()).double()
-    units = sc.find_units(model, X)
+    units = sc.find_units(model, X, "all")
     small = sc.cut(model, sc.Plan.from_kept({"inner.up": list(range(left))}, X))
     assert (small.inner.limit, small.inner.width) == (8, left)
     assert captured_parts(small) == ()
@@ -382,7 +382,7 @@ def test_a_projection_of_zero_lets_no_wrong_number_through(
     if zero:
         nn.init.zeros_(model.inner.proj.weight)
         nn.init.zeros_(model.inner.proj.bias)
-    units = sc.find_units(model, X)
+    units = sc.find_units(model, X, "all")
     names = [s.name for s in units if s.kind == kind]
     kept = {name: [1, 3] for name in names}
     small, other = (sc.cut(one, sc.Plan.from_kept(kept, X)) for one in (model, trained))
@@ -402,7 +402,7 @@ def test_hooks_ties_modes_and_frozen_weights_stay() -> None:
     model.again = model.first
     seen: list[tuple[int, ...]] = []
     model.first.register_forward_hook(lambda *given: seen.append(tuple(given[2].shape)))
-    heads = next(s.name for s in sc.find_units(model, X) if s.kind == "head")
+    heads = next(s.name for s in sc.find_units(model, X, "all") if s.kind == "head")
     seen.clear()
     small = sc.cut(model, sc.Plan.from_kept({heads: [0]}, X))
     assert small.again is small.first
