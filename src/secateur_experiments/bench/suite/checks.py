@@ -223,9 +223,12 @@ def _trained(case: Case, model: nn.Module) -> set[str]:
 
 
 def _reloaded(model: nn.Module, _: Any) -> nn.Module:
+    saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     twin = copy.deepcopy(model)
-    randomise(twin)
-    twin.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    with torch.no_grad():
+        for tensor in twin.state_dict().values():
+            tensor.zero_()
+    twin.load_state_dict(saved)
     return twin
 
 
