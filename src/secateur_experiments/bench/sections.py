@@ -9,21 +9,7 @@ from secateur.artifacts.safetensors import whole_file
 
 
 def with_section(page: str, section: str) -> str:
-    """Return a page with a section in place of the one of that heading, or at the end.
-
-    >>> page = with_section("# Title\\n\\n## A\\n\\nold\\n\\n## B\\n\\nstays\\n", "## A\\n\\nnew\\n")
-    >>> print(page)
-    # Title
-    <BLANKLINE>
-    ## A
-    <BLANKLINE>
-    new
-    <BLANKLINE>
-    ## B
-    <BLANKLINE>
-    stays
-    <BLANKLINE>
-    """
+    """Return a page with a section in place of the one of that heading, or at the end."""
     title, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
     heading = section.partition("\n")[0]
     places = [place for place, other in enumerate(sections) if other.partition("\n")[0] == heading]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from secateur import Budget, SecateurError, cut, find_units, rank
+from secateur import Budget, SecateurError, Units, cut, find_units, rank
 from secateur.cutting.captured_forward import captured_parts
 from secateur.errors import ModelError
 from secateur.structure.graph_run import difference
@@ -27,7 +27,7 @@ from secateur_experiments.bench.suite.truth import InDouble, tensors, zeroed
 
 SHARE = 0.4  # of every unit set
 COMPILING = 15  # seconds that torch.compile may take
-CACHES = {
+CACHES: dict[str, dict[str, Any]] = {
     "dynamic": {"use_cache": True},
     "static": {"use_cache": True, "cache_implementation": "static"},
     "none": {"use_cache": False},
@@ -95,7 +95,7 @@ def built(name: str) -> Subject:
     return subject
 
 
-def pruned(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
+def pruned(model: nn.Module, inputs: Any) -> tuple[nn.Module, Units]:
     """Return the network without a random share of every set, and the unit sets at the default scope."""
     units = require_units(find_units(model, inputs))
     budget = Budget(remove_fraction=SHARE, scope="set")
@@ -111,25 +111,32 @@ def examine(name: str, verbose: bool = False) -> dict[str, Any]:
         verbose: Print tracebacks of what fails on stderr.
     """
     subject = built(name)
-    model, row = subject.model, {"name": name, "note": ""}
-    example = drawn(subject, 2, subject.sizes[0])
+    model, example = subject.model, drawn(subject, 2, subject.sizes[0])
     start = time.perf_counter()
+    small, units, note = as_it_comes(model, example)
+    seconds = time.perf_counter() - start
+    before, after = (sum(p.numel() for p in network.parameters()) for network in (model, small))
+    case = Case(subject, model, small, zeroed(model, small))
+    return {
+        "name": name, "sets": len(units), "units": units.total, "params": before, "left": after,
+        "captured": captured_parts(small), **{column: cell(check, case, verbose) for column, check in CHECKS.items()},
+        "seconds": seconds, "note": note,
+    }  # fmt: skip
+
+
+def as_it_comes(model: Any, inputs: Any) -> tuple[nn.Module, Units, str]:
+    """Return what `pruned` does, and how the network had to be changed for that.
+
+    Raises:
+        ModelError: It cannot be captured without its cache either.
+    """
     try:
-        small, units = pruned(model, example)
+        return *pruned(model, inputs), ""
     except ModelError as error:
         if not getattr(getattr(model, "config", None), "use_cache", False):
             raise
-        row["note"] = f"with use_cache=False; as it comes: {reason(error)}"
         model.config.use_cache = False
-        small, units = pruned(model, example)
-    row["seconds"] = time.perf_counter() - start
-    before, after = (sum(p.numel() for p in network.parameters()) for network in (model, small))
-    row |= {"sets": len(units), "units": units.total, "params": before, "left": after}
-    row["captured"] = captured_parts(small)
-    case = Case(subject, model, small, zeroed(model, small))
-    for column, check in CHECKS.items():
-        row[column] = cell(check, case, verbose)
-    return row
+        return *pruned(model, inputs), f"with use_cache=False; as it comes: {reason(error)}"
 
 
 def cell(check: Callable[[Case], str], case: Case, verbose: bool) -> str:
@@ -149,7 +156,11 @@ def reason(error: Exception) -> str:
 
 
 def equal(case: Case) -> str:
-    """Compare with the masked original at the example's shapes, which must differ from the original itself."""
+    """Compare with the masked original at the example's shapes, which must differ from the original itself.
+
+    Raises:
+        SecateurError: They differ, or what was removed does not count.
+    """
     example = case.inputs()
     expected = case.outputs(case.truth, example)
     case.check(case.outputs(case.small, example), expected)
@@ -159,7 +170,11 @@ def equal(case: Case) -> str:
 
 
 def free(case: Case) -> str:
-    """Compare at other numbers of samples, and at every other size."""
+    """Compare at other numbers of samples, and at every other size.
+
+    Raises:
+        SecateurError: They differ somewhere, or the cut network does not take a size.
+    """
     named = {f"batch {samples}": (samples, None) for samples in (1, 3)}
     named |= {f"{case.subject.dimension} {size}": (2, size) for size in case.subject.sizes[1:]}
     failures = []
@@ -176,7 +191,11 @@ def free(case: Case) -> str:
 
 
 def generate(case: Case) -> str:
-    """Compare three tokens, and the numbers that they were chosen by, with every kind of cache."""
+    """Compare three tokens, and the numbers that they were chosen by, with every kind of cache.
+
+    Raises:
+        SecateurError: They differ, or the cut network does not generate.
+    """
     if case.subject.prompt is None:
         return ""
     prompt = tree_map(lambda t: t.to(case.subject.dtype) if t.is_floating_point() else t, case.subject.prompt())
@@ -184,7 +203,7 @@ def generate(case: Case) -> str:
     for kind, cache in CACHES.items():
         try:
             expected = _generated(case, case.truth, prompt, cache)
-        except Exception:  # noqa: BLE001, S112 - the original cannot either
+        except Exception:  # noqa: BLE001 - the original cannot either
             continue
         try:
             case.check(_generated(case, case.small, prompt, cache), expected)
@@ -203,7 +222,11 @@ def _generated(case: Case, model: Any, prompt: dict[str, Any], cache: dict[str, 
 
 
 def train(case: Case) -> str:
-    """Take one step; every parameter that had a gradient must have one."""
+    """Take one step; every parameter that had a gradient must have one.
+
+    Raises:
+        SecateurError: One has not.
+    """
     wanted, have = (_trained(case, copy.deepcopy(model)) for model in (case.original, case.small))
     without = sorted(wanted - have)
     if without:
@@ -215,7 +238,8 @@ def _trained(case: Case, model: nn.Module) -> set[str]:
     args, kwargs = as_call(case.inputs(4))
     optimiser = torch.optim.SGD(model.parameters(), 1e-3)
     results = [tensor for tensor in tensors(model.train()(*args, **kwargs)) if tensor.is_floating_point()]
-    torch.stack([tensor.square().mean() for tensor in results]).sum().backward()
+    loss: Any = torch.stack([tensor.square().mean() for tensor in results]).sum()
+    loss.backward()
     optimiser.step()
     if not all(tensor.isfinite().all() for tensor in tensors(case.outputs(model.eval(), case.inputs()))):
         raise SecateurError("not finite after a step")

@@ -26,9 +26,10 @@ def suite(
     from secateur_experiments.bench.suite import page, registry, run
 
     known = registry.suite()
-    names = [choose("only", name, known) and name for name in only or known]
+    for name in only or ():
+        choose("only", name, known)
     rows = []
-    for row in run.rows(names, verbose, zoo and str(zoo)):
+    for row in run.rows(only or list(known), verbose, None if zoo is None else str(zoo)):
         rows.append(row)
         print_json(row) if as_json else typer.echo(page.text(row))
     if out is not None:

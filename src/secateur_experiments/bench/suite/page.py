@@ -31,7 +31,9 @@ def text(row: dict[str, Any]) -> str:
         return f"{row['name']}: " + (f"skipped, {row['skipped']}" if "skipped" in row else f"not cut: {row['error']}")
     bad = failures(row)
     generated = f", generate {row['generate']}" if row["generate"] and "generate" not in bad else ""
-    head = f"{row['name']}: captured {captured(row)}, free {'?' if 'free dimensions' in bad else row['free']}{generated}"
+    head = (
+        f"{row['name']}: captured {captured(row)}, free {'?' if 'free dimensions' in bad else row['free']}{generated}"
+    )
     notes = [row["note"]] if row["note"] else []
     size = f"{row['left']:,} of {row['params']:,}, {row['seconds']:.1f} s"
     return "\n    ".join([f"{head}, {size}", *notes, *(f"{title} {why}" for title, why in bad.items())])

@@ -36,9 +36,9 @@ class CausalSelfAttention(nn.Module):
 class Block(nn.Module):
     """Attention and an MLP."""
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module, width: int):
+    def __init__(self, attention: nn.Module, mlp: nn.Module, width: int, norm: type[nn.Module] = nn.LayerNorm):
         super().__init__()
-        self.ln_1, self.ln_2, self.attn, self.mlp = nn.LayerNorm(width), nn.LayerNorm(width), attention, mlp
+        self.ln_1, self.ln_2, self.attn, self.mlp = norm(width), norm(width), attention, mlp
 
     def forward(self, x: Tensor) -> Any:
         x = x + self.attn(self.ln_1(x))
@@ -146,11 +146,9 @@ class Mixtral(nn.Module):
     def __init__(self, width: int = 32):
         super().__init__()
         self.embed = nn.Embedding(50, width)
-        self.layers = nn.ModuleList()
-        for _ in range(2):
-            block = Block(RotaryAttention(width, 4, 2), Mixture(width, 40, 4), width)
-            block.ln_1, block.ln_2 = RMSNorm(width), RMSNorm(width)
-            self.layers.append(block)
+        self.layers = nn.ModuleList(
+            Block(RotaryAttention(width, 4, 2), Mixture(width, 40, 4), width, RMSNorm) for _ in range(2)
+        )
         self.norm, self.output = RMSNorm(width), nn.Linear(width, 50, bias=False)
 
     def forward(self, ids: Tensor) -> Any:

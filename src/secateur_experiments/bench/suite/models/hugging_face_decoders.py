@@ -45,8 +45,8 @@ _decoder(
 _decoder("BLOOM", "BloomForCausalLM", "BloomConfig", hidden_size=32, n_layer=2, n_head=4)
 _decoder(
     "Qwen3-MoE", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", num_key_value_heads=2, head_dim=8, num_experts=4,
-    num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1, mlp_only_layers=[], experts_implementation="batched_mm",
-    **DECODER,
+    num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1, mlp_only_layers=[],
+    experts_implementation="batched_mm", **DECODER,
 )  # fmt: skip
 _decoder(
     "Mamba2", "Mamba2ForCausalLM", "Mamba2Config", hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8,

@@ -185,7 +185,7 @@ class Detect(nn.Module):
     def forward(self, maps: list[Tensor]) -> Any:
         levels = [torch.cat((box(x), cls(x)), 1) for x, box, cls in zip(maps, self.cv2, self.cv3, strict=True)]
         flat = torch.cat([level.view(level.shape[0], self.no, -1) for level in levels], 2)
-        box, cls = flat.split((self.reg_max * 4, self.nc), 1)
+        box, cls = torch.split(flat, [self.reg_max * 4, self.nc], 1)
         left_top, right_bottom = self.dfl(box).chunk(2, 1)
         anchors = torch.cat([_centres(level) for level in levels], 1)
         corners = (anchors - left_top, anchors + right_bottom)
