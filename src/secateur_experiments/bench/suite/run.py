@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ LIMIT = 180  # seconds for one network
 
 def importable(folder: str | None) -> None:
     """Let torchvision and transformers be imported where a tvshim.py in that folder makes up for missing operators."""
-    if folder is not None:
+    if folder is not None and Path(folder, "tvshim.py").is_file():
         sys.path.insert(0, folder)
         importlib.import_module("tvshim")
 

@@ -1,4 +1,5 @@
-"""The suite's table, its lines, and the page that it shares."""
+"""The suite's table and lines, its processes (secateur_experiments.bench.suite.run), the command
+(secateur_experiments.bench.suite.commands) and the page that it shares (secateur_experiments.bench.sections)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from secateur_experiments.bench.sections import with_section, write_section
 from secateur_experiments.bench.suite import page, run
 
 CommandLine = Callable[..., tuple[int, str, str]]
-CELLS = {name: "yes" for name in page.COLUMNS} | {"free": "batch, length", "generate": ""}
+CELLS = dict.fromkeys(page.COLUMNS, "yes") | {"free": "batch, length", "generate": ""}
 GOOD = {"name": "A", "sets": 1, "units": 8, "params": 2000, "left": 1000, "captured": (), "seconds": 1.25, "note": ""}
 BAD = GOOD | {"name": "B", "captured": ("x.y", "z"), "note": "with use_cache=False"}
 ROWS: list[dict[str, Any]] = [
