@@ -68,7 +68,8 @@ def rows(names: Sequence[str], verbose: bool = False, folder: str | None = None)
         try:
             yield ours.recv() if ours.poll(LIMIT) else {"name": name, "error": f"more than {LIMIT} s"}
         except EOFError:
-            yield {"name": name, "error": "the process died"}
+            process.join()
+            yield {"name": name, "error": f"the process ended with exit code {process.exitcode}"}
         finally:
             process.kill()
             process.join()

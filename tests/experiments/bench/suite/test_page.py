@@ -105,7 +105,7 @@ def test_what_ends_early_or_takes_too_long_is_a_row(monkeypatch: pytest.MonkeyPa
     (row,) = run.rows(["nope"])
     assert row == {"name": "nope", "error": "KeyError: 'nope'"}
     (row,) = run.rows(["nope"], verbose=True)
-    assert row == {"name": "nope", "error": "the process died"}
+    assert row == {"name": "nope", "error": "the process ended with exit code 1"}
     monkeypatch.setattr(run, "LIMIT", 0)
     (row,) = run.rows(["NeRF"])
     assert row == {"name": "NeRF", "error": "more than 0 s"}
