@@ -26,10 +26,8 @@ SCALES = sorted({math.sqrt(a / b) for b in range(1, 65) for a in range(1, b)})
 
 def values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer of floating-point numbers, tied ones once."""
-    seen: set[Tensor] = set()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and tensor not in seen:
-            seen.add(tensor)
+        if tensor.is_floating_point():
             yield name, tensor.detach()
 
 

@@ -45,6 +45,9 @@ class Reader(nn.Module):
             raise TypeError("cannot pickle a closure")
         return super().__reduce__()
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self.fault == "state" else super().load_state_dict(*args, **kwargs)
+
     def generate(self, ids: Tensor, use_cache: bool, cache_implementation: str = "", **_: Any) -> Any:
         if cache_implementation and self.fault == "none is static":
             raise ValueError("no static cache")
@@ -87,6 +90,7 @@ def test_what_is_right_passes_every_check() -> None:
         ("generate", "none is static", "1 of 3, static: ValueError: no static cache"),
         ("train", "gradient", "2 without a gradient, first.bias"),
         ("deepcopy", "copy", "differs by "),
+        ("state_dict", "state", "differs by "),
         ("save", "pickle", "cannot pickle a closure"),
     ],
 )
