@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from secateur_experiments.bench.architectures import limited, randomise
 from secateur_experiments.bench.suite.registry import Subject, suite
 from secateur_experiments.bench.suite.truth import InDouble, tensors, zeroed
 
-SHARE = 0.4  # of every unit set
+SHARE = 0.4  # of every unit set, or of all units
 COMPILING = 15  # seconds that torch.compile may take
 CACHES: dict[str, dict[str, Any]] = {
     "dynamic": {"use_cache": True},
@@ -95,10 +95,10 @@ def built(name: str) -> Subject:
     return subject
 
 
-def pruned(model: nn.Module, inputs: Any) -> tuple[nn.Module, Units]:
-    """Return the network without a random share of every set, and the unit sets at the default scope."""
+def pruned(model: nn.Module, inputs: Any, scope: Literal["global", "set"] = "set") -> tuple[nn.Module, Units]:
+    """Return the network without a random share of every set or of all units, and the unit sets."""
     units = require_units(find_units(model, inputs))
-    budget = Budget(remove_fraction=SHARE, scope="set")
+    budget = Budget(remove_fraction=SHARE, scope=scope)
     plan = rank(model, None, None, units=units, criterion="random", ranking="single", budget=budget, progress=False)
     return cut(model, plan.at(budget)).eval(), units
 
@@ -293,7 +293,20 @@ def again(case: Case) -> str:
     example = case.inputs()
     smaller, _ = pruned(case.small, example)
     case.check(case.outputs(smaller, example), case.outputs(zeroed(case.original, smaller), example))
-    return "yes" if not captured_parts(smaller) else "yes, captured"
+    return "yes"
+
+
+def unequal(case: Case) -> str:
+    """Make the first three comparisons where the share differs from set to set, as budgets for all have it.
+
+    Raises:
+        SecateurError: One of them fails.
+    """
+    small, _ = pruned(case.original, case.inputs(), "global")
+    other = Case(case.subject, case.original, small, zeroed(case.original, small))
+    for check in (equal, free, generate):
+        check(other)
+    return "yes" if not captured_parts(small) else f"captured {captured_parts(small)[0] or 'whole'}"
 
 
 def compiled(case: Case) -> str:
@@ -311,5 +324,5 @@ def compiled(case: Case) -> str:
 CHECKS: dict[str, Callable[[Case], str]] = {
     "equal": equal, "free": free, "generate": generate, "train": train,
     "deepcopy": life(lambda model, _: copy.deepcopy(model)), "state_dict": life(_reloaded), "save": life(_unpickled),
-    "export": life(_exported), "again": again, "compile": compiled,
+    "export": life(_exported), "again": again, "unequal": unequal, "compile": compiled,
 }  # fmt: skip

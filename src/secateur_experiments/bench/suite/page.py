@@ -10,7 +10,8 @@ import torch
 
 COLUMNS = {
     "equal": "equal", "free": "free dimensions", "generate": "generate", "train": "train", "deepcopy": "copy",
-    "state_dict": "state dict", "save": "save", "export": "export", "again": "cut again", "compile": "compile",
+    "state_dict": "state dict", "save": "save", "export": "export", "again": "cut again",
+    "unequal": "unequal shares", "compile": "compile",
 }  # fmt: skip
 
 
@@ -36,6 +37,7 @@ def text(row: dict[str, Any]) -> str:
     )
     notes = [row["note"]] if row["note"] else []
     size = f"{row['left']:,} of {row['params']:,}, {row['seconds']:.1f} s"
+    notes += [f"unequal shares: {row['unequal']}"] if row["unequal"].startswith("captured") else []
     return "\n    ".join([f"{head}, {size}", *notes, *(f"{title} {why}" for title, why in bad.items())])
 
 
@@ -48,6 +50,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     for name, title in COLUMNS.items():
         asked = [row for row in cut if row[name]]
         lines.append(f"- {title}: {sum(not row[name].startswith('no: ') for row in asked)} of {len(asked)}.")
+    lines.append(
+        f"- unequal shares without a captured part: {sum(row['unequal'] == 'yes' for row in cut)} of {len(cut)}."
+    )
     return lines
 
 
@@ -63,7 +68,8 @@ def section(rows: Sequence[dict[str, Any]], command: str) -> str:
         "each kind of cache. *captured*: modules that compute by captured calls, not by their own code. *train*: one "
         "step, every parameter that had a gradient has one. What is made of the cut network by `copy.deepcopy`, "
         "`load_state_dict`, `torch.save`, `torch.export` and `torch.compile` (backend eager, 15 s at most) and by "
-        "cutting it again gives the same. Empty: nothing to check.",
+        "cutting it again gives the same. *unequal shares*: 40 % of all units together, so that each set loses another "
+        "share; equal, other sizes and `generate` once more. Empty: nothing to check.",
         "",
         f"Made by `{command}` with PyTorch {torch.__version__} on {platform.machine()}, one thread.",
         "",

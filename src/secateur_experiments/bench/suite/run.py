@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-LIMIT = 180  # seconds for one network
+LIMIT = 240  # seconds for one network
 
 
 def importable(folder: str | None) -> None:

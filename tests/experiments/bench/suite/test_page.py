@@ -22,7 +22,7 @@ GOOD = {"name": "A", "sets": 1, "units": 8, "params": 2000, "left": 1000, "captu
 BAD = GOOD | {"name": "B", "captured": ("x.y", "z"), "note": "with use_cache=False"}
 ROWS: list[dict[str, Any]] = [
     GOOD | CELLS | {"generate": "dynamic, none"},
-    BAD | CELLS | {"free": "no: 1 of 4, batch 1: a|b"},
+    BAD | CELLS | {"free": "no: 1 of 4, batch 1: a|b", "unequal": "captured x"},
     {"name": "C", "skipped": "transformers is not installed"},
     {"name": "D", "error": "ModelError: no"},
 ]
@@ -32,7 +32,7 @@ def test_a_row_is_a_line_with_its_failures_below() -> None:
     assert [page.text(row) for row in ROWS] == [
         "A: captured none, free batch, length, generate dynamic, none, 1,000 of 2,000, 1.2 s",
         "B: captured 2: x.y, free ?, 1,000 of 2,000, 1.2 s\n    with use_cache=False\n"
-        "    free dimensions no: 1 of 4, batch 1: a|b",
+        "    unequal shares: captured x\n    free dimensions no: 1 of 4, batch 1: a|b",
         "C: skipped, transformers is not installed",
         "D: not cut: ModelError: no",
     ]
@@ -43,6 +43,7 @@ def test_the_summary_counts_what_was_asked() -> None:
     lines = page.summary(ROWS)
     assert lines[0] == "- 2 of 3 networks were cut, 1 without a captured part."
     assert lines[1:4] == ["- equal: 2 of 2.", "- free dimensions: 1 of 2.", "- generate: 1 of 1."]
+    assert lines[-1] == "- unequal shares without a captured part: 1 of 2."
 
 
 def test_the_section_has_a_row_for_each_network_with_as_many_cells_as_its_head() -> None:
@@ -81,7 +82,7 @@ def test_the_command_prints_rows_and_writes_the_section(
     code, out, err = command_line(*words)
     assert (code, err) == (0, "")
     assert out.startswith("A: captured none, ")
-    assert out.endswith("- compile: 2 of 2.\n")
+    assert out.endswith("- unequal shares without a captured part: 1 of 2.\n")
     code, out, _ = command_line(*words, "--json", "--out", str(tmp_path / "page.md"))
     assert [json.loads(line)["name"] for line in out.splitlines()] == ["A", "B"]
     assert "## Used as before" in (tmp_path / "page.md").read_text()
