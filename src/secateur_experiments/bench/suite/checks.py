@@ -212,7 +212,7 @@ def generate(case: Case) -> str:
             failures.append(f"{kind}: {reason(error)}")
     if failures:
         raise SecateurError(f"{len(failures)} of {len(failures) + len(done)}, {failures[0]}")
-    return ", ".join(done)
+    return ", ".join(done) or "nor the original"
 
 
 def _generated(case: Case, model: Any, prompt: dict[str, Any], cache: dict[str, Any]) -> list[Tensor]:

@@ -49,7 +49,7 @@ class Reader(nn.Module):
         return None if self.fault == "state" else super().load_state_dict(*args, **kwargs)
 
     def generate(self, ids: Tensor, use_cache: bool, cache_implementation: str = "", **_: Any) -> Any:
-        if cache_implementation and self.fault == "none is static":
+        if self.fault == "mute" or (cache_implementation and self.fault == "none is static"):
             raise ValueError("no static cache")
         steps = [self.last.weight[:1] * (2 if self.fault == "cached" and use_cache else 1)]
 
@@ -105,6 +105,9 @@ def test_each_check_finds_its_fault(check: str, fault: str, message: str) -> Non
 
 def test_nothing_is_lost_where_the_original_could_not_either() -> None:
     assert checks.CHECKS["save"](case("pickle", "pickle")) == "nor the original"
+    wordless = case()
+    wordless.truth.fault = "mute"
+    assert checks.generate(wordless) == "nor the original"
 
 
 def test_a_removal_that_changes_nothing_is_no_proof() -> None:
