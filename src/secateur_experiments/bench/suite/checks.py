@@ -133,9 +133,12 @@ def as_it_comes(model: Any, inputs: Any) -> tuple[nn.Module, Units, str]:
     try:
         return *pruned(model, inputs), ""
     except ModelError as error:
-        if not getattr(getattr(model, "config", None), "use_cache", False):
+        configs = [getattr(module, "config", None) for module in model.modules()]  # a part may have one of its own
+        caching: list[Any] = [config for config in configs if getattr(config, "use_cache", False)]
+        if not caching:
             raise
-        model.config.use_cache = False
+        for config in caching:
+            config.use_cache = False
         return *pruned(model, inputs), f"with use_cache=False; as it comes: {reason(error)}"
 
 
