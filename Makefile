@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench zoo architectures help
+.PHONY: demo test lint bench zoo architectures suite help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -25,6 +25,9 @@ zoo: .venv/zoo  ## libraries of real architectures, for the tests that ZOO_DIR s
 
 architectures: .venv/zoo  ## docs/architectures.md from the zoo in ZOO_DIR
 	$(BIN)/secateur bench architectures --out docs/architectures.md
+
+suite: .venv/zoo  ## its section on tiny networks used as before (30 minutes)
+	$(BIN)/secateur bench suite --out docs/architectures.md
 
 .venv/zoo: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm

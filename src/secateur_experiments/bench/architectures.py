@@ -140,10 +140,10 @@ def form(row: dict[str, Any]) -> str:
 
 
 def markdown(rows: list[dict[str, Any]], command: str) -> str:
-    """Return the table, and what it sums up to."""
+    """Return the page's section: the table, and what it sums up to."""
     good = [row for row in rows if "error" not in row]
     lines = [
-        "# Architectures",
+        "## Half of every unit set",
         "",
         "Half of every unit set removed at random, from networks with random parameters and buffers: once of the sets "
         "whose units go exactly as by a gate of zero (`gated`), once of all (`all`). Every row was proven when it was "

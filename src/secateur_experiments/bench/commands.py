@@ -21,9 +21,11 @@ from secateur.cli_options import Json, PicturePath, print_json
 from secateur.errors import ArgumentError, choose
 from secateur.reporting.paths import check_picture
 from secateur.text import table
+from secateur_experiments.bench.suite.commands import suite
 from secateur_experiments.commands import Mnist, Seeds
 
 bench = typer.Typer(help="Compare two sides in one process, and print their ratio.", no_args_is_help=True)
+bench.command()(suite)
 PICTURE, GROWTH_PICTURE = "compensation-accuracy.png", "scale-growth.png"
 
 
@@ -211,14 +213,14 @@ def architectures(
 ) -> None:
     """Remove half of every unit set from every architecture of a zoo, and prove each result."""
     from secateur_experiments.bench.architectures import compare, markdown, text
+    from secateur_experiments.bench.sections import write_section
 
     rows = []
     for row in compare(str(zoo), names or []):
         rows.append(row)
         print_json(row) if as_json else typer.echo(text(row))
     if out is not None:
-        with whole_file(out) as temporary:
-            temporary.write_text(markdown(rows, f"secateur bench architectures --out {out}"), encoding="utf-8")
+        write_section(out, markdown(rows, f"secateur bench architectures --out {out}"))
 
 
 @bench.command()

@@ -116,7 +116,9 @@ def test_the_data_and_the_number_of_networks_are_those_asked_for(command_line, m
 def test_help_names_every_comparison_and_what_each_option_is_for(command_line):
     code, out, _ = command_line("bench", "--help")
     assert code == 0
-    names = ("oracle", "curvature", "quadratic", "weights", "compensation", "optimisers", "architectures", "scale")
+    names = (
+        "oracle", "curvature", "quadratic", "weights", "compensation", "optimisers", "architectures", "suite", "scale",
+    )  # fmt: skip
     assert all(f"│ {name} " in out for name in names)
     code, out, err = command_line("bench", "quadratic", "--help")
     lines = [line.strip("│ ") for line in out.splitlines()]

@@ -1,0 +1,1 @@
+"""Tiny random networks as people write them, cut, and used as the originals were."""

@@ -1,0 +1,1 @@
+"""The networks of the suite, by family; each file registers its own."""
