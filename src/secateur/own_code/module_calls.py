@@ -222,12 +222,15 @@ class _Known:
             return []
         nodes, beginnings = self._by_form[tensor.shape, tensor.dtype]
         gaps = torch.where(beginnings == _beginning(tensor), 0, beginnings - _beginning(tensor)).abs().amax(1)
-        scale = tensor.abs().double().nan_to_num(posinf=0).max().item()
+        scale = _in_double(tensor).abs().nan_to_num(posinf=0).max().item()
         likely = [node for node, gap in zip(nodes, gaps.tolist(), strict=True) if gap <= 2 * self.allowed * scale]
         return [node for node in likely if near(self.values[node], tensor, self.allowed)]
 
 
 def _beginning(tensor: Tensor) -> Tensor:
     """Return the first few numbers of a tensor."""
-    numbers = tensor.flatten()[:COMPARED]
-    return (torch.view_as_real(numbers).flatten() if tensor.is_complex() else numbers).double()
+    return _in_double(tensor.flatten()[:COMPARED])
+
+
+def _in_double(tensor: Tensor) -> Tensor:
+    return (torch.view_as_real(tensor).flatten() if tensor.is_complex() else tensor).double()
