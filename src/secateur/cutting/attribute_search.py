@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from secateur.cutting.captured_forward import replace_forward
+from secateur.cutting.differentiable import has_derivatives
 from secateur.cutting.probe_weights import holding
 from secateur.cutting.verify import Truth
 from secateur.structure.axis import BATCH, Axis, find, parts, product
@@ -28,6 +29,7 @@ from secateur.structure.capture import Captured, evaluating
 from secateur.structure.graph_run import bind, compile_graph, difference, in_double
 from secateur.structure.inputs import Call, like_model
 from secateur.structure.module_calls import ModuleCall, module_calls, whole_call
+from secateur.structure.rewrites.writes import has_writes
 from secateur.structure.sliced_graph import Sliced
 
 MOST_TRIALS = 32  # of one submodule's numbers
@@ -56,21 +58,25 @@ Choice = tuple[Slot, list[int]]
 
 @dataclass(frozen=True)
 class Expected:
-    """The sliced graph's values at the inputs and outputs of submodules, and how far rounding may lead from them."""
+    """The sliced graph's values at the inputs and outputs of submodules, and how far rounding may lead from them.
+
+    Where `has_writes`, what modules compute must have derivatives, too.
+    """
 
     values: dict[fx.Node, Tensor]
     allowed: float
+    has_writes: bool
 
     def agrees(self, module: nn.Module, call: ModuleCall) -> bool:
         """Return whether a submodule computes the expected outputs from the expected inputs."""
         flat = [c if n is None else self.values[n].clone() for n, c in zip(call.inputs, call.constants, strict=True)]
         args, kwargs = tree_unflatten(flat, call.in_spec)
         try:
-            with evaluating(module), torch.no_grad():
+            with evaluating(module), torch.set_grad_enabled(self.has_writes):
                 got = tree_leaves(module(*args, **kwargs))
         except Exception:  # noqa: BLE001 - whatever it is, these are not the numbers
             return False
-        if len(got) != len(call.outputs):
+        if len(got) != len(call.outputs) or (self.has_writes and not has_derivatives(module, got)):
             return False
         pairs = [(self.values[n], output) for n, output in zip(call.outputs, got, strict=True) if n is not None]
         return all(isinstance(b, Tensor) and difference(a, b)[1] <= self.allowed for a, b in pairs)
@@ -90,7 +96,8 @@ def search_attributes(model: nn.Module, small: nn.Module, captured: Captured, sl
     sizes = _sizes_within(captured, sliced)
     proven = {call.name for call in calls}
     with holding(small, probe.weights):
-        expected = Expected(_values(small, captured, sliced, probe.call, calls), probe.allowed)
+        values = _values(small, captured, sliced, probe.call, calls)
+        expected = Expected(values, probe.allowed, has_writes(captured.graph))
         for call in calls:
             module = small.get_submodule(call.name)
             choices = _choices(_slots(call.name, module, proven), sizes.get(call.name, {}))

@@ -13,6 +13,7 @@ from secateur.compensation.compensator import compensated
 from secateur.cutting.added_biases import with_biases, without_bias
 from secateur.cutting.attribute_search import search_attributes
 from secateur.cutting.captured_forward import replace_forward
+from secateur.cutting.differentiable import is_differentiable
 from secateur.cutting.module_attributes import update_attributes
 from secateur.cutting.probe_weights import holding
 from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
@@ -26,6 +27,7 @@ from secateur.process_state import one_at_a_time
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.lengths import few, one_shorter
 from secateur.structure.module_calls import whole_call
+from secateur.structure.rewrites.writes import has_writes
 from secateur.structure.sliced_graph import slice_graph
 from secateur.structure.units import Units, require_units, units_of
 
@@ -172,15 +174,20 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     probes += [one_shorter(probes[0], units.captured.spec)] if units.captured.spec.free else []
     expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
     update_attributes(small, units.net, keep_mask)
-    if not _proven(small, expected, *exact):
+    if not _proven(small, expected, *exact) or not _trainable(small, units, call):
         lower = has_lower_literals(units.captured)  # then its parts want inputs of their own dtype
         probe = probe_truths(model, units, plan.kept, probes[:1], double=False)[0] if lower else exact[0]
         search_attributes(model, small, units.captured, sliced, probe)
-        if not _proven(small, expected, *exact):
+        if not _proven(small, expected, *exact) or not _trainable(small, units, call):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))
     for other in exact:
         other.check(small)
     return small, expected.check(small)
+
+
+def _trainable(small: nn.Module, units: Units, call: Call) -> bool:
+    """Return whether a network can be differentiated; its code may write over values that derivatives need."""
+    return not has_writes(units.captured.graph) or is_differentiable(small, call)
 
 
 def _proven(small: nn.Module, *truths: Truth) -> bool:

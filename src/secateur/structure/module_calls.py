@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from secateur.structure.capture import Captured, at_least_two, call_model, evalu
 from secateur.structure.export import export_model, is_check
 from secateur.structure.inputs import Call, TensorSpec
 from secateur.structure.lengths import one_shorter
+from secateur.structure.rewrites.writes import has_writes, latest_version
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,16 @@ def _calls_of(
     entries = [entry for entry in program.module_call_graph if entry.signature and entry.fqn]
     again = {entry.fqn.partition("@")[0] for entry in entries if "@" in entry.fqn}
     calls = [_module_call(entry, same) for entry in entries if entry.fqn not in again and "@" not in entry.fqn]
-    return [module_call for module_call in calls if module_call]
+    known = [module_call for module_call in calls if module_call]
+    return [_after_writes(module_call, ours) for module_call in known] if has_writes(captured.graph) else known
+
+
+def _after_writes(call: ModuleCall, nodes: Sequence[fx.Node]) -> ModuleCall:
+    """Return a call whose tensors are what they were when it took and returned them, not as they were made."""
+    inside = {i for i, node in enumerate(nodes) if call.name in (path for path, _ in _stack(node))}
+    within, before = ({nodes[i] for i in places} for places in (inside, range(min(inside, default=0))))
+    inputs = tuple(node and latest_version(node, before) for node in call.inputs)
+    return replace(call, inputs=inputs, outputs=tuple(node and latest_version(node, within) for node in call.outputs))
 
 
 def _counted(graph: fx.Graph) -> list[fx.Node]:
@@ -93,6 +103,10 @@ def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
     )
     constants = tuple(getattr(argument, "value", None) for argument in taken)
     return ModuleCall(entry.fqn, inputs, constants, outputs, entry.signature.in_spec, entry.signature.out_spec)
+
+
+def _stack(node: fx.Node) -> list[tuple[str, Any]]:
+    return list(node.meta.get("nn_module_stack", {}).values())
 
 
 def _with_plain_arguments(model: nn.Module, captured: Captured, call: Call) -> list[str]:

@@ -91,6 +91,34 @@ def sliced(reason: str) -> dict[str, str]:
     return {"first": f"{reason}; include='all' removes it as sliced"}
 
 
+def write(y: Tensor, place: Any, value: Any) -> Tensor:
+    """Write into a copy of a tensor, in place."""
+    y = y.clone()
+    y[place] = value
+    return y
+
+
+def chosen(y: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Write values where a mask is true, in place."""
+    return write(y, mask, values[mask])
+
+
+def segments(canvas: Tensor, *parts: Tensor) -> Tensor:
+    """Fill a canvas with tensors one after the other, in place."""
+    start = 0
+    for part in parts:
+        canvas[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+    return canvas
+
+
+def interleaved(canvas: Tensor, *parts: Tensor) -> Tensor:
+    """Fill a canvas with the columns of tensors in turn, in place."""
+    for i, part in enumerate(parts):
+        canvas[:, i :: len(parts)] = part
+    return canvas
+
+
 FREE = {"first": 6}
 POSITIONS = {"last.weight[1]": "a model input"}
 IN_FORWARD = "a tensor made in forward, not a parameter or buffer"
@@ -207,6 +235,36 @@ EXAMPLES = {
     ),
     "twice": Example(
         lambda m, x, h: h.repeat(1, 2) * m.other(x), {"first": 6, "other": 2}, {}, {"other": dense(4, 12)}, 12
+    ),
+    # written over in place
+    "a segment written over": Example(
+        lambda m, x, h: write(h, (slice(None), slice(1, 3)), h[:, 4:] ** 2),
+        {"first[0]": 1, "first[1]": 2, "first[2]": 1},
+    ),
+    "every second unit written over": Example(
+        lambda m, x, h: write(h, (slice(None), slice(0, None, 2)), m.other(x)), {"first": 3},
+        made("slice_scatter writes over one of each group"), {"other": dense(4, 3)},
+    ),
+    "some units out of step written over": Example(
+        lambda m, x, h: write(h, (slice(None), slice(0, 5, 4)), 0.0), {}, made("slice takes some of it")
+    ),
+    "a position written over": Example(lambda m, x, h: write(h, (slice(None), 1), 2.0).sum(1), FREE, positions=3),
+    "a unit written over": Example(
+        lambda m, x, h: write(h, (slice(None), 1), 2.0), {}, made("one position is selected")
+    ),
+    "zeros written where a mask is true": Example(lambda m, x, h: write(h, h < 0.1, 0.0), FREE),
+    "values written where a mask is true": Example(
+        lambda m, x, h: chosen(h, torch.tanh(m.other(x)), h < 0.1), FREE, {}, {"other": dense(4, 6)}
+    ),
+    "a vector written at masked positions": Example(
+        lambda m, x, h: write(h, x[..., 0] < 0.1, m.token).sum(1), FREE, {}, {"token": weight(6)}, positions=3
+    ),
+    "a canvas like others, filled by segments": Example(
+        lambda m, x, h: segments(torch.empty_like(h), h[:, 4:], torch.tanh(h[:, :4])), {"first[0]": 4, "first[1]": 2}
+    ),
+    "a canvas of zeros, filled in turn": Example(
+        lambda m, x, h: interleaved(h.new_zeros(len(h), 12), h, m.other(x)), FREE,
+        {"last.weight[1]": "slice_scatter writes over one of each group"}, {"other": dense(4, 6)}, 12,
     ),
     # no rule
     "no rule": Example(lambda m, x, h: h.renorm(2, 0, 1.0), {}, both("no rule for renorm")),
