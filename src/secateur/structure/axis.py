@@ -202,7 +202,7 @@ def _split(axis: Axis, n: int) -> tuple[Axis, Axis]:
         if rest:
             return _split_inside(lead, product(inner), outer, rest)
         head, tail = _split(lead, outer)
-        return product([head, *inner]), product([tail, *inner])
+        return _grouped(head, product(inner)), _grouped(tail, product(inner))
     before: list[Axis] = []
     after = parts(axis)
     while after[0].size <= n:
@@ -220,7 +220,14 @@ def _split_inside(groups: Axis, members: Axis, outer: int, rest: int) -> tuple[A
     divided, after = _split(others, 1)
     fix(divided, "a boundary lies inside this group")
     head, tail = _split(members, rest)
-    return cat([product([before, members]), head]), cat([tail, product([after, members])])
+    return cat([_grouped(before, members), head]), cat([tail, _grouped(after, members)])
+
+
+def _grouped(groups: Axis, members: Axis) -> Axis:
+    """Return the product; it does not hold a group that is alone, which no gate could remove then."""
+    if groups.size == 1:
+        fix(groups, "it is one group alone")
+    return product([groups, members])
 
 
 def _factor(axis: Axis, n: int) -> tuple[Axis, Axis]:
