@@ -7,9 +7,9 @@ An axis is a union-find node that is one of
 * a *product* of axes, whose sizes multiply, the first factor slowest: ``flatten``, heads × width.
 
 `unify(a, b)` states that two axes are the same and refines both until they are equal. What cannot be
-refined (the group that a boundary lies inside, sizes without a common factor) is *fixed*, with a reason. A leaf that some
-statistic is taken over (a LayerNorm's) can lose units only with another result than a gate of zero has: it is
-*sliced*, with a reason.
+refined (the group that a boundary lies inside, sizes without a common factor) is *fixed*, with a reason. A leaf
+that some statistic is taken over (a LayerNorm's) can lose units only with another result than a gate of zero has:
+it is *sliced*, with a reason.
 """
 
 from __future__ import annotations

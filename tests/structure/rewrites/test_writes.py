@@ -92,8 +92,17 @@ def counted(h: Tensor, v: Tensor) -> Tensor:
     return y
 
 
+def spectrum(h: Tensor, v: Tensor) -> Tensor:
+    y = torch.zeros(h.shape[0], 4, dtype=torch.complex128)
+    y[:, 1:3] = torch.fft.rfft(h)[:, :2]
+    y[:, -1] = torch.fft.rfft(v)[:, 1]
+    y[:, 0] = 2.0
+    return torch.fft.irfft(y)
+
+
 WRITES = [
     segment, one_for_all, number, unit, canvas, ones, lower_precision, masked, masked_rows, masked_units, counted,
+    spectrum,
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ empty_like(x)    where it is written into    becomes a tensor of the sizes of x:
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Set
 from typing import Any
 
@@ -71,6 +72,24 @@ def _copied(node: fx.Node, canvas: fx.Node, src: fx.Node, *_: Any, **__: Any) ->
     node.meta["is_write"] = True
 
 
+def _segment(
+    node: fx.Node, canvas: fx.Node, src: fx.Node, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> None:
+    """Write a complex tensor of which a segment is replaced as a cat: only that has derivatives."""
+    if canvas.meta["val"].is_complex() and step == 1:
+        before = [_before(node, aten.slice.Tensor, canvas, dim, 0, start)] if start else []
+        after = [_before(node, aten.slice.Tensor, canvas, dim, end)] if end not in (None, sys.maxsize) else []
+        _become(node, aten.cat.default, [*before, src, *after], dim)
+        node.meta["is_write"] = True
+
+
+def _position(node: fx.Node, canvas: fx.Node, src: fx.Node, dim: int, index: Any) -> None:
+    """Write a complex tensor of which one position is replaced as a cat."""
+    if canvas.meta["val"].is_complex():
+        segment = _before(node, aten.unsqueeze.default, src, dim)
+        _segment(node, canvas, segment, dim, index, None if index == -1 else index + 1)
+
+
 def _masked(
     node: fx.Node, canvas: fx.Node, indices: list[fx.Node | None], values: fx.Node, accumulate: bool = False
 ) -> None:
@@ -130,6 +149,8 @@ def _canvas(target: Any) -> Callable[..., None]:
 
 _REWRITES: dict[Any, Callable[..., None]] = {
     aten.copy: _copied,
+    aten.slice_scatter: _segment,
+    aten.select_scatter: _position,
     aten.index_put: _masked,
     aten.empty_like: _canvas(aten.new_empty.default),
     aten.zeros_like: _canvas(aten.new_zeros.default),
