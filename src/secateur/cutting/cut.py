@@ -14,7 +14,7 @@ from secateur.cutting.added_biases import with_biases, without_bias
 from secateur.cutting.attribute_search import search_attributes
 from secateur.cutting.captured_forward import replace_forward
 from secateur.cutting.differentiable import is_differentiable
-from secateur.cutting.module_attributes import update_attributes
+from secateur.cutting.module_attributes import update_attributes, update_own_sizes
 from secateur.cutting.probe_weights import holding
 from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
 from secateur.cutting.verify import Truth, exact_truths, has_lower_literals, probe_truths, truth
@@ -180,6 +180,7 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
         search_attributes(model, small, units.captured, sliced, probe)
         if not _proven(small, expected, *exact) or not _trainable(small, units, call):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))
+    update_own_sizes(model, small, lambda: _proven(small, expected, *exact) and _trainable(small, units, call))
     for other in exact:
         other.check(small)
     return small, expected.check(small)

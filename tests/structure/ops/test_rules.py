@@ -248,6 +248,14 @@ EXAMPLES = {
     "twice": Example(
         lambda m, x, h: h.repeat(1, 2) * m.other(x), {"first": 6, "other": 2}, {}, {"other": dense(4, 12)}, 12
     ),
+    "scores with a mask of minus infinity": Example(
+        lambda m, x, h: ((h @ h.mT + m.mask).softmax(-1) @ torch.tanh(h)).sum(1), FREE, {"mask[1]": "a model input"},
+        {"mask": lambda: nn.Buffer(torch.full((3, 3), -torch.inf).triu(1))}, positions=3,
+    ),
+    "scores filled with minus infinity": Example(
+        lambda m, x, h: (write(h @ h.mT, (slice(None), slice(1), slice(2, 3)), -torch.inf).softmax(-1) @ h).sum(1), FREE,
+        positions=3,
+    ),
     # frequencies and complex numbers
     "a spectrum of positions": Example(
         lambda m, x, h: torch.fft.irfft(torch.fft.rfft(h, dim=1) * m.scale, n=4, dim=1).sum(1), FREE, {},
@@ -416,6 +424,7 @@ def test_what_can_be_removed_and_why_the_rest_cannot(name: str) -> None:
 WITH_UNITS = [name for name, example in EXAMPLES.items() if example.sets]
 WITHOUT_OUTGOING = {
     "sum", "sum of everything", "a norm", "the largest of all", "units against units", "a product of weights",
+    "scores with a mask of minus infinity", "scores filled with minus infinity",
     "cosine similarity", "cosine similarity with itself and with prototypes",
 }  # fmt: skip
 WRITTEN_SIZES = {"two factors", "two factors exchanged", "softmax over a factor"}  # in forward: not cut as they are
@@ -497,11 +506,8 @@ def test_batch_norm_has_four_numbers_for_each_unit() -> None:
     assert {(name, 0) for name in names} <= set(rows("batch_norm", "first"))
 
 
-SLICED = [
-    name
-    for name, example in EXAMPLES.items()
-    if not example.sets and any("include='all'" in r for r in example.fixed.values())
-]
+WITHOUT_GATES = [name for name, example in EXAMPLES.items() if not example.sets]
+SLICED = [name for name in WITHOUT_GATES if any("include='all'" in why for why in EXAMPLES[name].fixed.values())]
 
 
 @pytest.mark.parametrize("name", SLICED)
