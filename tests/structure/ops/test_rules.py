@@ -253,8 +253,8 @@ EXAMPLES = {
         {"mask": lambda: nn.Buffer(torch.full((3, 3), -torch.inf).triu(1))}, positions=3,
     ),
     "scores filled with minus infinity": Example(
-        lambda m, x, h: (write(h @ h.mT, (slice(None), slice(1), slice(2, 3)), -torch.inf).softmax(-1) @ h).sum(1), FREE,
-        positions=3,
+        lambda m, x, h: (write(h @ h.mT, (slice(None), slice(1), slice(2, 3)), -torch.inf).softmax(-1) @ h).sum(1),
+        FREE, positions=3,
     ),
     # frequencies and complex numbers
     "a spectrum of positions": Example(
