@@ -234,6 +234,9 @@ EXAMPLES = {
     "every second unit": Example(
         lambda m, x, h: h[:, ::2], {"first": 3}, made("slice takes one of each group"), consumed=3
     ),
+    "every second unit, counted from the end": Example(
+        lambda m, x, h: h[:, -5::2], {"first": 3}, made("slice takes one of each group"), consumed=3
+    ),
     "some units before others": Example(
         lambda m, x, h: torch.cat([h[:, 4:], torch.tanh(h[:, :4])], 1), {"first[0]": 4, "first[1]": 2}
     ),
