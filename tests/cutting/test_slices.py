@@ -157,3 +157,25 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
     with pytest.raises(ModelError) as caught:
         sliced_copy(case.model, units, keep_mask_of(units, {"0": (0,)}))
     assert str(caught.value) == "Sequential cannot be copied (TypeError: cannot copy a handle)"
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["last", "first"])
+@pytest.mark.parametrize("fitted", [True, False])
+def test_the_memory_format_stays(memory_format: torch.memory_format, fitted: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 3), nn.Flatten()]
+    model, x = nn.Sequential(*layers).to(memory_format=memory_format), torch.randn(4, 3, 5, 5)
+    plan = sc.Plan.from_kept({"0": [0, 2, 3], "2": [1, 4]}, x)
+    small = sc.cut(model, plan, compensate=(x, None) if fitted else None)
+    for weight in (small[i].weight for i in (0, 2, 4)):
+        assert weight.stride() == torch.empty(weight.shape).to(memory_format=memory_format).stride()
+    assert small[:5](x).is_contiguous(memory_format=memory_format)
+
+
+def test_volumes_stay_channels_last() -> None:
+    model = nn.Sequential(nn.Conv3d(2, 6, 2), nn.ReLU(), nn.Conv3d(6, 3, 2), nn.Flatten())
+    x = torch.randn(2, 2, 3, 3, 3)
+    small = sc.cut(model.to(memory_format=torch.channels_last_3d), sc.Plan.from_kept({"0": [0, 2, 3]}, x))
+    assert [w.is_contiguous(memory_format=torch.channels_last_3d) for w in (small[0].weight, small[2].weight)] == [
+        True
+    ] * 2

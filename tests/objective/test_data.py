@@ -219,6 +219,17 @@ def test_nan_in_any_of_several_inputs_is_refused() -> None:
         list(batches(TwoInputs(), ({"x": x, "z": z}, t)))
 
 
+def test_masks_of_zeros_and_minus_infinity_are_no_bad_data() -> None:
+    x, t = torch.ones(2, 3), torch.ones(2, 2)
+    mask = torch.tensor([[0.0, -float("inf")], [0.0, 0.0]])
+    assert [batch.size for batch in batches(TwoInputs(), ({"x": x, "z": mask}, t))] == [2]
+    for bad in (mask + 1, -mask, mask - float("inf"), mask.log()):
+        with pytest.raises(DataError, match=r"^data: the inputs of batch 0 hold NaN or infinite values$"):
+            list(batches(TwoInputs(), ({"x": x, "z": bad}, t)))
+    with pytest.raises(DataError, match=r"^data: the targets of batch 0 hold NaN"):
+        list(batches(TwoInputs(), ({"x": x, "z": t}, mask)))
+
+
 @pytest.mark.parametrize(
     ("item", "name"),
     [

@@ -195,7 +195,9 @@ def test_any_units_of_these_go_and_the_code_stays_the_models_own(kind: str, data
 
 def test_a_plan_of_tied_sets_is_written_read_and_cut() -> None:
     model = network("rotated")
-    plan = sc.rank(model, None, None, budget=sc.Budget(remove_units=3), criterion="magnitude", units=sc.find_units(model, X))
+    plan = sc.rank(
+        model, None, None, budget=sc.Budget(remove_units=3), criterion="magnitude", units=sc.find_units(model, X)
+    )
     again = sc.Plan.from_json(plan.to_json())
     small = sc.cut(model, again)
     assert captured_parts(small) == ()

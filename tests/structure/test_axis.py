@@ -263,7 +263,6 @@ def test_unify_is_transitive() -> None:
 
 
 MISALIGNED = {
-    "a boundary inside a group": (["cat", 3, 3], ["product", 3, 2], "(3 + 3) and (3 × 2)"),
     "no common factor": (["product", 2, 3], ["product", 3, 2], "(2 × 3) and (3 × 2)"),
     "a segment that is no multiple": (["product", 2, ["cat", 3, 5]], ["product", 4, 4], "(2 × (3 + 5)) and (4 × 4)"),
     "a segment of other groups": (
@@ -295,7 +294,44 @@ def test_what_is_aligned_inside_a_misalignment_stays_free() -> None:
     common = leaves(inner_a)[-1]
     assert common is leaves(inner_b)[-1]
     assert (common.size, common.reason) == (2, None)
-    assert outer_a.reason == outer_b.reason == "(6 × 2) and (4 × 3) should be the same axis and cannot be aligned"
+    reason = "(3 × 2) and (2 × 3) should be the same axis and cannot be aligned"
+    assert [(one.size, one.reason) for one in leaves(outer_a)] == [(2, None), (3, reason)]
+    assert [(one.size, one.reason) for one in leaves(outer_b)] == [(2, None), (2, reason)]
+    assert leaves(outer_a)[0] is leaves(outer_b)[0]
+
+
+def test_groups_without_a_common_factor_go_in_blocks_of_their_common_multiple() -> None:
+    pairs, triples = leaf(6), leaf(4)
+    a, b = product([pairs, leaf(2)]), product([triples, leaf(3)])
+    unify(a, b)
+    blocks = leaves(pairs)[0]
+    assert (blocks.size, blocks.reason) == (2, None)
+    kept = {blocks: torch.tensor([False, True])}
+    assert expand(a, kept, ONE.bool()).tolist() == expand(b, kept, ONE.bool()).tolist() == [False] * 6 + [True] * 6
+    assert all(one.reason for one in leaves(a) if one is not blocks)
+
+
+def test_a_boundary_inside_a_group_keeps_that_group_alone_as_a_whole() -> None:
+    groups, members, first, second = leaf(5), leaf(3), leaf(7), leaf(8)
+    unify(cat([first, second]), product([groups, members]))
+    assert [(one.size, one.reason) for one in leaves(groups)] == [
+        (2, None), (1, "a boundary lies inside this group"), (2, None)
+    ]  # fmt: skip
+    assert [(one.size, one.reason) for one in leaves(members)] == [(1, None), (2, None)]
+    before, _, after = leaves(groups)
+    one, two = leaves(members)
+    assert leaves(first) == [before, one, two, one]
+    assert leaves(second) == [two, after, one, two]
+    assert count(product([groups, members]), {before: 1, after: 1, two: 1}) == 3 * 2
+    assert (count(first, {before: 1, two: 1}), count(second, {before: 1, two: 1})) == (3, 5)
+
+
+@pytest.mark.parametrize("n", [1, 14])
+def test_a_boundary_may_lie_inside_the_first_group_or_the_last(n: int) -> None:
+    groups = leaf(5)
+    unify(cat([leaf(n), leaf(15 - n)]), product([groups, leaf(3)]))
+    sizes = [(one.size, one.reason is None) for one in leaves(groups)]
+    assert sizes == ([(1, False), (4, True)] if n == 1 else [(4, True), (1, False)])
 
 
 @pytest.mark.parametrize("other", [6, ["cat", 2, 4], ["product", 2, 3], ["cat", ["product", 2, 2], 2]], ids=str)

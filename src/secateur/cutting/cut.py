@@ -19,8 +19,9 @@ from secateur.errors import ArgumentError, ModelError, PlanError, VerificationEr
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation
+from secateur.own_code.differentiable import is_differentiable
 from secateur.own_code.find_units import units_of
-from secateur.own_code.module_attributes import update_attributes
+from secateur.own_code.module_attributes import update_attributes, update_own_sizes
 from secateur.own_code.module_calls import whole_call
 from secateur.own_code.probe_weights import holding
 from secateur.own_code.slices import keep_mask_of, sliced_copy
@@ -29,6 +30,7 @@ from secateur.process_state import one_at_a_time
 from secateur.structure.graph_run import tolerance
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.lengths import few, one_shorter
+from secateur.structure.rewrites.writes import has_writes
 from secateur.structure.sliced_graph import slice_graph
 from secateur.structure.units import Include, Units, require_units
 
@@ -186,17 +188,21 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     probes += [one_shorter(probes[0], units.captured.spec)] if units.captured.spec.free else []
     expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
     update_attributes(small, units.net, keep_mask)
-    if not _proven(small, expected, *exact):
-        double = exact[0].double and not has_lower_literals(
-            units.captured
-        )  # else its parts want inputs of their own dtype
+    if not _proven(small, expected, *exact) or not _trainable(small, units, call):
+        double = exact[0].double and not has_lower_literals(units.captured)  # else parts want their own dtype
         allowed = exact[0].allowed if double else tolerance(model)
         settle_modules(model, small, units, sliced, probes[0], allowed, double)
-        if not _proven(small, expected, *exact):
+        if not _proven(small, expected, *exact) or not _trainable(small, units, call):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))
+    update_own_sizes(model, small, lambda: _proven(small, expected, *exact) and _trainable(small, units, call))
     for other in exact:
         other.check(small)
     return small, expected.check(small)
+
+
+def _trainable(small: nn.Module, units: Units, call: Call) -> bool:
+    """Return whether a network can be differentiated; its code may write over values that derivatives need."""
+    return not has_writes(units.captured.graph) or is_differentiable(small, call)
 
 
 def _proven(small: nn.Module, *truths: Truth) -> bool:

@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from secateur.cutting.captured_forward import replace_forward
+from secateur.own_code.differentiable import is_differentiable
 from secateur.own_code.module_calls import ModuleCall, record_calls, same_at_other_sizes
 from secateur.own_code.probe_weights import holding, probe_weights
 from secateur.own_code.trial import OwnCode
 from secateur.structure.capture import evaluating
 from secateur.structure.graph_run import in_double
-from secateur.structure.inputs import Call, map_tensors, named_tensors
+from secateur.structure.inputs import Call, like_model, map_tensors, named_tensors
+from secateur.structure.rewrites.writes import has_writes
 from secateur.structure.sliced_graph import Sliced
 from secateur.structure.units import Units
 
@@ -39,17 +41,24 @@ def settle_modules(
     else:
         weights = {name: value.to(named_tensors(model)[name].dtype) for name, value in weights.items()}
     with holding(model, weights), evaluating(model), torch.no_grad():
-        code = OwnCode(model, units, record_calls(model, units.captured, call, allowed), allowed)
+        recording = record_calls(model, units.captured, call, allowed)
+        code, writes = OwnCode(model, units, recording, allowed), has_writes(units.captured.graph)
         plain = same_at_other_sizes(model, units.captured, call)
         for module_call in list(code.calls):
-            changes = code.follows(module_call, sliced.left).changes
-            if changes is not None:
-                module = small.get_submodule(module_call.name)
-                for change in changes:
-                    change.make(module)
-            elif module_call.name and not _replaced(small, units, sliced, module_call, plain):
+            changes, module = code.follows(module_call, sliced.left).changes, small.get_submodule(module_call.name)
+            for change in changes or ():
+                change.make(module)
+            if changes is not None and (not writes or _trainable(module, code, module_call, sliced)):
+                continue
+            if module_call.name and not _replaced(small, units, sliced, module_call, plain):
                 code.drop(module_call)
 
 
 def _replaced(small: nn.Module, units: Units, sliced: Sliced, call: ModuleCall, plain: set[str]) -> bool:
     return call.name in plain and replace_forward(small, units.captured, sliced, call)
+
+
+def _trainable(module: nn.Module, code: OwnCode, call: ModuleCall, sliced: Sliced) -> bool:
+    """Return whether a module can be differentiated; its code may write over values that derivatives need."""
+    values = {node: code.value(node, sliced.left) for node in call.inputs if node is not None}
+    return is_differentiable(module, like_model(module, code.arguments(call, values)))

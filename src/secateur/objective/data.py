@@ -162,6 +162,8 @@ def _batch(model: nn.Module, item: Any, position: int, name: str) -> Batch:
     for tensor in (*tensors(call), targets):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not _finite(tensor):
             which = "targets" if tensor is targets else "inputs"
+            if which == "inputs" and _is_mask(tensor):
+                continue
             raise DataError(f"{name}: the {which} of batch {position} hold NaN or infinite values")
     n = batch_size(call, f"{where}: ")
     _check_number(n, targets, where)
@@ -194,3 +196,8 @@ def _dense(tensor: Tensor, where: str) -> Tensor:
 def _finite(tensor: Tensor) -> bool:
     """Return whether all values are finite: their sum is, which is fast to tell, or it overflows."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Return whether a tensor is what is added to scores: 0 where they count, −∞ where they do not."""
+    return bool((tensor == 0).any()) and bool(((tensor == 0) | tensor.isneginf()).all())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.structure.inputs import named_tensors
+from secateur.structure.sliced_graph import in_format_of
 
 
 def probe_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -35,9 +36,14 @@ def _varied(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextlib.contextmanager
 def holding(model: nn.Module, values: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """Let the model hold other values in its parameters and buffers; afterwards they are what they were."""
+    """Let the model hold other values in its parameters and buffers; afterwards they are what they were.
+
+    Their memory format is that of what they replace.
+    """
     named = named_tensors(model)
-    replaced = [(named[name], named[name].data, value) for name, value in (values or {}).items()]
+    replaced = [
+        (named[name], named[name].data, in_format_of(named[name].data, value)) for name, value in (values or {}).items()
+    ]
     try:
         for tensor, _, value in replaced:
             tensor.data = value

@@ -46,7 +46,8 @@ def sliced_copy(model: nn.Module, units: Units, keep_mask: KeepMask) -> nn.Modul
     """
     memo: dict[int, object] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        piece = slice_tensor(tensor.detach(), units.axes.get(name, []), keep_mask).clone()
+        piece = slice_tensor(tensor.detach(), units.axes.get(name, []), keep_mask)
+        piece = piece.clone(memory_format=torch.preserve_format)
         memo[id(tensor)] = nn.Parameter(piece, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else piece
     try:
         return copy.deepcopy(model, memo)  # takes the sliced tensors wherever it meets the old ones

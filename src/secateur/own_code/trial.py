@@ -10,7 +10,7 @@ import copy
 import itertools
 import linecache
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer
 from secateur.own_code.module_attributes import update_attributes
 from secateur.own_code.module_calls import ModuleCall, Recording, modules_of, near, whole_call
 from secateur.structure.graph_run import run_once
-from secateur.structure.inputs import named_tensors
+from secateur.structure.inputs import Call, named_tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import slice_graph, slice_tensor
 from secateur.structure.units import Units
@@ -112,6 +112,23 @@ class OwnCode:
         part = _Part(self, call, left)
         return part.tried(part.module(original), lambda module: self._choices(call, module, left))
 
+    def value(self, node: fx.Node, left: KeepMask) -> Any:
+        """Return the recorded value of a seam or placeholder, sliced."""
+        recording, net = self.recording, self.units.net
+        value = recording.bound[node] if node in recording.bound else recording.values[node]
+        axes = net.axes(node) if node in net.known and isinstance(value, Tensor) else []
+        return slice_tensor(value, axes, left)
+
+    def arguments(self, call: ModuleCall, values: Mapping[fx.Node, Any]) -> Call:
+        """Return the arguments of a call, with copies of the values of its inputs."""
+        flat = [c if n is None else _copied(values[n]) for n, c in zip(call.inputs, call.constants, strict=True)]
+        if call.name:
+            args, kwargs = tree_unflatten(flat, call.in_spec)
+            return args, kwargs
+        keywords = self.units.captured.keywords
+        positional = len(flat) - len(keywords)
+        return tuple(flat[:positional]), dict(zip(keywords, flat[positional:], strict=True))
+
     def _choices(self, call: ModuleCall, module: nn.Module, left: KeepMask) -> list[Choice]:
         tried = {inner.name for inner in self.inner(call)}
         return choices(slots(call.name, module, tried), sizes_at(self.nodes(call), self.units.net, left))
@@ -125,21 +142,15 @@ class _Part:
         returned = (node for inner in self.inner for node in inner.outputs if node not in inner.inputs)
         handed = [*call.inputs, *returned]
         wanted = [*call.outputs, *(node for inner in self.inner for node in inner.inputs)]
-        self.values = {node: self._sliced_value(node) for node in handed if node is not None}
+        self.values = {node: code.value(node, left) for node in handed if node is not None}
         self._compute(list(dict.fromkeys(node for node in wanted if isinstance(node, fx.Node))))
-
-    def _sliced_value(self, node: fx.Node) -> Any:
-        recording, net = self.code.recording, self.code.units.net
-        value = recording.bound[node] if node in recording.bound else recording.values[node]
-        axes = net.axes(node) if node in net.known and isinstance(value, Tensor) else []
-        return slice_tensor(value, axes, self.left)
 
     def _compute(self, wanted: Sequence[fx.Node]) -> None:
         units = self.code.units
         sliced = slice_graph(units.captured, units.net, self.left, self.values.keys(), wanted)
         placeholders = [node for node in sliced.copies if sliced.copies[node].op == "placeholder"]
         self.used = [node for node in placeholders if node not in self.values]
-        given = [self.values[n] if n in self.values else self._sliced_value(n) for n in placeholders]
+        given = [self.values[n] if n in self.values else self.code.value(n, self.left) for n in placeholders]
         self.values |= dict(zip(wanted, run_once(sliced.graph, given), strict=True))
 
     def module(self, original: nn.Module) -> nn.Module:
@@ -204,23 +215,13 @@ class _Part:
     def _fails(self, module: nn.Module) -> str | None:
         """Return the line of the module's code that fails, "" where it computes something else, None where it works."""
         call = self.call
-        values = [c if n is None else self.values[n] for n, c in zip(call.inputs, call.constants, strict=True)]
-        args, kwargs = _arguments(self.code, call, [_copied(value) for value in values])
+        args, kwargs = self.code.arguments(call, self.values)
         try:
             with torch.no_grad():
                 got = tree_flatten(module(*args, **kwargs))[0]
         except Exception as error:  # noqa: BLE001 - whatever it is, its code cannot follow
             return _line_of(error)
         return None if len(got) == len(call.outputs) and self._same(call.outputs, got) else ""
-
-
-def _arguments(code: OwnCode, call: ModuleCall, values: list[Any]) -> tuple[Any, Any]:
-    if call.name:
-        args, kwargs = tree_unflatten(values, call.in_spec)
-        return args, kwargs
-    keywords = code.units.captured.keywords
-    positional = len(values) - len(keywords)
-    return values[:positional], dict(zip(keywords, values[positional:], strict=True))
 
 
 def _copied(value: Any) -> Any:

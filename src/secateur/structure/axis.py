@@ -7,9 +7,9 @@ An axis is a union-find node that is one of
 * a *product* of axes, whose sizes multiply, the first factor slowest: ``flatten``, heads × width.
 
 `unify(a, b)` states that two axes are the same and refines both until they are equal. What cannot be
-refined (a boundary inside a group, sizes without a common factor) is *fixed*, with a reason. A leaf that some
-statistic is taken over (a LayerNorm's) can lose units only with another result than a gate of zero has: it is
-*sliced*, with a reason.
+refined (the group that a boundary lies inside, sizes without a common factor) is *fixed*, with a reason. A leaf
+that some statistic is taken over (a LayerNorm's) can lose units only with another result than a gate of zero has:
+it is *sliced*, with a reason.
 """
 
 from __future__ import annotations
@@ -176,8 +176,11 @@ def _unify_segments(a: Axis, b: Axis) -> None:
 
 
 def _unify_factors(a: Axis, b: Axis) -> None:
-    n = math.gcd(parts(a)[-1].size, parts(b)[-1].size)
-    if n == 1:
+    fastest = parts(a)[-1].size, parts(b)[-1].size
+    n = math.gcd(*fastest)
+    if n == 1:  # then whole blocks of groups of both are the same
+        n = math.lcm(*fastest)
+    if n == a.size:
         raise Misaligned
     (outer_a, inner_a), (outer_b, inner_b) = _factor(a, n), _factor(b, n)
     unify(inner_a, inner_b)
@@ -185,12 +188,10 @@ def _unify_factors(a: Axis, b: Axis) -> None:
 
 
 def _split(axis: Axis, n: int) -> tuple[Axis, Axis]:
-    """Return the first n positions and the rest, refining the axis to have a boundary there.
-
-    Raises:
-        Misaligned: It would lie inside a group.
-    """
+    """Return the first n positions and the rest, refining the axis to have a boundary there."""
     axis = find(axis)
+    if n in (0, axis.size):
+        return (leaf(0), axis) if n == 0 else (axis, leaf(0))
     if axis.kind == "leaf":
         head, tail = leaf(n), leaf(axis.size - n)
         _link(axis, cat([head, tail]))
@@ -199,9 +200,9 @@ def _split(axis: Axis, n: int) -> tuple[Axis, Axis]:
         lead, *inner = parts(axis)
         outer, rest = divmod(n, axis.size // lead.size)
         if rest:
-            raise Misaligned
+            return _split_inside(lead, product(inner), outer, rest)
         head, tail = _split(lead, outer)
-        return product([head, *inner]), product([tail, *inner])
+        return _grouped(head, product(inner)), _grouped(tail, product(inner))
     before: list[Axis] = []
     after = parts(axis)
     while after[0].size <= n:
@@ -211,6 +212,22 @@ def _split(axis: Axis, n: int) -> tuple[Axis, Axis]:
         head, tail = _split(after.pop(0), n)
         before, after = [*before, head], [tail, *after]
     return cat(before), cat(after)
+
+
+def _split_inside(groups: Axis, members: Axis, outer: int, rest: int) -> tuple[Axis, Axis]:
+    """Return the positions before and after a boundary inside a group, which cannot be removed as a whole then."""
+    before, others = _split(groups, outer)
+    divided, after = _split(others, 1)
+    fix(divided, "a boundary lies inside this group")
+    head, tail = _split(members, rest)
+    return cat([_grouped(before, members), head]), cat([tail, _grouped(after, members)])
+
+
+def _grouped(groups: Axis, members: Axis) -> Axis:
+    """Return the product; it does not hold a group that is alone, which no gate could remove then."""
+    if groups.size == 1:
+        fix(groups, "it is one group alone")
+    return product([groups, members])
 
 
 def _factor(axis: Axis, n: int) -> tuple[Axis, Axis]:

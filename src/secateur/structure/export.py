@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from secateur.errors import ModelError
 from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
+from secateur.structure.rewrites.writes import rewrite_writes
 
 MOST_OPERATIONS = 4  # in the term of a size
 
@@ -128,6 +129,7 @@ def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) 
             program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
             program = program if _make_functional(program.graph) else program.run_decompositions({})
             _inline(program.graph_module)
+            rewrite_writes(program.graph)
             return program
     except Exception as error:
         raise ModelError(

@@ -95,11 +95,12 @@ def _computed(graph: fx.Graph, copies: dict[fx.Node, fx.Node], value: Any) -> An
 
 
 def slice_tensor(tensor: Tensor, axes: Axes, left: KeepMask) -> Tensor:
-    """Return the positions left along each dimension."""
+    """Return the positions left along each dimension, in the tensor's memory format."""
+    piece = tensor
     for dim, axis in enumerate(axes):
         if left.count(axis) != axis.size:
-            tensor = tensor.index_select(dim, left.indices(axis).to(tensor.device))
-    return tensor
+            piece = piece.index_select(dim, left.indices(axis).to(tensor.device))
+    return in_format_of(tensor, piece)
 
 
 def needed_between(inputs: Collection[fx.Node], wanted: Iterable[fx.Node]) -> set[fx.Node]:
@@ -112,3 +113,16 @@ def needed_between(inputs: Collection[fx.Node], wanted: Iterable[fx.Node]) -> se
             needed.add(node)
             rest += [] if node in inputs else node.all_input_nodes
     return needed
+
+
+def in_format_of(tensor: Tensor, values: Tensor) -> Tensor:
+    """Return values in the memory format of another tensor: channels last where that is."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if last is None or tensor.ndim != values.ndim or tensor.stride() == _strides(tensor, torch.contiguous_format):
+        return values
+    is_last = tensor.stride() == _strides(tensor, last) != values.stride()
+    return torch.empty_like(values, memory_format=last).copy_(values) if is_last else values
+
+
+def _strides(tensor: Tensor, memory_format: torch.memory_format) -> tuple[int, ...]:
+    return torch.empty_like(tensor, device="meta", memory_format=memory_format).stride()

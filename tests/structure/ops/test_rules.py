@@ -3,7 +3,8 @@
 Covers the rules of axes and sizes in secateur.structure.ops.attention, secateur.structure.ops.contraction,
 secateur.structure.ops.creation, secateur.structure.ops.dense, secateur.structure.ops.indexing,
 secateur.structure.ops.movement, secateur.structure.ops.net, secateur.structure.ops.normalisation,
-secateur.structure.ops.pointwise, secateur.structure.ops.recurrent and secateur.structure.ops.spatial.
+secateur.structure.ops.pointwise, secateur.structure.ops.recurrent, secateur.structure.ops.spatial and
+secateur.structure.ops.spectral.
 """
 
 # ruff: noqa: ARG005 - all functions of the table have one signature
@@ -91,7 +92,36 @@ def sliced(reason: str) -> dict[str, str]:
     return {"first": f"{reason}; include='all' removes it as sliced"}
 
 
+def write(y: Tensor, place: Any, value: Any) -> Tensor:
+    """Write into a copy of a tensor, in place."""
+    y = y.clone()
+    y[place] = value
+    return y
+
+
+def chosen(y: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Write values where a mask is true, in place."""
+    return write(y, mask, values[mask])
+
+
+def segments(canvas: Tensor, *parts: Tensor) -> Tensor:
+    """Fill a canvas with tensors one after the other, in place."""
+    start = 0
+    for part in parts:
+        canvas[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+    return canvas
+
+
+def interleaved(canvas: Tensor, *parts: Tensor) -> Tensor:
+    """Fill a canvas with the columns of tensors in turn, in place."""
+    for i, part in enumerate(parts):
+        canvas[:, i :: len(parts)] = part
+    return canvas
+
+
 FREE = {"first": 6}
+SEAM = {"last.weight[1][0]": "a boundary lies inside this group", "last.weight[1][1]": "it is one group alone"}
 POSITIONS = {"last.weight[1]": "a model input"}
 IN_FORWARD = "a tensor made in forward, not a parameter or buffer"
 
@@ -176,6 +206,16 @@ EXAMPLES = {
     "rms_norm": Example(
         lambda m, x, h: m.norm(h), {}, sliced("rms_norm averages over it"), {"norm": lambda: nn.RMSNorm(6)}
     ),
+    "a group norm over the seam of a cat": Example(
+        lambda m, x, h: m.norm(torch.cat([m.other(x), h], 1)), {"other": 2},
+        {f"first[{i}]": sliced("group_norm averages over it")["first"] for i in (0, 1)} | SEAM,
+        {"other": dense(4, 10), "norm": lambda: nn.GroupNorm(4, 16)}, 16,
+    ),
+    "group norms over parts and over both": Example(
+        lambda m, x, h: m.norm(torch.cat([m.inner(m.other(x)), h], 1)), {"other": 2},
+        sliced("group_norm averages over it") | SEAM,
+        {"other": dense(4, 10), "inner": lambda: nn.GroupNorm(5, 10), "norm": lambda: nn.GroupNorm(4, 16)}, 16,
+    ),
     "all": Example(lambda m, x, h: h * (h > -0.3).all(-1, keepdim=True), {}, sliced("all is taken over it")),
     # some positions or units
     "cumsum": Example(lambda m, x, h: h.cumsum(-1), {}, made("cumsum goes along it")),
@@ -194,6 +234,9 @@ EXAMPLES = {
     "every second unit": Example(
         lambda m, x, h: h[:, ::2], {"first": 3}, made("slice takes one of each group"), consumed=3
     ),
+    "every second unit, counted from the end": Example(
+        lambda m, x, h: h[:, -5::2], {"first": 3}, made("slice takes one of each group"), consumed=3
+    ),
     "some units before others": Example(
         lambda m, x, h: torch.cat([h[:, 4:], torch.tanh(h[:, :4])], 1), {"first[0]": 4, "first[1]": 2}
     ),
@@ -207,6 +250,75 @@ EXAMPLES = {
     ),
     "twice": Example(
         lambda m, x, h: h.repeat(1, 2) * m.other(x), {"first": 6, "other": 2}, {}, {"other": dense(4, 12)}, 12
+    ),
+    "scores with a mask of minus infinity": Example(
+        lambda m, x, h: ((h @ h.mT + m.mask).softmax(-1) @ torch.tanh(h)).sum(1), FREE, {"mask[1]": "a model input"},
+        {"mask": lambda: nn.Buffer(torch.full((3, 3), -torch.inf).triu(1))}, positions=3,
+    ),
+    "scores filled with minus infinity": Example(
+        lambda m, x, h: (write(h @ h.mT, (slice(None), slice(1), slice(2, 3)), -torch.inf).softmax(-1) @ h).sum(1),
+        FREE, positions=3,
+    ),
+    # frequencies and complex numbers
+    "a spectrum of positions": Example(
+        lambda m, x, h: torch.fft.irfft(torch.fft.rfft(h, dim=1) * m.scale, n=4, dim=1).sum(1), FREE, {},
+        {"scale": weight(6)}, positions=4,
+    ),
+    "a spectrum of two dimensions": Example(
+        lambda m, x, h: torch.fft.ifft2(torch.fft.fft2(h.unsqueeze(2), dim=(1, 2)), dim=(1, 2)).abs().sum((1, 2)), FREE,
+        positions=4,
+    ),
+    "a spectrum of units": Example(
+        lambda m, x, h: torch.fft.rfft(h).abs(), {},
+        made("fft_rfft mixes it") | {"last.weight[1]": "fft_rfft mixes it"}, consumed=4,
+    ),
+    "a spectrum of all dimensions but two": Example(
+        lambda m, x, h: torch.fft.fftn(h, s=(4, 6)).real.sum(1), {}, made("fft_fftn mixes it"), positions=4
+    ),
+    "turned as complex numbers": Example(
+        lambda m, x, h: torch.view_as_real(
+            torch.view_as_complex(h.unflatten(-1, (3, 2))) * torch.polar(torch.ones(3).double(), m.turn)
+        ).flatten(-2), {"first": 3}, both("a real and an imaginary part"), {"turn": weight(3)},
+    ),
+    "a complex number for each unit": Example(
+        lambda m, x, h: (torch.complex(h, m.other(x)).conj() ** 2).imag, FREE, {}, {"other": dense(4, 6)}
+    ),
+    "cosine similarity": Example(
+        lambda m, x, h: h * F.cosine_similarity(h, m.other(x), -1)[:, None], FREE, {}, {"other": dense(4, 6)}
+    ),
+    "cosine similarity with itself and with prototypes": Example(
+        lambda m, x, h: F.cosine_similarity(h[:, None], m.rows, -1) * F.cosine_similarity(h, h)[:, None],
+        {"first": 6, "rows": 3}, {}, {"rows": weight(3, 6)}, 3,
+    ),
+    # written over in place
+    "a segment written over": Example(
+        lambda m, x, h: write(h, (slice(None), slice(1, 3)), h[:, 4:] ** 2),
+        {"first[0]": 1, "first[1]": 2, "first[2]": 1},
+    ),
+    "every second unit written over": Example(
+        lambda m, x, h: write(h, (slice(None), slice(0, None, 2)), m.other(x)), {"first": 3},
+        made("slice_scatter writes over one of each group"), {"other": dense(4, 3)},
+    ),
+    "some units out of step written over": Example(
+        lambda m, x, h: write(h, (slice(None), slice(0, 5, 4)), 0.0), {}, made("slice takes some of it")
+    ),
+    "a position written over": Example(lambda m, x, h: write(h, (slice(None), 1), 2.0).sum(1), FREE, positions=3),
+    "a unit written over": Example(
+        lambda m, x, h: write(h, (slice(None), 1), 2.0), {}, made("one position is selected")
+    ),
+    "zeros written where a mask is true": Example(lambda m, x, h: write(h, h < 0.1, 0.0), FREE),
+    "values written where a mask is true": Example(
+        lambda m, x, h: chosen(h, torch.tanh(m.other(x)), h < 0.1), FREE, {}, {"other": dense(4, 6)}
+    ),
+    "a vector written at masked positions": Example(
+        lambda m, x, h: write(h, x[..., 0] < 0.1, m.token).sum(1), FREE, {}, {"token": weight(6)}, positions=3
+    ),
+    "a canvas like others, filled by segments": Example(
+        lambda m, x, h: segments(torch.empty_like(h), h[:, 4:], torch.tanh(h[:, :4])), {"first[0]": 4, "first[1]": 2}
+    ),
+    "a canvas of zeros, filled in turn": Example(
+        lambda m, x, h: interleaved(h.new_zeros(len(h), 12), h, m.other(x)), FREE,
+        {"last.weight[1]": "slice_scatter writes over one of each group"}, {"other": dense(4, 6)}, 12,
     ),
     # no rule
     "no rule": Example(lambda m, x, h: h.renorm(2, 0, 1.0), {}, both("no rule for renorm")),
@@ -297,10 +409,9 @@ EXAMPLES = {
         {"a": dense(4, 2), "b": dense(4, 4)},
     ),
     "a boundary inside a group": Example(
-        lambda m, x, h: torch.cat([m.a(x), m.b(x)], -1) + torch.tanh(h.view(-1, 3, 2)).flatten(1), {}, {
-            f"{weight}[{part}]": "(3 × 2) and (3 + 3) should be the same axis and cannot be aligned"
-            for weight in ("first.weight[0]", "last.weight[1]") for part in (0, 1)
-        }, {"a": dense(4, 3), "b": dense(4, 3)},
+        lambda m, x, h: torch.cat([m.a(x), m.b(x)], -1) + torch.tanh(h.view(-1, 3, 2)).flatten(1),
+        {"first[0]": 2, "first[1]": 1, "first[2]": 1}, made("a boundary lies inside this group"),
+        {"a": dense(4, 5), "b": dense(4, 1)},
     ),
 }  # fmt: skip
 
@@ -316,6 +427,8 @@ def test_what_can_be_removed_and_why_the_rest_cannot(name: str) -> None:
 WITH_UNITS = [name for name, example in EXAMPLES.items() if example.sets]
 WITHOUT_OUTGOING = {
     "sum", "sum of everything", "a norm", "the largest of all", "units against units", "a product of weights",
+    "scores with a mask of minus infinity", "scores filled with minus infinity",
+    "cosine similarity", "cosine similarity with itself and with prototypes",
 }  # fmt: skip
 WRITTEN_SIZES = {"two factors", "two factors exchanged", "softmax over a factor"}  # in forward: not cut as they are
 
@@ -396,7 +509,8 @@ def test_batch_norm_has_four_numbers_for_each_unit() -> None:
     assert {(name, 0) for name in names} <= set(rows("batch_norm", "first"))
 
 
-SLICED = [name for name, example in EXAMPLES.items() if any("include='all'" in r for r in example.fixed.values())]
+WITHOUT_GATES = [name for name, example in EXAMPLES.items() if not example.sets]
+SLICED = [name for name in WITHOUT_GATES if any("include='all'" in why for why in EXAMPLES[name].fixed.values())]
 
 
 @pytest.mark.parametrize("name", SLICED)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from secateur.structure.axis import cat, fix, is_fixed, leaf, unify
+from secateur.structure.axis import cat, fix, is_fixed, leaf, product, unify
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.movement import start_of
 from secateur.structure.ops.net import Axes, Net, dim_of, require_form
@@ -157,16 +157,18 @@ def order(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes
     return outputs if isinstance(node.meta["val"], tuple | list) else outputs[0]
 
 
-@rule("slice_scatter")
+@rule("slice_scatter", derivative="move")
 def slice_scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
-    """State that a segment is written over."""
+    """State that a segment is written over; with a step, one member of each group of so many."""
     axes, source = net.axes(operands["self"]), net.axes(operands["src"])
-    dim = dim_of(operands, axes)
-    whole, start = axes[dim], start_of(operands, axes[dim].size)
-    if start is None or (operands.get("step") or 1) > 1:
-        net.fix_all([[whole, source[dim]]], "slice_scatter writes over some of it")
+    dim, step = dim_of(operands, axes), operands.get("step") or 1
+    whole, written, start = axes[dim], source[dim], start_of(operands, axes[dim].size)
+    if start is None or (step > 1 and written.size * step != whole.size):
+        net.fix_all([[whole, written]], "slice_scatter writes over some of it")
+    elif step > 1:
+        unify(whole, product([written, leaf(step, "slice_scatter writes over one of each group")]))
     else:
-        unify(whole, cat([leaf(start), source[dim], leaf(whole.size - start - source[dim].size)]))
+        unify(whole, cat([leaf(start), written, leaf(whole.size - start - written.size)]))
     net.broadcast([axes[:dim] + axes[dim + 1 :], source[:dim] + source[dim + 1 :]], "slice_scatter")
     return axes
 
@@ -179,11 +181,13 @@ def resize_slice_scatter(net: Net, node: fx.Node, operands: dict[str, Any], left
     start = start_of(operands, whole.size)
     if start is None or is_fixed(whole):
         return {}
+    if (operands.get("step") or 1) > 1:
+        return {"start": start, "end": left.count(whole)}
     begin = left.before(whole, start)
     return {"start": begin, "end": begin + left.count(source)}
 
 
-@rule("select_scatter")
+@rule("select_scatter", derivative="move")
 def select_scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State that another tensor is written over one position of a dimension, which is therefore fixed."""
     axes = net.axes(operands["self"])

@@ -229,8 +229,10 @@ def resize_slice(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMa
     dim = operands["dim"] % len(axes)
     whole, segment = axes[dim], net.axes(node)[dim]
     start = start_of(operands, whole.size)
-    if start is None or left.count(whole) == whole.size or (operands.get("step") or 1) > 1:
+    if start is None or left.count(whole) == whole.size:
         return {}
+    if (operands.get("step") or 1) > 1:
+        return {"start": start}
     begin, length = left.before(whole, start), left.count(segment)
     return {"start": begin, "length": length} if "length" in operands else {"start": begin, "end": begin + length}
 

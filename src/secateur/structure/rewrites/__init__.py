@@ -1,0 +1,1 @@
+"""Rewrites of captured graphs: the same values, by operations that everything else can work with."""
