@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer, sizes_at, slots, trials
 from secateur.own_code.module_attributes import update_attributes
 from secateur.own_code.module_calls import ModuleCall, Recording, modules_of, near, whole_call
+from secateur.structure.axis import BATCH, Axis, expand, leaves
 from secateur.structure.graph_run import run_once
 from secateur.structure.inputs import Call, named_tensors
 from secateur.structure.keep_mask import KeepMask
@@ -116,8 +117,10 @@ class OwnCode:
         """Return the recorded value of a seam or placeholder, sliced."""
         recording, net = self.recording, self.units.net
         value = recording.bound[node] if node in recording.bound else recording.values[node]
-        axes = net.axes(node) if node in net.known and isinstance(value, Tensor) else []
-        return slice_tensor(value, axes, left)
+        for dim, axis in enumerate(net.axes(node) if node in net.known and isinstance(value, Tensor) else ()):
+            if left.count(axis) != axis.size:
+                value = value.index_select(dim, _positions(axis, value.shape[dim], left).to(value.device))
+        return value
 
     def arguments(self, call: ModuleCall, values: Mapping[fx.Node, Any]) -> Call:
         """Return the arguments of a call, with copies of the values of its inputs."""
@@ -222,6 +225,17 @@ class _Part:
         except Exception as error:  # noqa: BLE001 - whatever it is, its code cannot follow
             return _line_of(error)
         return None if len(got) == len(call.outputs) and self._same(call.outputs, got) else ""
+
+
+def _positions(axis: Axis, size: int, left: KeepMask) -> Tensor:
+    """Return the positions left of a dimension that may count samples, of which there are any number."""
+    samples = size * BATCH // axis.size
+    batch = {
+        leaf: torch.ones(samples * leaf.size // BATCH, dtype=torch.bool)
+        for leaf in leaves(axis)
+        if not leaf.size % BATCH
+    }
+    return expand(axis, {**left.masks, **batch}, torch.ones(1, dtype=torch.bool)).nonzero()[:, 0]
 
 
 def _copied(value: Any) -> Any:
