@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
+from secateur.process_state import own_forwards
 from secateur.structure.capture import Captured, call_model, twice
 from secateur.structure.graph_run import bind, difference, in_double
 from secateur.structure.inputs import Call, TensorSpec
@@ -175,7 +176,8 @@ def _watched(model: nn.Module, call: Call) -> dict[str, _Seen]:
     handles = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in named]
     handles += [module.register_forward_hook(after(name)) for name, module in named]
     try:
-        call_model(model, call)
+        with own_forwards():
+            call_model(model, call)
     finally:
         for handle in handles:
             handle.remove()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that PyTorch gives it
+from torch.nn import functional as F
 
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.units import Units
@@ -56,25 +57,29 @@ class SlicedAttention(nn.MultiheadAttention):
 
     def _heads_of(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return queries, keys and values [N, heads, length, width]."""
-        weights, biases = self._projections()
-        projected = [F.linear(x if x.dim() == 3 else x[None], w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]
+        weights, biases = self.projections()
+        projected = [
+            F.linear(x if x.dim() == 3 else x[None], w, b) for x, w, b in zip(inputs, weights, biases, strict=True)
+        ]
         if self.bias_k is not None and self.bias_v is not None:
             for i, bias in enumerate((self.bias_k, self.bias_v), 1):
                 projected[i] = torch.cat([projected[i], bias.repeat(projected[i].shape[0], 1, 1)], 1)
-        heads = [x.unflatten(-1, (self.num_heads, x.shape[-1] // self.num_heads)).transpose(1, 2) for x in projected]
+        n = self.num_heads
+        heads = [torch.unflatten(x, -1, (n, x.shape[-1] // n)).transpose(1, 2) for x in projected]
         return [heads[0], *(F.pad(x, (0, 0, 0, 1)) for x in heads[1:])] if self.add_zero_attn else heads
 
-    def _projections(self) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    def projections(self) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
         """Return the weights and the biases that make queries, keys and values."""
-        values = self.out_proj.weight.shape[1]
-        if self.in_proj_weight is None:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-            rows = [len(weight) for weight in weights]
-        else:
-            queries = (len(self.in_proj_weight) - values) // 2
-            rows = [queries, queries, values]
-            weights = self.in_proj_weight.split(rows)
-        return weights, [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.split(rows)
+        weights: Sequence[Tensor] = [
+            w for w in (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if w is not None
+        ]
+        if not weights:
+            values = self.out_proj.weight.shape[1]
+            queries = (self.in_proj_weight.shape[0] - values) // 2
+            weights = torch.split(self.in_proj_weight, [queries, queries, values])
+        bias = cast("Tensor | None", self.in_proj_bias)
+        biases = [None] * 3 if bias is None else torch.split(bias, [weight.shape[0] for weight in weights])
+        return weights, biases
 
     def _mask(self, q: Tensor, keys: int, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
         """Return what is added to the products of queries and keys [1 or N, 1 or heads, L, S]; None for nothing."""
@@ -136,36 +141,36 @@ def slice_attention(module: nn.MultiheadAttention, units: Units, keep_mask: Keep
     left = _rows_left(module, units, keep_mask, path)
     heads = left[0].any(1)
     if all(torch.equal(rows, heads[:, None] & rows.any(0)) for rows in left):  # all heads have the same widths
-        _become_sliced(module, tuple(heads.nonzero()[:, 0].tolist()))
+        _become_sliced(module, heads.nonzero()[:, 0].tolist())
 
 
 def _rows_left(module: nn.MultiheadAttention, units: Units, keep_mask: KeepMask, path: str) -> list[Tensor]:
     """Return which rows of queries, keys and values are left [heads, width]."""
-    values = keep_mask.mask(units.axes[f"{path}.out_proj.weight".lstrip(".")][1])
-    if module.in_proj_weight is None:
-        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        rows = [keep_mask.mask(units.axes[f"{path}.{name}".lstrip(".")][0]) for name in names]
-    else:
-        whole = keep_mask.mask(units.axes[f"{path}.in_proj_weight".lstrip(".")][0])
-        queries = (len(whole) - len(values)) // 2
-        rows = list(whole.split([queries, queries, len(values)]))
-    return [mask.reshape(module.num_heads, -1) for mask in rows]
+    prefix = f"{path}." if path else ""
+    rows = [units.axes.get(f"{prefix}{name}_proj_weight") for name in "qkv"]
+    masks = [keep_mask.mask(axes[0]) for axes in rows if axes is not None]
+    if not masks:
+        values = units.axes[f"{prefix}out_proj.weight"][1].size
+        whole = keep_mask.mask(units.axes[f"{prefix}in_proj_weight"][0])
+        masks = list(torch.split(whole, [(len(whole) - values) // 2] * 2 + [values]))
+    return [mask.reshape(module.num_heads, -1) for mask in masks]
 
 
-def _become_sliced(module: nn.MultiheadAttention, heads: tuple[int, ...]) -> None:
+def _become_sliced(module: nn.MultiheadAttention, heads: list[int]) -> None:
     """Let a module whose parameters are sliced compute by them.
 
     Args:
         module: The module, with the numbers that it had before.
         heads: The heads left, of these.
     """
+    sliced = cast("SlicedAttention", module)
     if not isinstance(module, SlicedAttention):
-        module.scale, module.heads_before = module.head_dim**-0.5, module.num_heads
-        module.kept_heads = tuple(range(module.num_heads))
         module.__class__ = SlicedAttention
-    module.kept_heads = tuple(module.kept_heads[head] for head in heads)
-    module.num_heads = len(heads)
-    module._qkv_same_embed_dim = False  # else layers of `torch.nn` call a kernel that knows no other widths
-    weights, _ = module._projections()
-    module.embed_dim, module.kdim, module.vdim = (weight.shape[1] for weight in weights)
-    module.head_dim = len(weights[0]) // module.num_heads
+        sliced.scale, sliced.heads_before = module.head_dim**-0.5, module.num_heads
+        sliced.kept_heads = tuple(range(module.num_heads))
+    sliced.kept_heads = tuple(sliced.kept_heads[head] for head in heads)
+    sliced.num_heads = len(heads)
+    sliced._qkv_same_embed_dim = False  # else layers of `torch.nn` call a kernel that knows no other widths
+    weights, _ = sliced.projections()
+    sliced.embed_dim, sliced.kdim, sliced.vdim = (weight.shape[1] for weight in weights)
+    sliced.head_dim = weights[0].shape[0] // len(heads)

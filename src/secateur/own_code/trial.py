@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer, sizes_at, slots, trials
 from secateur.own_code.module_attributes import update_attributes
 from secateur.own_code.module_calls import ModuleCall, Recording, modules_of, near, whole_call
+from secateur.process_state import own_forwards
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import Sliced, needed_between, slice_graph, slice_tensor
@@ -216,7 +217,7 @@ class _Part:
         values = [c if n is None else self.values[n] for n, c in zip(call.inputs, call.constants, strict=True)]
         args, kwargs = _arguments(self.code, call, [_copied(value) for value in values])
         try:
-            with torch.no_grad():
+            with torch.no_grad(), own_forwards():
                 got = tree_flatten(module(*args, **kwargs))[0]
         except Exception as error:  # noqa: BLE001 - whatever it is, its code cannot follow
             return _line_of(error)
