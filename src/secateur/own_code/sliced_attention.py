@@ -42,25 +42,26 @@ class SlicedAttention(nn.MultiheadAttention):
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal says that attn_mask is causal: give the mask, too")
         batched = query.dim() == 3
-        first = not batched or self.batch_first
-        q, k, v = self._heads_of([x if first else x.transpose(0, 1) for x in (query, key, value)])
+        q, k, v = self._heads_of([self._batch_first(x) for x in (query, key, value)])
         causal = is_causal and key_padding_mask is None and not need_weights
-        mask = None if causal else self._mask(q, key.shape[-2 if first else 0], attn_mask, key_padding_mask)
+        padding = key_padding_mask if key_padding_mask is None or batched else key_padding_mask[None]
+        mask = None if causal else self._mask(q, self._batch_first(key).shape[1], attn_mask, padding)
         values, weights = self._attended(q, k, v, mask, causal, need_weights)
         output = F.linear(values.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
-        if weights is not None:
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights.squeeze(0)
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
         if not batched:
-            return output.squeeze(0), weights
-        return output if first else output.transpose(0, 1), weights
+            return output.squeeze(0), None if weights is None else weights.squeeze(0)
+        return output if self.batch_first else output.transpose(0, 1), weights
+
+    def _batch_first(self, x: Tensor) -> Tensor:
+        """Return inputs, of one sample or of several, as [N, length, width]."""
+        return x[None] if x.dim() == 2 else x if self.batch_first else x.transpose(0, 1)
 
     def _heads_of(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return queries, keys and values [N, heads, length, width]."""
         weights, biases = self.projections()
-        projected = [
-            F.linear(x if x.dim() == 3 else x[None], w, b) for x, w, b in zip(inputs, weights, biases, strict=True)
-        ]
+        projected = [F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]
         if self.bias_k is not None and self.bias_v is not None:
             for i, bias in enumerate((self.bias_k, self.bias_v), 1):
                 projected[i] = torch.cat([projected[i], bias.repeat(projected[i].shape[0], 1, 1)], 1)
@@ -82,16 +83,18 @@ class SlicedAttention(nn.MultiheadAttention):
         return weights, biases
 
     def _mask(self, q: Tensor, keys: int, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
-        """Return what is added to the products of queries and keys [1 or N, 1 or heads, L, S]; None for nothing."""
-        masks = []
-        if attn_mask is not None:
-            masks.append(_added(self._for_each_head(attn_mask, q, keys), q))
+        """Return what is added to the products of queries and keys [1 or N, 1 or heads, L, S]; None for nothing.
+
+        Raises:
+            RuntimeError: A mask has another shape.
+        """
+        masks = [] if attn_mask is None else [_added(self._for_each_head(attn_mask, q, keys), q)]
         if key_padding_mask is not None:
-            masks.append(_added(key_padding_mask.reshape(q.shape[0], 1, 1, keys), q))
-        if not masks:
-            return None
+            if tuple(key_padding_mask.shape) != (q.shape[0], keys):
+                raise RuntimeError(f"key_padding_mask: got {tuple(key_padding_mask.shape)}, not {(q.shape[0], keys)}")
+            masks.append(_added(key_padding_mask[:, None, None], q))
         more = (self.bias_k is not None) + self.add_zero_attn
-        return F.pad(sum(masks[1:], masks[0]), (0, more)) if more else sum(masks[1:], masks[0])
+        return F.pad(sum(masks[1:], masks[0]), (0, more)) if masks else None
 
     def _for_each_head(self, mask: Tensor, q: Tensor, keys: int) -> Tensor:
         """Return a mask [L, S] or [N · heads, L, S] as [1 or N, 1 or heads, L, S].
@@ -107,7 +110,7 @@ class SlicedAttention(nn.MultiheadAttention):
         if tuple(mask.shape) == (samples * self.heads_before, length, keys):
             return mask.reshape(samples, self.heads_before, length, keys)[:, list(self.kept_heads)]
         possible = f"{(length, keys)} or {(samples * heads, length, keys)}"
-        raise RuntimeError(f"attn_mask: got {tuple(mask.shape)}, possible is {possible}")
+        raise RuntimeError(f"attn_mask: got {tuple(mask.shape)}, not {possible}")
 
     def _attended(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, need_weights: bool
