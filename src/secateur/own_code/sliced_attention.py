@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.units import Units
+from secateur.structure.ops.net import Axes
 
 
 class SlicedAttention(nn.MultiheadAttention):
@@ -128,33 +128,33 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
     return mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
 
 
-def slice_attention(module: nn.MultiheadAttention, units: Units, keep_mask: KeepMask, path: str) -> None:
+def slice_attention(module: nn.MultiheadAttention, axes: Mapping[str, Axes], keep_mask: KeepMask, path: str) -> None:
     """Make a sliced module of `torch.nn` compute with the heads and the widths that are left.
 
     Args:
         module: The module, its parameters sliced; those that override its forward stay as they are.
-        units: The network's units.
+        axes: The axes of the network's parameters.
         keep_mask: The units that stay.
         path: The module's path in the network.
     """
-    axes = [units.axes[name] for name, _ in module.named_parameters(path) if name in units.axes]
-    sliced = any(keep_mask.count(axis) != axis.size for axis in {a: None for own in axes for a in own})
+    own = [axis for name, _ in module.named_parameters(path) for axis in axes.get(name, ())]
+    sliced = any(keep_mask.count(axis) != axis.size for axis in own)
     if not sliced or type(module).forward not in (nn.MultiheadAttention.forward, SlicedAttention.forward):
         return
-    left = _rows_left(module, units, keep_mask, path)
+    left = _rows_left(module, axes, keep_mask, path)
     heads = left[0].any(1)
     if all(torch.equal(rows, heads[:, None] & rows.any(0)) for rows in left):  # all heads have the same widths
         _become_sliced(module, heads.nonzero()[:, 0].tolist())
 
 
-def _rows_left(module: nn.MultiheadAttention, units: Units, keep_mask: KeepMask, path: str) -> list[Tensor]:
+def _rows_left(module: nn.MultiheadAttention, axes: Mapping[str, Axes], keep_mask: KeepMask, path: str) -> list[Tensor]:
     """Return which rows of queries, keys and values are left [heads, width]."""
     prefix = f"{path}." if path else ""
-    rows = [units.axes.get(f"{prefix}{name}_proj_weight") for name in "qkv"]
-    masks = [keep_mask.mask(axes[0]) for axes in rows if axes is not None]
+    rows = [axes.get(f"{prefix}{name}_proj_weight") for name in "qkv"]
+    masks = [keep_mask.mask(row) for row, _ in filter(None, rows)]
     if not masks:
-        values = units.axes[f"{prefix}out_proj.weight"][1].size
-        whole = keep_mask.mask(units.axes[f"{prefix}in_proj_weight"][0])
+        values = axes[f"{prefix}out_proj.weight"][1].size
+        whole = keep_mask.mask(axes[f"{prefix}in_proj_weight"][0])
         masks = list(torch.split(whole, [(len(whole) - values) // 2] * 2 + [values]))
     return [mask.reshape(module.num_heads, -1) for mask in masks]
 

@@ -169,7 +169,7 @@ class _Part:
                 piece = tensor.detach().new_zeros(()).expand(shape)
             memo[id(tensor)] = nn.Parameter(piece, requires_grad=False) if isinstance(tensor, nn.Parameter) else piece
         module = copy.deepcopy(original, memo)
-        update_attributes(module, self.code.units, left, self.call.name)
+        update_attributes(module, self.sliced.net, axes, left, self.call.name)
         for inner in self.inner:
             path = inner.name[len(self.call.name) :].lstrip(".")
             module.get_submodule(path).forward = self._stand_in(inner)
