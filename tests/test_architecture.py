@@ -45,7 +45,7 @@ SOURCES = {
 FOREIGN = {
     "_asdict", "_fields", "_replace",  # of every NamedTuple
     "_backward_hooks", "_buffers", "_detect_is_causal_mask", "_flat_weights", "_forward_hooks", "_forward_pre_hooks",
-    "_l0", "_python_dispatch", "_schema",  # of PyTorch
+    "_l0", "_python_dispatch", "_qkv_same_embed_dim", "_schema",  # of PyTorch
 }  # fmt: skip
 
 PUBLIC = [

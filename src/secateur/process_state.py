@@ -35,6 +35,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def own_forwards() -> Iterator[None]:
+    """Let layers of `torch.nn` call the modules within them.
+
+    Without gradients Transformers hand their weights to one kernel instead, which computes zeros for padding.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def one_at_a_time(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
     """Let a function wait until no function so marked runs in another thread.
 

@@ -95,7 +95,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "attention whose weights nobody uses": lambda: Example(
         Calls(attention, L(4, 8), nn.MultiheadAttention(8, 2, batch_first=True), L(8, 2)), (5, 4),
         {"m.0": ("feed-forward width", 8, "gated"), "m.1[0]": ("head", 2, "gated"),
-         "m.1[1]": ("head width", 4, "gated"), "m.1.out_proj": ("feed-forward width", 8, "gated")}, 1920, ("m.1",),
+         "m.1[1]": ("head width", 4, "gated"), "m.1.out_proj": ("feed-forward width", 8, "gated")}, 1920,
     ),
     "projected lstm": lambda: Example(
         Calls(lambda m, x: m[1](m[0](x)[0]), nn.LSTM(5, 6, 2, True, True, 0, True, 4), L(8, 2)), (5, 5),

@@ -131,7 +131,7 @@ def proof(model: nn.Module, x: Tensor, kept: Kept) -> Proof:
     keep_mask = keep_mask_of(units, kept)
     small = sliced_copy(model, units, keep_mask)
     expected, exact = truth(model, units, kept, call), exact_truths(model, units, kept, [call])[0]
-    update_attributes(small, units.net, keep_mask)
+    update_attributes(small, units.net, units.axes, keep_mask)
     return Proof(small, expected, exact)
 
 
@@ -440,7 +440,7 @@ def test_gated_units_taken_along_another_axis_are_found_beside_removed_sliced_on
     kept = {"0": (1, 2, 5), "2": (0, 3), "4": (1, 2)}
     keep_mask = keep_mask_of(units, kept)
     small = sliced_copy(model, units, keep_mask)
-    update_attributes(small, units.net, keep_mask)
+    update_attributes(small, units.net, units.axes, keep_mask)
     with pytest.raises(VerificationError, match=DIFFERS):
         truth(model, units, kept, as_call(x)).check(small)
 

@@ -24,7 +24,7 @@ from secateur.structure.ops.net import Net
 
 def update(model: nn.Module) -> None:
     """Where no graph says more than the shapes."""
-    update_attributes(model, Net(), KeepMask({}))
+    update_attributes(model, Net(), {}, KeepMask({}))
 
 
 def test_a_dense_layer_says_its_new_sizes() -> None:
@@ -210,7 +210,7 @@ def resized(example: Example) -> tuple[nn.Module, nn.Module]:
     units, call = sc.find_units(model, x, "all"), as_call(x)
     keep_mask = keep_mask_of(units, example.kept)
     small = sliced_copy(model, units, keep_mask)
-    update_attributes(small, units.net, keep_mask)
+    update_attributes(small, units.net, units.axes, keep_mask)
     for expected in (truth(model, units, example.kept, call), *exact_truths(model, units, example.kept, [call])):
         assert expected.outputs.abs().max() > 0.01
         assert expected.check(small) < 1e-12

@@ -161,7 +161,9 @@ def _captured_forward(
         if node in needed and node not in copies and node not in outside:
             place = sizes.get(node)
             copies[node] = graph.node_copy(node, copies.__getitem__) if place is None else _size(graph, copies, *place)
-    graph.output([copies[sliced.copies[node]] if isinstance(node, fx.Node) else node for node in call.outputs])
+    plain = [None if isinstance(value, Tensor) else value for value in call.returned] or list(call.outputs)
+    results = zip(call.outputs, plain, strict=True)
+    graph.output([copies[sliced.copies[n]] if isinstance(n, fx.Node) else value for n, value in results])
     shapes = {node: _shape(node, sliced) for node in inputs.values()}
     tensors = [captured.constants[placeholders[n]] for n in constants]
     keywords = None if call.name else captured.keywords

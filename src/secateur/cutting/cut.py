@@ -187,7 +187,7 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     probes = [call if units.captured.spec.fixed else few(call)]
     probes += [one_shorter(probes[0], units.captured.spec)] if units.captured.spec.free else []
     expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
-    update_attributes(small, units.net, keep_mask)
+    update_attributes(small, units.net, units.axes, keep_mask)
     if not _proven(small, expected, *exact) or not _trainable(small, units, call):
         double = exact[0].double and not has_lower_literals(units.captured)  # else parts want their own dtype
         allowed = exact[0].allowed if double else tolerance(model)

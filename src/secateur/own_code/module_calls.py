@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
+from secateur.process_state import own_forwards
 from secateur.structure.capture import Captured, call_model, twice
 from secateur.structure.graph_run import bind, difference, in_double
 from secateur.structure.inputs import Call, TensorSpec
@@ -102,17 +103,18 @@ def record_calls(model: nn.Module, captured: Captured, call: Call, allowed: floa
 
 
 def same_at_other_sizes(model: nn.Module, captured: Captured, call: Call) -> set[str]:
-    """Return the submodules whose arguments that are no tensors are the same for inputs of other sizes."""
-    plain = _plain_arguments(model, call)
+    """Return the submodules that take and return, beside tensors, the same plain values for inputs of other sizes."""
+    plain = _plain_values(model, call)
     if captured.spec.fixed is None:
-        others = _plain_arguments(model, one_shorter(twice(call), captured.spec))
+        others = _plain_values(model, one_shorter(twice(call), captured.spec))
         plain = {name: values for name, values in plain.items() if values == others.get(name)}
     return set(plain)
 
 
-def _plain_arguments(model: nn.Module, call: Call) -> dict[str, list[Any]]:
+def _plain_values(model: nn.Module, call: Call) -> dict[str, list[Any]]:
     seen = _watched(model, call)
-    plain = {name: [value for value in values.inputs if not isinstance(value, Tensor)] for name, values in seen.items()}
+    both = {name: [*values.inputs, *values.outputs] for name, values in seen.items()}
+    plain = {name: [value for value in values if not isinstance(value, Tensor)] for name, values in both.items()}
     return {name: values for name, values in plain.items() if all(isinstance(value, PLAIN) for value in values)}
 
 
@@ -175,7 +177,8 @@ def _watched(model: nn.Module, call: Call) -> dict[str, _Seen]:
     handles = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in named]
     handles += [module.register_forward_hook(after(name)) for name, module in named]
     try:
-        call_model(model, call)
+        with own_forwards():
+            call_model(model, call)
     finally:
         for handle in handles:
             handle.remove()

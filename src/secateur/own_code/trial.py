@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer, sizes_at, slots, trials
 from secateur.own_code.module_attributes import update_attributes
 from secateur.own_code.module_calls import ModuleCall, Recording, modules_of, near, whole_call
+from secateur.process_state import own_forwards
 from secateur.structure.axis import BATCH, Axis, expand, leaves
 from secateur.structure.graph_run import run_once
 from secateur.structure.inputs import Call, named_tensors
@@ -173,7 +174,7 @@ class _Part:
                 piece = tensor.detach().new_zeros(()).expand(shape)
             memo[id(tensor)] = nn.Parameter(piece, requires_grad=False) if isinstance(tensor, nn.Parameter) else piece
         module = copy.deepcopy(original, memo)
-        update_attributes(module, self.code.units.net, left, self.call.name)
+        update_attributes(module, self.code.units.net, axes, left, self.call.name)
         for inner in self.inner:
             path = inner.name[len(self.call.name) :].lstrip(".")
             module.get_submodule(path).forward = self._stand_in(inner)
@@ -181,8 +182,8 @@ class _Part:
 
     def _stand_in(self, inner: ModuleCall) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            got, spec = tree_flatten((args, kwargs))
-            if spec != inner.in_spec or not self._same(inner.inputs, got):
+            got = tree_flatten((args, kwargs))[0]
+            if len(got) != len(inner.inputs) or not self._same(inner.inputs, got):
                 raise OtherValuesError
             handed = zip(inner.outputs, inner.returned, strict=True)
             values = [seen if node is None else self.values[node] for node, seen in handed]
@@ -220,7 +221,7 @@ class _Part:
         call = self.call
         args, kwargs = self.code.arguments(call, self.values)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), own_forwards():
                 got = tree_flatten(module(*args, **kwargs))[0]
         except Exception as error:  # noqa: BLE001 - whatever it is, its code cannot follow
             return _line_of(error)

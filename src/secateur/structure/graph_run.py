@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from secateur.errors import ModelError
+from secateur.process_state import own_forwards
 from secateur.structure.capture import Captured, call_model, evaluating
 from secateur.structure.inputs import Call, sample_weight
 
@@ -111,7 +112,7 @@ def check_capture(model: nn.Module, captured: Captured, call: Call) -> None:
     Raises:
         ModelError: It does not: forward is random in eval mode, or keeps state between calls.
     """
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), own_forwards():
         got = run(captured, model, call)
         relative = max(difference(call_model(model, call), got)[1] for _ in range(2))  # twice: it may keep count
     if not relative <= tolerance(model):
