@@ -77,16 +77,20 @@ def followed(model: nn.Module, units: Units, call: Call) -> Units:
 
 
 def _limits(model: nn.Module, units: Units, call: Call) -> Limits:
-    limits, kinds = Limits(), dict[object, list[Limit]]()
+    limits, kinds = Limits(), dict[object, list[Limit] | None]()
     with evaluating(model), torch.no_grad():
         allowed = tolerance(model)
         code = OwnCode(model, units, record_calls(model, units.captured, call, allowed), allowed)
-        for module_call in code.calls:
+        for module_call in list(code.calls):
             module = _Module(code, module_call, units, limits)
             if module.sets:
                 if module.kind not in kinds:
                     kinds[module.kind] = module.find()
-                module.take(kinds[module.kind])
+                found = kinds[module.kind]
+                if found is not None:
+                    module.take(found)
+                elif module_call.name:
+                    code.drop(module_call)
     return limits
 
 
@@ -112,8 +116,12 @@ class _Module:
         forms = tuple(str(node.target) for node in nodes), tuple(map(repr, axes))
         self.kind = (type(code.model.get_submodule(call.name)), *forms)
 
-    def find(self) -> list[Limit]:
-        """Return what the code demands beyond the limits so far."""
+    def find(self) -> list[Limit] | None:
+        """Return what the code demands beyond the limits so far; None where it cannot be tried alone."""
+        code = self.code.precise(self.call)
+        if code is None:
+            return None
+        self.code = code
         free = [leaf for leaf in self.sets if leaf not in self.limits.fixed]
         failing, ties, fixed = self._culprits(free), list[Tie](), dict[Axis, str]()
         for tie in self._candidates(failing) if failing else ():

@@ -22,9 +22,10 @@ from secateur.own_code.module_attributes import update_attributes
 from secateur.own_code.module_calls import ModuleCall, Recording, modules_of, near, whole_call
 from secateur.process_state import own_forwards
 from secateur.structure.axis import BATCH, Axis, expand, leaves
-from secateur.structure.graph_run import run_once
+from secateur.structure.graph_run import TOLERANCE, in_double, run_once
 from secateur.structure.inputs import Call, named_tensors
 from secateur.structure.keep_mask import KeepMask
+from secateur.structure.ops.net import Axes
 from secateur.structure.sliced_graph import slice_graph, slice_tensor
 from secateur.structure.units import Units
 
@@ -78,11 +79,13 @@ class OwnCode:
         allowed: How far rounding may take values from the graph's, relative to the largest.
 
     Attributes:
+        double: Whether the code is tried in float64, whatever the model's dtype is.
         calls: The calls that can be tried alone, innermost first, the whole model last.
     """
 
     def __init__(self, model: nn.Module, units: Units, recording: Recording, allowed: float) -> None:
         self.model, self.units, self.recording, self.allowed = model, units, recording, allowed
+        self.double = False
         self.calls = [*recording.calls, whole_call(units.captured)]
         self._named = named_tensors(model)
         self._first = {id(tensor): name for name, tensor in self._named.items()}
@@ -90,6 +93,12 @@ class OwnCode:
         for node in units.captured.graph.nodes:
             for name in {"", *modules_of(node)} if node.op == "call_function" else ():
                 self._nodes_of.setdefault(name, []).append(node)
+
+    def precise(self, call: ModuleCall) -> OwnCode | None:
+        """Return what tries a module in float64, or else in the model's dtype; None where it cannot be tried alone."""
+        double = copy.copy(self)
+        double.double, double.allowed = True, TOLERANCE[torch.float64]
+        return next((code for code in (double, self) if code.follows(call, KeepMask({})).changes == []), None)
 
     def drop(self, call: ModuleCall) -> None:
         """Try a module no more alone, but as a part of those around it."""
@@ -121,7 +130,7 @@ class OwnCode:
         for dim, axis in enumerate(net.axes(node) if node in net.known and isinstance(value, Tensor) else ()):
             if left.count(axis) != axis.size:
                 value = value.index_select(dim, _positions(axis, value.shape[dim], left).to(value.device))
-        return value
+        return in_double(value) if self.double else value
 
     def arguments(self, call: ModuleCall, values: Mapping[fx.Node, Any]) -> Call:
         """Return the arguments of a call, with copies of the values of its inputs."""
@@ -168,10 +177,11 @@ class _Part:
         for tensor in named_tensors(original).values():
             name = self.code._first[id(tensor)]
             if name in used:
-                piece = slice_tensor(tensor.detach(), axes.get(name, []), left).clone()
+                piece = self._weight(tensor.detach(), axes.get(name, []))
             else:
                 shape = [left.count(axis) for axis in axes[name]] if name in axes else tensor.shape
-                piece = tensor.detach().new_zeros(()).expand(shape)
+                zero = tensor.detach().new_zeros(())
+                piece = (in_double(zero) if self.code.double else zero).expand(shape)
             memo[id(tensor)] = nn.Parameter(piece, requires_grad=False) if isinstance(tensor, nn.Parameter) else piece
         module = copy.deepcopy(original, memo)
         update_attributes(module, self.code.units.net, axes, left, self.call.name)
@@ -179,6 +189,10 @@ class _Part:
             path = inner.name[len(self.call.name) :].lstrip(".")
             module.get_submodule(path).forward = self._stand_in(inner)
         return module
+
+    def _weight(self, tensor: Tensor, axes: Axes) -> Tensor:
+        piece = slice_tensor(tensor, axes, self.left).clone()
+        return in_double(piece) if self.code.double else piece
 
     def _stand_in(self, inner: ModuleCall) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
