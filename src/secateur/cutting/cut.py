@@ -14,7 +14,7 @@ from secateur.cutting.added_biases import with_biases, without_bias
 from secateur.cutting.captured_forward import replace_forward
 from secateur.cutting.live_modules import settle_modules
 from secateur.cutting.slices import gates
-from secateur.cutting.verify import Truth, exact_truths, has_lower_literals, truth
+from secateur.cutting.verify import Truth, exact_truths, truth
 from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
@@ -27,7 +27,6 @@ from secateur.own_code.probe_weights import holding
 from secateur.own_code.slices import keep_mask_of, sliced_copy
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
-from secateur.structure.graph_run import tolerance
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.lengths import few, one_shorter
 from secateur.structure.rewrites.writes import has_writes
@@ -189,9 +188,7 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
     update_attributes(small, units.net, units.axes, keep_mask)
     if not _proven(small, expected, *exact) or not _trainable(small, units, call):
-        double = exact[0].double and not has_lower_literals(units.captured)  # else parts want their own dtype
-        allowed = exact[0].allowed if double else tolerance(model)
-        settle_modules(model, small, units, sliced, probes[0], allowed, double)
+        settle_modules(model, small, units, sliced, probes[0])
         if not _proven(small, expected, *exact) or not _trainable(small, units, call):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))
     update_own_sizes(model, small, lambda: _proven(small, expected, *exact) and _trainable(small, units, call))

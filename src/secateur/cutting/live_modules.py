@@ -11,16 +11,14 @@ from secateur.own_code.module_calls import ModuleCall, record_calls, same_at_oth
 from secateur.own_code.probe_weights import holding, probe_weights
 from secateur.own_code.trial import OwnCode
 from secateur.structure.capture import evaluating
-from secateur.structure.graph_run import in_double
-from secateur.structure.inputs import Call, like_model, map_tensors, named_tensors
+from secateur.structure.graph_run import tolerance
+from secateur.structure.inputs import Call, like_model, named_tensors
 from secateur.structure.rewrites.writes import has_writes
 from secateur.structure.sliced_graph import Sliced
 from secateur.structure.units import Units
 
 
-def settle_modules(
-    model: nn.Module, small: nn.Module, units: Units, sliced: Sliced, call: Call, allowed: float, double: bool
-) -> None:
+def settle_modules(model: nn.Module, small: nn.Module, units: Units, sliced: Sliced, call: Call) -> None:
     """Give modules of a sliced copy the numbers with which their code computes, or else their part of the graph.
 
     A module's forward often uses numbers such as `num_heads` that are no size of a parameter. Each module is tried
@@ -32,20 +30,18 @@ def settle_modules(
         units: The original's units.
         sliced: The original's graph for the sizes that are left.
         call: Inputs to try on.
-        allowed: How far rounding may take values from the graph's, relative to the largest.
-        double: Whether to try in float64.
     """
-    weights = probe_weights(model)
-    if double:
-        call = map_tensors(call, in_double)
-    else:
-        weights = {name: value.to(named_tensors(model)[name].dtype) for name, value in weights.items()}
+    named, writes, allowed = named_tensors(model), has_writes(units.captured.graph), tolerance(model)
+    weights = {name: value.to(named[name].dtype) for name, value in probe_weights(model).items()}
     with holding(model, weights), evaluating(model), torch.no_grad():
-        recording = record_calls(model, units.captured, call, allowed)
-        code, writes = OwnCode(model, units, recording, allowed), has_writes(units.captured.graph)
+        code = OwnCode(model, units, record_calls(model, units.captured, call, allowed), allowed)
         plain = same_at_other_sizes(model, units.captured, call)
         for module_call in list(code.calls):
-            changes, module = code.follows(module_call, sliced.left).changes, small.get_submodule(module_call.name)
+            precise, module = code.precise(module_call), small.get_submodule(module_call.name)
+            if precise is None:
+                code.drop(module_call)  # it cannot be tried alone
+                continue
+            changes = precise.follows(module_call, sliced.left).changes
             for change in changes or ():
                 change.make(module)
             if changes is not None and (not writes or _trainable(module, code, module_call, sliced)):

@@ -44,7 +44,6 @@ class Truth:
         allowed: The largest difference allowed, relative to the largest output.
         params: The number of parameters it should have.
         weights: The values that its parameters and buffers hold meanwhile; None for its own.
-        double: Whether these are in float64.
     """
 
     call: Call
@@ -52,7 +51,6 @@ class Truth:
     allowed: float
     params: int
     weights: Mapping[str, Tensor] | None = None
-    double: bool = False
 
     def check(self, small: nn.Module) -> float:
         """Return the largest absolute difference of the cut network's outputs from these, in eval mode.
@@ -143,7 +141,7 @@ def probe_truths(model: nn.Module, units: Units, kept: Kept, calls: Sequence[Cal
     keep_mask, allowed = keep_mask_of(units, kept), exact_tolerance(units.captured) if double else tolerance(model)
     held = {name: slice_tensor(value, units.axes.get(name, []), keep_mask) for name, value in weights.items()}
     params = _params(units, kept)
-    return [Truth(call, out, allowed, params, held, double) for call, out in zip(calls, expected, strict=True)]
+    return [Truth(call, out, allowed, params, held) for call, out in zip(calls, expected, strict=True)]
 
 
 def _gated(model: nn.Module, units: Units, kept: Kept, values: Sequence[Any]) -> Any:
