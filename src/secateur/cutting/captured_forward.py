@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from secateur.errors import DataError
 from secateur.structure.capture import Captured, broken_guard, counts_samples, is_free, name_of_size, times
@@ -78,7 +78,7 @@ class CapturedForward:
         weights = [_find(self.module, name) for name in self.weights]
         constants = [tensor.to(weights[0].device) if weights else tensor for tensor in self.constants]
         results = self.code.forward(*weights, *constants, *(values[place] for place in self.places))
-        return tree_unflatten(results, self.out_spec)
+        return self.out_spec.unflatten(results)
 
     def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         if self.keywords is None:

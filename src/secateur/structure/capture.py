@@ -21,8 +21,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.errors import DataError, ModelError
 from secateur.structure.axis import BATCH
-from secateur.structure.export import export_model, first_line, input_names, is_check
+from secateur.structure.export import Exported, export_model, first_line, is_check
 from secateur.structure.inputs import Call, Free, InputSpec, batch_size, like_model, map_tensors, tensors
+from secateur.structure.outputs import OutputSpec
+from secateur.structure.tracing import input_names
 
 UNKNOWN = 999_983  # stands for a size that depends on values: another prime than the one for the batch
 
@@ -38,7 +40,7 @@ class Captured:
     keywords: tuple[str, ...]  # the order of keyword inputs
     outputs: tuple[int, ...]  # which graph outputs are the model's
     in_spec: Any
-    out_spec: Any
+    out_spec: OutputSpec
     spec: InputSpec
     guards: tuple[str, ...] = ()  # what its code takes for granted of the sizes of free dimensions, by their names
 
@@ -232,7 +234,8 @@ def twice(call: Call) -> Call:
     return map_tensors(call, lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
 
 
-def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captured:
+def _read(model: nn.Module, exported: Exported, spec: InputSpec) -> Captured:
+    program = exported.program
     first = {tensor: name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     every = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     weights, constants, inputs = {}, {}, []
@@ -262,7 +265,7 @@ def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captur
         keywords,
         tuple(i for i, output in returned if output.kind == OutputKind.USER_OUTPUT),
         program.call_spec.in_spec,
-        program.call_spec.out_spec,
+        exported.outputs,
         spec,
         _guards(program, spec, input_names(model, (spec.args, dict(spec.kwargs)))) if spec.free else (),
     )

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
-from torch.nn.modules import transformer
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from secateur.errors import ModelError
 from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
+from secateur.structure.outputs import OutputSpec
+from secateur.structure.tracing import no_look_at_masks, only_simple_sizes, quiet, traceable
 
-MOST_OPERATIONS = 4  # in the term of a size
+
+class Exported(NamedTuple):
+    """An exported program, functional, and the form of what the model returns."""
+
+    program: ExportedProgram
+    outputs: OutputSpec
 
 
 def first_line(error: Exception) -> str:
@@ -27,87 +28,8 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep PyTorch from warnings, log lines and graphs about its own work; what matters is in its exception."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)
-
-
-def _takes_any(model: nn.Module) -> bool:
-    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
-    return bool(kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
-
-
-def input_names(model: nn.Module, call: Call) -> list[str]:
-    """Return what the exported program calls the inputs: the positional ones, then those by keyword."""
-    names = list(inspect.signature(model.forward).parameters)
-    positional = [f"input_{i}" if _takes_any(model) else names[i] for i in range(len(call[0]))]
-    return [*positional, *call[1]]
-
-
-@contextlib.contextmanager
-def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
-    """Let a forward of (*args, **kwargs) say what it is called with: torch.export wants a name for each input."""
-    if not _takes_any(model):
-        yield
-        return
-    own, before = model.forward, vars(model).get("forward")
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return own(*args, **kwargs)
-
-    names = input_names(model, call)
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    try:
-        vars(model)["forward"] = forward
-        yield
-    finally:
-        del vars(model)["forward"]
-        if before is not None:
-            vars(model)["forward"] = before
-
-
-@contextlib.contextmanager
-def _no_look_at_masks() -> Iterator[None]:
-    """Keep `nn.Transformer` from looking whether a mask is causal, for speed: export cannot know the value."""
-    before = transformer._detect_is_causal_mask
-
-    def as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
-        return bool(is_causal)
-
-    try:
-        transformer._detect_is_causal_mask = as_told
-        yield
-    finally:
-        transformer._detect_is_causal_mask = before
-
-
-@contextlib.contextmanager
-def _only_simple_sizes() -> Iterator[None]:
-    """Stop where sizes become long terms of the inputs' sizes: torch.export reasons on them for minutes."""
-
-    def check(_: nn.Module, args: Any) -> None:
-        sizes: list[Any] = [size for value in args if isinstance(value, Tensor) for size in value.shape]
-        if any(isinstance(size, torch.SymInt) and size.node.expr.count_ops() > MOST_OPERATIONS for size in sizes):
-            raise ModelError("sizes are no simple terms of the inputs' sizes")
-
-    hook = register_module_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) -> ExportedProgram:
-    """Return the exported program, functional, in which blocks that only switch something off are inlined.
+def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) -> Exported:
+    """Return the exported program, functional, in which blocks that switch autocast or gradients are inlined.
 
     Args:
         model: In eval mode.
@@ -118,22 +40,28 @@ def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) 
     Raises:
         ModelError: torch.export does not take the model.
     """
-    batch = None if spec.fixed else Dim("batch", min=2)
     try:
-        simple = _only_simple_sizes() if spec.free else contextlib.nullcontext()
-        with _quiet(), _named_inputs(model, call), _no_look_at_masks(), simple:
-            named = inspect.signature(model.forward).bind(*spec.args, **dict(spec.kwargs)).arguments
-            shapes = {name: _dynamic(value, batch) for name, value in named.items()}
-            copies = map_tensors(call, Tensor.clone)
-            program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
-            program = program if _make_functional(program.graph) else program.run_decompositions({})
-            _inline(program.graph_module)
-            return program
+        return _export(model, call, spec, options)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: {first_line(error)}). "
             "Its forward must not branch on the values of tensors or loop over the batch."
         ) from error
+
+
+def _export(model: nn.Module, call: Call, spec: InputSpec, options: dict[str, Any]) -> Exported:
+    batch = None if spec.fixed else Dim("batch", min=2)
+    simple = only_simple_sizes() if spec.free else contextlib.nullcontext()
+    with quiet(), traceable(model, call) as forms, no_look_at_masks(), simple:
+        named = inspect.signature(model.forward).bind(*spec.args, **dict(spec.kwargs)).arguments
+        shapes = {name: _dynamic(value, batch) for name, value in named.items()}
+        copies = map_tensors(call, Tensor.clone)
+        program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
+        program = program if _make_functional(program.graph) else program.run_decompositions({})
+        _inline(program.graph_module)
+        return Exported(program, forms[-1])
 
 
 def _dynamic(value: Any, batch: Dim | None) -> dict[int, Any] | None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from secateur.errors import ModelError
 from secateur.structure.capture import Captured, call_model, evaluating
 from secateur.structure.inputs import Call, sample_weight
+from secateur.structure.outputs import flatten_outputs
 
 # Largest difference, relative to the largest value, that rounding alone explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -52,7 +52,7 @@ def flatten(captured: Captured, call: Call) -> list[Any]:
 
 def outputs(captured: Captured, returned: Sequence[Any]) -> Any:
     """Return what the model would have returned, in its own structure."""
-    return tree_unflatten([returned[i] for i in captured.outputs], captured.out_spec)
+    return captured.out_spec.unflatten(returned[i] for i in captured.outputs)
 
 
 def in_double(value: Any) -> Any:
@@ -71,7 +71,7 @@ def difference(expected: Any, got: Any) -> tuple[float, float]:
     What is NaN, infinite or of another shape differs infinitely, and so do other numbers of outputs.
     """
     absolute = relative = 0.0
-    leaves = tree_leaves(expected), tree_leaves(got)
+    leaves = [[leaf for leaf in flatten_outputs(value)[0] if leaf is not None] for value in (expected, got)]
     if [isinstance(a, Tensor) for a in leaves[0]] != [isinstance(b, Tensor) for b in leaves[1]]:
         return float("inf"), float("inf")
     for a, b in zip(*leaves, strict=True):

@@ -61,7 +61,7 @@ def _calls_of(
     try:
         with evaluating(model):
             call = call if captured.spec.fixed else at_least_two(call)
-            program = export_model(model, call, captured.spec, preserve_module_call_signature=tuple(names))
+            program = export_model(model, call, captured.spec, preserve_module_call_signature=tuple(names)).program
     except ModelError:
         half = len(names) // 2
         pieces = (names[:half], names[half:]) if half else ()
@@ -96,10 +96,10 @@ def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
 
 
 def _with_plain_arguments(model: nn.Module, captured: Captured, call: Call) -> list[str]:
-    """Return the submodules whose arguments are tensors and plain values, the same for inputs of any size."""
-    called = _arguments(model, call)
+    """Return the submodules that take and return tensors and plain values, the same for inputs of any size."""
+    called = _others_than_tensors(model, call)
     if captured.spec.fixed is None:
-        more = _arguments(model, one_shorter(twice(call), captured.spec))
+        more = _others_than_tensors(model, one_shorter(twice(call), captured.spec))
         called = {name: values for name, values in called.items() if values == more.get(name)}
     return [name for name, values in called.items() if _plain(values)]
 
@@ -108,21 +108,19 @@ def _plain(values: list[Any]) -> bool:
     return all(isinstance(value, bool | int | float | None) for value in values)
 
 
-def _arguments(model: nn.Module, call: Call) -> dict[str, list[Any]]:
-    """Return what each submodule is called with besides tensors."""
+def _others_than_tensors(model: nn.Module, call: Call) -> dict[str, list[Any]]:
+    """Return what each submodule is called with and returns besides tensors."""
     seen: dict[str, list[Any]] = {}
 
     def watch(name: str) -> Any:
-        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
-            values = tree_leaves((args, kwargs))
+        def note(_: nn.Module, args: Any, kwargs: Any, returned: Any) -> None:
+            values = tree_leaves((args, kwargs, returned))
             seen.setdefault(name, []).extend(value for value in values if not isinstance(value, Tensor))
 
         return note
 
     handles = [
-        module.register_forward_pre_hook(watch(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if name
+        module.register_forward_hook(watch(name), with_kwargs=True) for name, module in model.named_modules() if name
     ]
     try:
         with evaluating(model), torch.no_grad():

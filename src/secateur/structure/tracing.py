@@ -1,0 +1,114 @@
+"""What holds while `torch.export` traces a model: names for its inputs, outputs it can return, quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import transformer
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from secateur.arguments import describe
+from secateur.errors import ModelError
+from secateur.structure.inputs import Call
+from secateur.structure.outputs import OutputSpec, flatten_outputs
+
+MOST_OPERATIONS = 4  # in the term of a size
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep PyTorch from warnings, log lines and graphs about its own work; what matters is in its exception."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def _takes_any(model: nn.Module) -> bool:
+    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
+    return bool(kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
+
+
+def input_names(model: nn.Module, call: Call) -> list[str]:
+    """Return what the exported program calls the inputs: the positional ones, then those by keyword."""
+    names = list(inspect.signature(model.forward).parameters)
+    positional = [f"input_{i}" if _takes_any(model) else names[i] for i in range(len(call[0]))]
+    return [*positional, *call[1]]
+
+
+@contextlib.contextmanager
+def traceable(model: nn.Module, call: Call) -> Iterator[list[OutputSpec]]:
+    """Let a model's forward say what it is called with, and return a list of tensors and plain values.
+
+    torch.export wants a name for each input, also of a forward of (*args, **kwargs), and knows only some containers.
+
+    Yields:
+        A list that holds the form of the outputs after the forward has been traced.
+    """
+    own, before = model.forward, vars(model).get("forward")
+    forms: list[OutputSpec] = []
+
+    def forward(*args: Any, **kwargs: Any) -> list[Any]:
+        returned = own(*args, **kwargs)
+        leaves, form = flatten_outputs(returned)
+        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+            raise ModelError(f"{type(model).__name__} returns no tensor, it returns {describe(returned)}")
+        forms.append(form)
+        return leaves
+
+    signature = inspect.signature(own)
+    if _takes_any(model):
+        names = input_names(model, call)
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        signature = inspect.Signature(parameters)
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    try:
+        vars(model)["forward"] = forward
+        yield forms
+    finally:
+        del vars(model)["forward"]
+        if before is not None:
+            vars(model)["forward"] = before
+
+
+@contextlib.contextmanager
+def no_look_at_masks() -> Iterator[None]:
+    """Keep `nn.Transformer` from looking whether a mask is causal, for speed: export cannot know the value."""
+    before = transformer._detect_is_causal_mask
+
+    def as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
+        return bool(is_causal)
+
+    try:
+        transformer._detect_is_causal_mask = as_told
+        yield
+    finally:
+        transformer._detect_is_causal_mask = before
+
+
+@contextlib.contextmanager
+def only_simple_sizes() -> Iterator[None]:
+    """Stop where sizes become long terms of the inputs' sizes: torch.export reasons on them for minutes."""
+
+    def check(_: nn.Module, args: Any) -> None:
+        sizes: list[Any] = [size for value in args if isinstance(value, Tensor) for size in value.shape]
+        if any(isinstance(size, torch.SymInt) and size.node.expr.count_ops() > MOST_OPERATIONS for size in sizes):
+            raise ModelError("sizes are no simple terms of the inputs' sizes")
+
+    hook = register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
