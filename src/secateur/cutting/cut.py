@@ -87,7 +87,7 @@ def cut(
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    require_model(model)
+    model = require_model(model)
     require_instance("plan", plan, Plan, "a secateur.Plan")
     changed = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
     settings = _settings(plan, compensate, {name: value for name, value in changed.items() if value is not None})

@@ -46,7 +46,7 @@ class Question:
         self, model: nn.Module, data: Any, loss: Any, units: Units | None = None, *, example_inputs: Any = None,
         validation: Any = None, seed: int = 0, max_memory: int | str | None = None,
     ) -> None:  # fmt: skip
-        require_model(model)
+        model = require_model(model)
         require_seed(seed)
         self.model, self.loss = model, loss
         self.data, self.validation = data_for(model, data, loss), data_for(model, validation, loss, "validation")
@@ -146,7 +146,7 @@ def find_or_check(
         DataError: There is no sample.
         ModelError: The model cannot be captured, or the units were found on another forward.
     """
-    require_model(model)
+    model = require_model(model)
     if units is not None:
         require_instance("units", units, Units, "what secateur.find_units returns")
     memory = memory_cap(max_memory, sample_weight(model).device)

@@ -61,7 +61,8 @@ def _export(model: nn.Module, call: Call, spec: InputSpec, options: dict[str, An
         program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
         program = program if _make_functional(program.graph) else program.run_decompositions({})
         _inline(program.graph_module)
-        return Exported(program, forms[-1])
+        own_form = OutputSpec(program.call_spec.out_spec, {})  # of a GraphModule the calls are run, not its forward
+        return Exported(program, forms[-1] if forms else own_form)
 
 
 def _dynamic(value: Any, batch: Dim | None) -> dict[int, Any] | None:
