@@ -21,8 +21,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.errors import DataError, ModelError
 from secateur.structure.axis import BATCH
-from secateur.structure.export import Exported, export_model, first_line, is_check
+from secateur.structure.export import Exported, FixedSizeError, export_model, first_line, is_check
 from secateur.structure.inputs import Call, Free, InputSpec, batch_size, like_model, map_tensors, tensors
+from secateur.structure.noise import SteadyNoise, draws
 from secateur.structure.outputs import OutputSpec
 from secateur.structure.tracing import input_names
 
@@ -43,6 +44,8 @@ class Captured:
     out_spec: OutputSpec
     spec: InputSpec
     guards: tuple[str, ...] = ()  # what its code takes for granted of the sizes of free dimensions, by their names
+    checks: tuple[str, ...] = ()  # the lines of its code that check values
+    noisy: bool = False  # whether it draws noise
 
     def match(self, call: Call, where: str = "") -> Call:
         """Return the call if the graph computes for it what the model does.
@@ -194,11 +197,22 @@ def capture(model: nn.Module, call: Call, spec: InputSpec | None = None) -> Capt
         try:
             return _read(model, export_model(model, at_least_two(call), spec), spec)
         except ModelError as error:
-            with contextlib.suppress(ModelError):  # its code may fix the batch
-                if not spec.free:
-                    fixed = replace(spec, fixed=batch_size(call))
-                    return _read(model, export_model(model, call, fixed), fixed)
-            raise error
+            if spec.free:
+                raise
+            return _capture_fixed(model, call, spec, error)
+
+
+def _capture_fixed(model: nn.Module, call: Call, spec: InputSpec, error: ModelError) -> Captured:
+    """Return the graph for this number of samples alone, which the code may fix.
+
+    Raises:
+        ModelError: There is none either.
+    """
+    fixed = replace(spec, fixed=batch_size(call))
+    try:
+        return _read(model, export_model(model, call, fixed), fixed)
+    except ModelError as second:
+        raise (second if isinstance(error, FixedSizeError) else error) from error
 
 
 def eval_outputs(model: nn.Module, call: Call) -> Any:
@@ -219,9 +233,10 @@ def eval_outputs(model: nn.Module, call: Call) -> Any:
 
 
 def call_model(model: nn.Module, call: Call) -> Any:
-    """Return the model's outputs; a forward that works in place does so on copies of the inputs."""
+    """Return the model's outputs with steady noise; a forward that works in place does so on copies of the inputs."""
     args, kwargs = map_tensors(call, Tensor.clone)
-    return model(*args, **kwargs)
+    with SteadyNoise():  # type: ignore[no-untyped-call]
+        return model(*args, **kwargs)
 
 
 def at_least_two(call: Call) -> Call:
@@ -268,6 +283,8 @@ def _read(model: nn.Module, exported: Exported, spec: InputSpec) -> Captured:
         exported.outputs,
         spec,
         _guards(program, spec, input_names(model, (spec.args, dict(spec.kwargs)))) if spec.free else (),
+        tuple(dict.fromkeys(map(str, exported.checks))),
+        any(map(draws, program.graph.nodes)),
     )
 
 

@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.export import Dim, ExportedProgram, export
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from secateur.errors import ModelError
+from secateur.structure import value_checks
 from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
 from secateur.structure.outputs import OutputSpec
 from secateur.structure.tracing import no_look_at_masks, only_simple_sizes, quiet, traceable
+from secateur.structure.value_checks import Place, find_truths, first_choice
 
 
 class Exported(NamedTuple):
-    """An exported program, functional, and the form of what the model returns."""
+    """An exported program, functional, and what is not in it.
+
+    Attributes:
+        program: The program, which returns tensors and plain values.
+        outputs: The form of what the model returns.
+        checks: The truth values of tensors that the model's code went on with, by place.
+    """
 
     program: ExportedProgram
     outputs: OutputSpec
+    checks: Mapping[Place, bool]
+
+
+class FixedSizeError(ModelError):
+    """A model whose code is for one size alone."""
+
+
+class ValuesError(ModelError):
+    """A model whose code asks for the values of tensors."""
+
+
+BRANCHES = (GuardOnDataDependentSymNode, DataDependentOutputException)
 
 
 def first_line(error: Exception) -> str:
@@ -39,30 +64,65 @@ def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) 
 
     Raises:
         ModelError: torch.export does not take the model.
+        ValuesError: Its code asks for the values of tensors.
     """
     try:
-        return _export(model, call, spec, options)
+        return _export(model, call, spec, {}, options)
+    except ValuesError as error:
+        truths = find_truths(model, call)
+        if not truths:
+            raise error
+    exported = _export(model, call, spec, truths, options)
+    choice = first_choice(model, call, exported.checks)
+    if choice is not None:
+        raise ModelError(
+            f"{type(model).__name__} chooses by the values of tensors what it computes, at {choice}; "
+            "torch.where chooses without a branch"
+        )
+    return exported
+
+
+@contextlib.contextmanager
+def _true_reasons(model: nn.Module) -> Iterator[None]:
+    """Let whatever torch.export raises be an error that says why.
+
+    Raises:
+        FixedSizeError: The code is for one size.
+        ModelError: It raised something else.
+        ValuesError: The code asks for values.
+    """
+    name = type(model).__name__
+    try:
+        yield
     except ModelError:
         raise
+    except BRANCHES as error:
+        lines = re.findall(r'File "([^"]*)", line (\d+), in .*\n +(.*)', str(error))
+        own = [line for line in lines if line[0] != value_checks.__file__]
+        where = "".join(f", at {line!r} ({Path(file).name}:{number})" for file, number, line in own[-1:])
+        raise ValuesError(f"{name} needs the values of tensors to go on{where}: {first_line(error)}") from error
     except Exception as error:
+        if "specialized it to be a constant" in str(error):
+            raise FixedSizeError(f"{name} has code for one size of the inputs alone, such as a loop over it") from error
         raise ModelError(
-            f"{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: {first_line(error)}). "
-            "Its forward must not branch on the values of tensors or loop over the batch."
+            f"{name} cannot be exported by torch.export ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
-def _export(model: nn.Module, call: Call, spec: InputSpec, options: dict[str, Any]) -> Exported:
+def _export(
+    model: nn.Module, call: Call, spec: InputSpec, truths: Mapping[Place, bool], options: dict[str, Any]
+) -> Exported:
     batch = None if spec.fixed else Dim("batch", min=2)
     simple = only_simple_sizes() if spec.free else contextlib.nullcontext()
-    with quiet(), traceable(model, call) as forms, no_look_at_masks(), simple:
+    with _true_reasons(model), quiet(), traceable(model, call, truths) as traced, no_look_at_masks(), simple:
         named = inspect.signature(model.forward).bind(*spec.args, **dict(spec.kwargs)).arguments
         shapes = {name: _dynamic(value, batch) for name, value in named.items()}
         copies = map_tensors(call, Tensor.clone)
         program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
         program = program if _make_functional(program.graph) else program.run_decompositions({})
         _inline(program.graph_module)
-        own_form = OutputSpec(program.call_spec.out_spec, {})  # of a GraphModule the calls are run, not its forward
-        return Exported(program, forms[-1] if forms else own_form)
+        form = traced.outputs or OutputSpec(program.call_spec.out_spec, {})  # the calls of a GraphModule are run alone
+        return Exported(program, form, traced.checks)
 
 
 def _dynamic(value: Any, batch: Dim | None) -> dict[int, Any] | None:

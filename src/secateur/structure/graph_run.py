@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from secateur.errors import ModelError
 from secateur.structure.capture import Captured, call_model, evaluating
 from secateur.structure.inputs import Call, sample_weight
+from secateur.structure.noise import steady
 from secateur.structure.outputs import flatten_outputs
 
 # Largest difference, relative to the largest value, that rounding alone explains.
@@ -18,8 +19,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 
 
 def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
-    """Return the graph as a plain Python function of its placeholders."""
-    forward: Callable[..., Any] = fx.GraphModule(nn.Module(), graph).forward
+    """Return the graph as a plain Python function of its placeholders; noise that it draws is always the same."""
+    forward: Callable[..., Any] = fx.GraphModule(nn.Module(), steady(graph)).forward
     return forward
 
 

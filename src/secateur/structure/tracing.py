@@ -7,7 +7,8 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from secateur.arguments import describe
 from secateur.errors import ModelError
 from secateur.structure.inputs import Call
 from secateur.structure.outputs import OutputSpec, flatten_outputs
+from secateur.structure.value_checks import Place, Truths
 
 MOST_OPERATIONS = 4  # in the term of a size
 
@@ -48,24 +50,38 @@ def input_names(model: nn.Module, call: Call) -> list[str]:
     return [*positional, *call[1]]
 
 
+@dataclass
+class Traced:
+    """What a forward returned when it was traced, and the truth values of tensors that it went on with."""
+
+    outputs: OutputSpec | None = None
+    checks: Mapping[Place, bool] = field(default_factory=dict)
+
+
 @contextlib.contextmanager
-def traceable(model: nn.Module, call: Call) -> Iterator[list[OutputSpec]]:
+def traceable(model: nn.Module, call: Call, truths: Mapping[Place, bool]) -> Iterator[Traced]:
     """Let a model's forward say what it is called with, and return a list of tensors and plain values.
 
     torch.export wants a name for each input, also of a forward of (*args, **kwargs), and knows only some containers.
 
+    Args:
+        model: In eval mode.
+        call: Example inputs.
+        truths: The truth values of tensors that its code is to go on with, by place.
+
     Yields:
-        A list that holds the form of the outputs after the forward has been traced.
+        What is known of the forward after it has been traced.
     """
     own, before = model.forward, vars(model).get("forward")
-    forms: list[OutputSpec] = []
+    traced = Traced()
 
     def forward(*args: Any, **kwargs: Any) -> list[Any]:
-        returned = own(*args, **kwargs)
+        with Truths(truths) if truths else contextlib.nullcontext() as asked:
+            returned = own(*args, **kwargs)
         leaves, form = flatten_outputs(returned)
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             raise ModelError(f"{type(model).__name__} returns no tensor, it returns {describe(returned)}")
-        forms.append(form)
+        traced.outputs, traced.checks = form, asked.asked if asked else {}
         return leaves
 
     signature = inspect.signature(own)
@@ -76,7 +92,7 @@ def traceable(model: nn.Module, call: Call) -> Iterator[list[OutputSpec]]:
     forward.__signature__ = signature  # type: ignore[attr-defined]
     try:
         vars(model)["forward"] = forward
-        yield forms
+        yield traced
     finally:
         del vars(model)["forward"]
         if before is not None:

@@ -208,7 +208,10 @@ class Units:
         n, sizes = self.captured.spec.fixed, ", ".join(map(str, self.captured.spec.free.values()))
         fixed = f"The model's code fixes the batch at {n} samples: all sizes are for these, all data comes so."
         free = f"Inputs may have other sizes in place of {sizes}: MACs and memory are counted for these."
-        return [fixed] if n else [free] if sizes else []
+        checks = f"Checks of values in the model's code are not followed: {'; '.join(self.captured.checks)}."
+        noise = "The model draws noise: losses and proofs are for one fixed draw, the cut network draws afresh."
+        every = {fixed: n, free: sizes and not n, checks: self.captured.checks, noise: self.captured.noisy}
+        return [note for note, holds in every.items() if holds]
 
     def _fixed_table(self) -> str:
         """Return every fixed axis, or where there are many one row for each reason."""
