@@ -211,8 +211,10 @@ def _capture_fixed(model: nn.Module, call: Call, spec: InputSpec, error: ModelEr
     fixed = replace(spec, fixed=batch_size(call))
     try:
         return _read(model, export_model(model, call, fixed), fixed)
-    except ModelError as second:
-        raise (second if isinstance(error, FixedSizeError) else error) from error
+    except ModelError:
+        if isinstance(error, FixedSizeError):
+            raise  # the true reason is another
+    raise error
 
 
 def eval_outputs(model: nn.Module, call: Call) -> Any:

@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from secateur.errors import ModelError
 from secateur.structure import value_checks
+from secateur.structure.inlining import inline_blocks
 from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
 from secateur.structure.outputs import OutputSpec
 from secateur.structure.tracing import no_look_at_masks, only_simple_sizes, quiet, traceable
@@ -119,8 +120,8 @@ def _export(
         shapes = {name: _dynamic(value, batch) for name, value in named.items()}
         copies = map_tensors(call, Tensor.clone)
         program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
+        inline_blocks(program.graph_module)
         program = program if _make_functional(program.graph) else program.run_decompositions({})
-        _inline(program.graph_module)
         form = traced.outputs or OutputSpec(program.call_spec.out_spec, {})  # the calls of a GraphModule are run alone
         return Exported(program, form, traced.checks)
 
@@ -151,28 +152,6 @@ def _make_functional(graph: fx.Graph) -> bool:
             return False
         node.target = overload
     return True
-
-
-def _inline(module: fx.GraphModule) -> None:
-    """Make blocks that only switch autocast or gradients off part of the graph."""
-    graph = module.graph
-    for node in list(graph.nodes):
-        name = getattr(node.target, "__name__", str(node.target))
-        off: Any = {"wrap_with_set_grad_enabled": 0, "wrap_with_autocast": 2}.get(name)
-        if node.op != "call_function" or off is None or node.args[off] is not False:
-            continue
-        rest: list[Any] = list(node.args[off + (1 if off == 0 else 2) :])
-        body, *operands = rest
-        inner: Any = module.get_submodule(str(body.target)).graph
-        copies = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
-        with graph.inserting_before(node):
-            results: Any = graph.graph_copy(inner, copies)
-        for user in list(node.users):
-            user.replace_all_uses_with(results[user.args[1]])
-            graph.erase_node(user)
-        graph.erase_node(node)
-        if not body.users:
-            graph.erase_node(body)
 
 
 def _is_view(node: fx.Node) -> bool:
