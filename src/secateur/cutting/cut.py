@@ -16,13 +16,14 @@ from secateur.cutting.captured_forward import replace_forward
 from secateur.cutting.module_attributes import update_attributes
 from secateur.cutting.probe_weights import holding
 from secateur.cutting.slices import gates, keep_mask_of, sliced_copy
-from secateur.cutting.verify import Truth, exact_truths, has_lower_literals, probe_truths, truth
+from secateur.cutting.verify import Truth, exact_truths, probe_truths, truth
 from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
+from secateur.structure.graph_run import own_dtypes
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.lengths import few, one_shorter
 from secateur.structure.module_calls import whole_call
@@ -173,7 +174,7 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
     update_attributes(small, units.net, keep_mask)
     if not _proven(small, expected, *exact):
-        lower = has_lower_literals(units.captured)  # then its parts want inputs of their own dtype
+        lower = own_dtypes(units.captured)  # then its parts want inputs of their own dtype
         probe = probe_truths(model, units, plan.kept, probes[:1], double=False)[0] if lower else exact[0]
         search_attributes(model, small, units.captured, sliced, probe)
         if not _proven(small, expected, *exact):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
 from secateur.structure.capture import Captured, call_model, evaluating
@@ -16,6 +17,8 @@ from secateur.structure.outputs import flatten_outputs
 
 # Largest difference, relative to the largest value, that rounding alone explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+LOWER = {torch.float32: 3e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # where a part of the graph computes in it
 
 
 def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
@@ -96,6 +99,40 @@ def tolerance(model: nn.Module) -> float:
     return TOLERANCE.get(sample_weight(model).dtype, 1e-4)
 
 
+def tolerance_of(captured: Captured, dtype: torch.dtype) -> float:
+    """Return what rounding may make of the outputs of a graph whose weights and inputs are of this dtype."""
+    lower = [LOWER[own] for own in own_dtypes(captured)]
+    return max([TOLERANCE.get(dtype, 1e-4), *lower])
+
+
+def own_dtypes(captured: Captured) -> set[torch.dtype]:
+    """Return the dtypes below float64 in which the code computes whatever those of weights and inputs are.
+
+    It names them, or computes with nothing but tensors that it makes itself.
+    """
+    made = {node for node in captured.graph.find_nodes(op="placeholder") if node.name in captured.constants}
+    dtypes: set[torch.dtype] = set()
+    for node in captured.graph.nodes:
+        if node.op == "call_function":
+            dtypes |= {leaf for leaf in tree_leaves((node.args, node.kwargs)) if leaf in LOWER}
+            floats = [operand for operand in node.all_input_nodes if _is_float(operand)]
+            if floats and made.issuperset(floats) and _is_float(node):
+                made.add(node)
+                dtypes |= set() if _moves(node) else {node.meta["val"].dtype} & LOWER.keys()
+    return dtypes
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _moves(node: fx.Node) -> bool:
+    """Return whether a call changes no number."""
+    copies = (torch.ops.aten.clone, torch.ops.aten.lift_fresh_copy, torch.ops.aten.detach_)
+    return bool(getattr(node.target, "is_view", False)) or getattr(node.target, "overloadpacket", None) in copies
+
+
 def check_capture(model: nn.Module, captured: Captured, call: Call) -> None:
     """Check that the graph computes what the model does.
 
@@ -105,7 +142,7 @@ def check_capture(model: nn.Module, captured: Captured, call: Call) -> None:
     with evaluating(model), torch.no_grad():
         got = run(captured, model, call)
         relative = max(difference(call_model(model, call), got)[1] for _ in range(2))  # twice: it may keep count
-    if not relative <= tolerance(model):
+    if not relative <= tolerance_of(captured, sample_weight(model).dtype):
         raise ModelError(
             f"{type(model).__name__}: the captured graph differs from the model by {relative:.1e} of the largest "
             "output; forward must give the same outputs for the same inputs in eval mode (dropout left on, cached "
