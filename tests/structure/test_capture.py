@@ -293,6 +293,24 @@ def test_a_forward_of_any_inputs_is_captured_for_any_number_of_samples(args: tup
     assert difference(model(*given, x=more), run(captured, model, (given, {"x": more})))[1] < 1e-14
 
 
+def test_len_of_a_tensor_is_a_free_size() -> None:
+    model, x = between(lambda _, h: h.view(len(h), 3, 2).flatten(1)), inputs()
+    assert find_units(model, x).notes == []
+    captured = capture(model, as_call(x))
+    assert captured.spec.fixed is None
+    assert_captured(model, captured, inputs(7))
+    assert len([1, 2]) == 2
+    assert type(len(x)) is int  # its own again
+
+
+def test_a_model_whose_code_fixes_the_batch_and_cannot_be_exported_is_refused_for_the_latter() -> None:
+    def loop_and_read(model: nn.Module, h: Tensor) -> Tensor:
+        return read_a_value(model, torch.stack(list(h)))
+
+    with pytest.raises(ModelError, match=r"^Between needs the values of tensors to go on"):
+        find_units(between(loop_and_read), inputs())
+
+
 @pytest.mark.parametrize("function", [loop_over_the_batch, fix_the_batch, branch_on_the_batch])
 def test_a_forward_that_fixes_the_batch_is_taken_at_that_size_with_a_note(function: Hidden) -> None:
     model, x = between(function), inputs()

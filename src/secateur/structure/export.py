@@ -20,7 +20,7 @@ from secateur.structure import value_checks
 from secateur.structure.inlining import inline_blocks
 from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
 from secateur.structure.outputs import OutputSpec
-from secateur.structure.tracing import no_look_at_masks, only_simple_sizes, quiet, traceable
+from secateur.structure.tracing import free_lengths, no_look_at_masks, only_simple_sizes, quiet, traceable
 from secateur.structure.value_checks import Place, find_truths, first_choice
 
 
@@ -64,11 +64,16 @@ def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) 
         options: Further arguments of `torch.export.export`.
 
     Raises:
+        FixedSizeError: Its code is for one size of what is to be free.
         ModelError: torch.export does not take the model.
         ValuesError: Its code asks for the values of tensors.
     """
     try:
         return _export(model, call, spec, {}, options)
+    except FixedSizeError as error:
+        with contextlib.suppress(ModelError), free_lengths():
+            return _export(model, call, spec, {}, options)
+        raise error
     except ValuesError as error:
         truths = find_truths(model, call)
         if not truths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import inspect
 import io
@@ -112,6 +113,21 @@ def no_look_at_masks() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = before
+
+
+@contextlib.contextmanager
+def free_lengths() -> Iterator[None]:
+    """Let `len` of a tensor be its size, which may be free; by itself Python makes a number of it."""
+    before = builtins.len
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.ndim else before(value)
+
+    try:
+        builtins.len = length
+        yield
+    finally:
+        builtins.len = before
 
 
 @contextlib.contextmanager

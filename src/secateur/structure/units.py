@@ -13,14 +13,13 @@ from torch import Tensor, fx, nn
 from secateur.arguments import checked_call, require_instance, require_model
 from secateur.errors import ArgumentError, ModelError, choose
 from secateur.process_state import one_at_a_time
-from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
+from secateur.structure.axis import BATCH, Axis, count, expand, leaves
 from secateur.structure.capture import Captured, sizes
 from secateur.structure.infer import NOT_COVERED, infer
 from secateur.structure.inputs import Call, as_call, like_model, named_tensors
 from secateur.structure.lengths import capture_fixed, capture_lengths
 from secateur.structure.ops.net import OF_INPUTS, Axes, Net
-from secateur.structure.ops.registry import name_of
-from secateur.structure.producers import Kinds, Producer, find_producers, name_leaves
+from secateur.structure.producers import Kinds, Producer, find_producers, mark_statistics, name_leaves
 from secateur.structure.unit_set import Fixed, UnitSet
 from secateur.text import format_bytes, table
 
@@ -51,7 +50,7 @@ class Units:
         ]
         makers = find_producers(captured, net)
         names = name_leaves(captured, net, makers)
-        _mark_statistics(net, makers)
+        mark_statistics(captured, net, makers)
         met = makers.keys() | {leaf for consumer in net.consumers for leaf in leaves(consumer.axis)}
         reasons = {axis: _why_fixed(axis, met, include) for axis in names}
         self.fixed = tuple(Fixed(names[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
@@ -259,15 +258,6 @@ def _macs(products: list[Axes], counts: Mapping[Axis, int]) -> int:
 
 def _of_one_sample(size: int) -> int:
     return size if size % BATCH else size // BATCH
-
-
-def _mark_statistics(net: Net, makers: Mapping[Axis, Producer]) -> None:
-    """State that those left decide about all where weights are computed from sums over units (a spectral norm)."""
-    for consumer in net.consumers:
-        if not net.depends_on_inputs(consumer.node):
-            for leaf in leaves(consumer.axis):
-                if leaf in makers:
-                    mark_sliced(leaf, f"weights are computed by {name_of(consumer.node)} over it")
 
 
 def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:
