@@ -16,7 +16,7 @@ from secateur.curvature.named_losses import DRAWS, ROOTS, View, split, view_of
 from secateur.errors import DataError
 from secateur.objective.loss_inputs import tensors_of
 from secateur.objective.losses import LossFunction, differentiable
-from secateur.structure.outputs import flatten_outputs
+from secateur.structure.exporting.outputs import flatten_outputs
 
 DRAWN = 1  # directions for each sample, of a loss of the user's own with many outputs
 

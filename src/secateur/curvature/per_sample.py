@@ -21,8 +21,8 @@ from torch import Tensor, fx
 from secateur.objective.gated_graph import downstream
 from secateur.structure.axis import BATCH, Axis, find, parts
 from secateur.structure.capture import Captured, counts_samples, is_free, sizes
+from secateur.structure.exporting.noise import steady_call
 from secateur.structure.infer import infer
-from secateur.structure.noise import steady_call
 from secateur.structure.ops.linear import PerSample
 from secateur.structure.ops.registry import arguments, linear_of
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.errors import ModelError
-from secateur.structure.noise import steady_call
+from secateur.structure.exporting.noise import steady_call
 from secateur.structure.ops.registry import arguments, find_op, name_of
 
 Pair = tuple[Tensor, Tensor]  # ∂E/∂v and the diagonal of ∂²E/∂v², both of v's shape

@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from secateur.structure.axis import BATCH, Axis, find, leaves, parts
 from secateur.structure.capture import is_free, sizes
+from secateur.structure.exporting.noise import steady_call
 from secateur.structure.graph_run import compile_graph, outputs
 from secateur.structure.keep_mask import KeepMask
-from secateur.structure.noise import steady_call
 from secateur.structure.ops.net import Consumer
 from secateur.structure.sliced_graph import slice_graph, slice_tensor
 from secateur.structure.unit_set import UnitSet

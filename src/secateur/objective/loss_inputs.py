@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import DataError
-from secateur.structure.outputs import flatten_outputs
+from secateur.structure.exporting.outputs import flatten_outputs
 
 SUM_TOLERANCE = 1e-3  # by which probabilities, often rounded ones, may miss a sum of 1
 

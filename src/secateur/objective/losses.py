@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from secateur.errors import ArgumentError, DataError, SecateurError, choose
 from secateur.objective.kept_outputs import KEPT, distribution, divergences, gaps, output
 from secateur.objective.loss_inputs import check_probabilities, classes_of, logits_of, tensor_of, tensors_of
-from secateur.structure.outputs import flatten_outputs
+from secateur.structure.exporting.outputs import flatten_outputs
 
 LossFunction = Callable[[Any, Any], Tensor]
 

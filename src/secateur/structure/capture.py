@@ -22,10 +22,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from secateur.errors import DataError, ModelError
 from secateur.structure.axis import BATCH
 from secateur.structure.export import Exported, FixedSizeError, export_model, first_line, is_check
+from secateur.structure.exporting.noise import SteadyNoise, draws
+from secateur.structure.exporting.outputs import OutputSpec
+from secateur.structure.exporting.tracing import input_names
 from secateur.structure.inputs import Call, Free, InputSpec, batch_size, like_model, map_tensors, tensors
-from secateur.structure.noise import SteadyNoise, draws
-from secateur.structure.outputs import OutputSpec
-from secateur.structure.tracing import input_names
 
 UNKNOWN = 999_983  # stands for a size that depends on values: another prime than the one for the batch
 

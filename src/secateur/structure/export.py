@@ -16,12 +16,12 @@ from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from secateur.errors import ModelError
-from secateur.structure import value_checks
-from secateur.structure.inlining import inline_blocks
+from secateur.structure.exporting import value_checks
+from secateur.structure.exporting.inlining import inline_blocks
+from secateur.structure.exporting.outputs import OutputSpec
+from secateur.structure.exporting.tracing import free_lengths, no_look_at_masks, only_simple_sizes, quiet, traceable
+from secateur.structure.exporting.value_checks import Place, find_truths, first_choice
 from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
-from secateur.structure.outputs import OutputSpec
-from secateur.structure.tracing import free_lengths, no_look_at_masks, only_simple_sizes, quiet, traceable
-from secateur.structure.value_checks import Place, find_truths, first_choice
 
 
 class Exported(NamedTuple):

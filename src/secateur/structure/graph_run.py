@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
 from secateur.structure.capture import Captured, call_model, evaluating
+from secateur.structure.exporting.noise import steady
+from secateur.structure.exporting.outputs import flatten_outputs
 from secateur.structure.inputs import Call, sample_weight
-from secateur.structure.noise import steady
-from secateur.structure.outputs import flatten_outputs
 
 # Largest difference, relative to the largest value, that rounding alone explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

@@ -1,4 +1,4 @@
-"""Outputs in objects of any kind; src/secateur/structure/tracing.py lets torch.export return them."""
+"""Outputs in objects of any kind. Also covers secateur.structure.exporting.tracing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import ModelError
-from secateur.structure.outputs import flatten_outputs
+from secateur.structure.exporting.outputs import flatten_outputs
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import ModelError
-from secateur.structure.value_checks import Place, find_truths, first_choice
+from secateur.structure.exporting.value_checks import Place, find_truths, first_choice
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 HERE = Path(__file__).name

@@ -19,9 +19,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from secateur.arguments import describe
 from secateur.errors import ModelError
+from secateur.structure.exporting.outputs import OutputSpec, flatten_outputs
+from secateur.structure.exporting.value_checks import Place, Truths
 from secateur.structure.inputs import Call
-from secateur.structure.outputs import OutputSpec, flatten_outputs
-from secateur.structure.value_checks import Place, Truths
 
 MOST_OPERATIONS = 4  # in the term of a size
 

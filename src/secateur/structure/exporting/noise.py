@@ -26,13 +26,13 @@ def _uniform(drawn: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Te
     return drawn.fill_(low + UNIFORM * (high - low))
 
 
-def _slope(value: Tensor, _: Any, lower: float, upper: float, *__: Any, **___: Any) -> Tensor:
-    return torch.where(value < 0, (lower + UNIFORM * (upper - lower)) * value, value)
+def _slope(value: Tensor, _: Any, lower: float = 1 / 8, upper: float = 1 / 3, *__: Any, **___: Any) -> Tensor:
+    return torch.where(value < 0, (lower + upper) / 2 * value, value)
 
 
 def _dropout(value: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     kept = torch.ones_like(value, dtype=torch.bool)
-    return (value / (1 - p) if train else value.clone()), kept
+    return (value / (1 - p) if train is not False else value.clone()), kept
 
 
 # what is given in place of a draw: of a coin always 1

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.structure.capture import call_model, capture
+from secateur.structure.exporting.noise import SteadyNoise
 from secateur.structure.graph_run import compile_graph, run
 from secateur.structure.inputs import as_call
-from secateur.structure.noise import SteadyNoise
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1] * 3)
