@@ -303,12 +303,12 @@ def test_len_of_a_tensor_is_a_free_size() -> None:
     assert type(len(x)) is int  # its own again
 
 
-def test_a_model_whose_code_fixes_the_batch_and_cannot_be_exported_is_refused_for_the_latter() -> None:
-    def loop_and_read(model: nn.Module, h: Tensor) -> Tensor:
-        return read_a_value(model, torch.stack(list(h)))
+def test_a_model_whose_code_fixes_the_batch_and_cannot_be_cut_is_refused_for_the_latter() -> None:
+    def loop_and_choose(_: nn.Module, h: Tensor) -> Tensor:
+        return torch.cond(h.sum() > 0, lambda h: h.sin(), lambda h: h.cos(), (torch.stack(list(h)),))
 
-    with pytest.raises(ModelError, match=r"^Between needs the values of tensors to go on"):
-        find_units(between(loop_and_read), inputs())
+    with pytest.raises(ModelError, match="a graph within the graph"):
+        find_units(between(loop_and_choose), inputs())
 
 
 @pytest.mark.parametrize("function", [loop_over_the_batch, fix_the_batch, branch_on_the_batch])

@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from secateur.errors import DataError, ModelError
 from secateur.structure.axis import BATCH
 from secateur.structure.export import Exported, FixedSizeError, export_model, first_line, is_check
-from secateur.structure.exporting.noise import SteadyNoise, draws
+from secateur.structure.exporting.noise import SteadyNoise, draws, random_states
 from secateur.structure.exporting.outputs import OutputSpec
 from secateur.structure.exporting.tracing import input_names
 from secateur.structure.inputs import Call, Free, InputSpec, batch_size, like_model, map_tensors, tensors
@@ -235,7 +235,12 @@ def eval_outputs(model: nn.Module, call: Call) -> Any:
 
 
 def call_model(model: nn.Module, call: Call) -> Any:
-    """Return the model's outputs with steady noise; a forward that works in place does so on copies of the inputs."""
+    """Return the model's outputs, with steady noise; a forward that works in place does so on copies of the inputs."""
+    args, kwargs = map_tensors(call, Tensor.clone)
+    before = random_states()
+    returned = model(*args, **kwargs)
+    if random_states() == before:  # no noise was drawn
+        return returned
     args, kwargs = map_tensors(call, Tensor.clone)
     with SteadyNoise():  # type: ignore[no-untyped-call]
         return model(*args, **kwargs)

@@ -66,7 +66,7 @@ def test_a_network_that_draws_noise_is_cut_and_draws_afresh(name: str) -> None:
             mask = torch.zeros(8).index_fill_(0, torch.tensor(kept), 1)
             after.weight.mul_(mask)
         torch.testing.assert_close(call_model(small, as_call(X)), call_model(zeros, as_call(X)))
-        assert not torch.equal(small(X), small(X))
+        assert not all(torch.equal(small(X), small(X)) for _ in range(20))
     assert result.max_difference < 1e-6
 
 

@@ -60,6 +60,8 @@ def _settle(graph: fx.Graph, calls: list[fx.Node], device: str, dtype: torch.dty
 class _Casts(TorchDispatchMode):
     """Watches which tensors are cast."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: dict[int, torch.dtype] = {}

@@ -55,6 +55,8 @@ FILLS = {"randn": NORMAL, "randn_like": NORMAL, "rand": UNIFORM, "rand_like": UN
 class SteadyNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gives the fixed draw in place of any other; of operations that choose positions, always the one of seed 0."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Return the result of an operation, or the fixed draw."""
         kwargs = kwargs or {}
@@ -69,6 +71,14 @@ class SteadyNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return function(*args, **kwargs)
+
+
+def random_states() -> list[bytes]:
+    """Return the states of all generators that noise is drawn from."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    return [state.numpy().tobytes() for state in states]
 
 
 def draws(node: fx.Node) -> bool:
