@@ -29,6 +29,7 @@ from secateur.structure.graph_run import bind, compile_graph, difference, in_dou
 from secateur.structure.inputs import Call, like_model
 from secateur.structure.module_calls import ModuleCall, module_calls, whole_call
 from secateur.structure.sliced_graph import Sliced
+from secateur.structure.trees import unpack
 
 MOST_TRIALS = 32  # of one submodule's numbers
 
@@ -64,7 +65,7 @@ class Expected:
     def agrees(self, module: nn.Module, call: ModuleCall) -> bool:
         """Return whether a submodule computes the expected outputs from the expected inputs."""
         flat = [c if n is None else self.values[n].clone() for n, c in zip(call.inputs, call.constants, strict=True)]
-        args, kwargs = tree_unflatten(flat, call.in_spec)
+        args, kwargs = unpack(tree_unflatten(flat, call.in_spec))
         try:
             with evaluating(module), torch.no_grad():
                 got = tree_leaves(module(*args, **kwargs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,19 +13,36 @@ from torch.utils.data import Dataset
 from secateur.errors import DataError
 from secateur.objective.mask import data_and_mask, find_mask
 from secateur.structure.capture import Captured
-from secateur.structure.inputs import Call, as_call, batch_size, like_model, map_tensors, tensor_like_model, tensors
+from secateur.structure.inputs import (
+    Call,
+    InputSpec,
+    as_call,
+    like_model,
+    likely_samples,
+    map_tensors,
+    tensor_like_model,
+    tensors,
+)
 from secateur.structure.lookups import Lookups
 
 CHUNK = 2**14  # samples of a dataset given whole that are run at a time, at most
 
 
 class Batch(NamedTuple):
-    """Some samples, on the model's device, and which of their positions count [N, L], None for all."""
+    """Some samples, on the model's device, which of their positions count [N, L], None for all, and the inputs' form.
+
+    Where inputs cannot be divided into samples, those of a batch are counted by its targets: a graph's nodes.
+    """
 
     call: Call
     targets: Any
     size: int
     mask: Tensor | None = None
+    spec: InputSpec | None = None
+
+    def take(self, rows: slice | Tensor) -> Call:
+        """Return the inputs of some samples."""
+        return (self.spec or InputSpec.of(self.call)).take(self.call, rows)
 
 
 def batches(
@@ -47,14 +65,15 @@ def batches(
         DataError: There is no sample, the data can be read only once, it holds NaN, or a batch does not fit the graph.
     """
     n, lookups = 0, None if captured is None else Lookups(captured)
+    spec = None if captured is None else captured.spec
     data, mask = data_and_mask(data)
-    for position, item in enumerate(_items(data, chunk, name)):
-        batch = _batch(model, item, position, name)
+    for position, item in enumerate(_items(data, chunk, name, spec)):
+        batch = _batch(model, item, position, name, spec)
         n += batch.size
         if batch.size:
             where = f"{name}: batch {position}: "
             batch = batch if lookups is None else _as_captured(batch, lookups, where)
-            yield batch._replace(mask=find_mask(batch.call, mask, where))
+            yield batch._replace(mask=find_mask(batch.call, batch.size, mask, where))
     if not n:
         raise DataError(f"{name}: there is no sample in it")
 
@@ -74,7 +93,7 @@ def first_inputs(data: Any) -> Any:
     raise DataError("data: there is no sample in it")
 
 
-def _items(data: Any, chunk: int = CHUNK, name: str = "data") -> Iterable[Any]:
+def _items(data: Any, chunk: int = CHUNK, name: str = "data", spec: InputSpec | None = None) -> Iterable[Any]:
     """Return an iterable of the batches as the caller gave them, or of the pieces of a dataset given whole.
 
     Raises:
@@ -82,7 +101,7 @@ def _items(data: Any, chunk: int = CHUNK, name: str = "data") -> Iterable[Any]:
     """
     iterable = require_batches(data, name)
     if is_pair(data):
-        return _chunks(data, chunk, name)
+        return [data] if spec is None or spec.undivided else _chunks(data, chunk, name, spec)
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Mapping | tuple | list):
         raise DataError(f"{_expected(name)} ({type(data[0]).__name__}, {type(data[1]).__name__})")
     return iterable
@@ -117,17 +136,17 @@ def is_pair(data: Any) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     inputs, targets = data
-    return isinstance(targets, Tensor | None) and isinstance(inputs, Tensor | Mapping | tuple)
+    return isinstance(targets, Tensor | None) and (isinstance(inputs, Tensor | Mapping | tuple) or is_dataclass(inputs))
 
 
-def _chunks(data: Any, chunk: int, name: str) -> Iterator[tuple[Any, Any]]:
+def _chunks(data: Any, chunk: int, name: str, spec: InputSpec) -> Iterator[tuple[Any, Any]]:
     call = map_tensors(as_call(data[0]), lambda t: _dense(t, name))
     targets = None if data[1] is None else _dense(data[1], name)
-    n = batch_size(call, f"{name}: ")
+    n = spec.count(call, f"{name}: ")
     _check_number(n, targets, name)
     for start in range(0, n, chunk):
         rows = slice(start, start + chunk)
-        part = map_tensors(call, lambda t, rows=rows: t[rows] if t.ndim else t)
+        part = spec.take(call, rows)
         yield part[1] or part[0], None if targets is None else targets[rows]
 
 
@@ -146,15 +165,17 @@ def _contents(item: Any) -> str:
     return f" of {len(item)}" if isinstance(item, tuple | list) else ""
 
 
-def _batch(model: nn.Module, item: Any, position: int, name: str) -> Batch:
+def _batch(model: nn.Module, item: Any, position: int, name: str, spec: InputSpec | None = None) -> Batch:
     """Return the samples of one batch, detached from whatever computed them.
+
+    How many they are is likely only as long as the inputs' form is not known.
 
     Raises:
         DataError: Its inputs are no tensors, or it holds NaN.
     """
     where = f"{name}: batch {position}"
     inputs, targets = _split(item, where)
-    if not isinstance(inputs, Tensor | Mapping | tuple | list):
+    if not (isinstance(inputs, Tensor | Mapping | tuple | list) or is_dataclass(inputs)):
         form = "a tensor, a tuple of positional inputs or a dict of keyword inputs"
         raise DataError(f"{where}: expected as inputs {form}, got {type(inputs).__name__}")
     call = like_model(model, map_tensors(as_call(inputs), lambda t: _dense(t, where)))
@@ -163,9 +184,13 @@ def _batch(model: nn.Module, item: Any, position: int, name: str) -> Batch:
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not _finite(tensor):
             which = "targets" if tensor is targets else "inputs"
             raise DataError(f"{name}: the {which} of batch {position} hold NaN or infinite values")
-    n = batch_size(call, f"{where}: ")
+    if spec is None:
+        return Batch(call, targets, likely_samples(call, f"{where}: "))
+    if spec.undivided:
+        return Batch(call, targets, len(targets) if isinstance(targets, Tensor) and targets.ndim else 1, None, spec)
+    n = spec.count(call, f"{where}: ")
     _check_number(n, targets, where)
-    return Batch(call, targets, n)
+    return Batch(call, targets, n, None, spec)
 
 
 def _as_captured(batch: Batch, lookups: Lookups, where: str) -> Batch:

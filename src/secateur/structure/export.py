@@ -15,9 +15,12 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.nn.modules import transformer
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from secateur.errors import ModelError
-from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
+from secateur.structure.inputs import Call, InputSpec, input_leaves, map_tensors
+from secateur.structure.tensor_spec import TensorSpec
+from secateur.structure.trees import unpack
 
 MOST_OPERATIONS = 4  # in the term of a size
 
@@ -46,21 +49,21 @@ def _takes_any(model: nn.Module) -> bool:
 
 
 def input_names(model: nn.Module, call: Call) -> list[str]:
-    """Return what the exported program calls the inputs: the positional ones, then those by keyword."""
+    """Return what the exported program calls the leaves of the inputs: the positional ones, then those by keyword."""
     names = list(inspect.signature(model.forward).parameters)
     positional = [f"input_{i}" if _takes_any(model) else names[i] for i in range(len(call[0]))]
-    return [*positional, *call[1]]
+    named = {f"[{i}]": name for i, name in enumerate(positional)} | {f"[{name!r}]": name for name in call[1]}
+    paths = input_leaves(call)
+    return [named.get(path) or f"entry_{i}" for i, path in enumerate(paths)]
 
 
 @contextlib.contextmanager
-def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
-    """Let a forward of (*args, **kwargs) say what it is called with: torch.export wants a name for each input."""
-    if not _takes_any(model):
-        yield
-        return
-    own, before = model.forward, vars(model).get("forward")
+def _flat_inputs(model: nn.Module, call: Call) -> Iterator[None]:
+    """Let forward take the leaves of its inputs, one by one and by name, as torch.export wants them."""
+    own, before, (_, form) = model.forward, vars(model).get("forward"), tree_flatten(call)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*leaves: Any) -> Any:
+        args, kwargs = unpack(tree_unflatten(leaves, form))
         return own(*args, **kwargs)
 
     names = input_names(model, call)
@@ -121,11 +124,11 @@ def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) 
     batch = None if spec.fixed else Dim("batch", min=2)
     try:
         simple = _only_simple_sizes() if spec.free else contextlib.nullcontext()
-        with _quiet(), _named_inputs(model, call), _no_look_at_masks(), simple:
-            named = inspect.signature(model.forward).bind(*spec.args, **dict(spec.kwargs)).arguments
-            shapes = {name: _dynamic(value, batch) for name, value in named.items()}
-            copies = map_tensors(call, Tensor.clone)
-            program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
+        with _quiet(), _flat_inputs(model, call), _no_look_at_masks(), simple:
+            named = inspect.signature(model.forward).parameters
+            shapes = {name: _dynamic(value, batch) for name, value in zip(named, spec.leaves.values(), strict=True)}
+            copies = tuple(tree_leaves(map_tensors(call, Tensor.clone)))
+            program = export(model, copies, dynamic_shapes=shapes, strict=False, **options)
             program = program if _make_functional(program.graph) else program.run_decompositions({})
             _inline(program.graph_module)
             return program
@@ -140,7 +143,7 @@ def _dynamic(value: Any, batch: Dim | None) -> dict[int, Any] | None:
     """Return the dimensions of an input that are to be free; those that the code fixes are then fixed."""
     if not isinstance(value, TensorSpec) or value.shape is None:
         return None
-    return {0: batch, **dict.fromkeys(value.free, Dim.AUTO)}
+    return ({0: batch} if value.per_sample else {}) | dict.fromkeys(value.free, Dim.AUTO)
 
 
 def is_check(node: fx.Node) -> bool:

@@ -207,8 +207,10 @@ class Units:
         """Further facts about the units, one sentence each."""
         n, sizes = self.captured.spec.fixed, ", ".join(map(str, self.captured.spec.free.values()))
         fixed = f"The model's code fixes the batch at {n} samples: all sizes are for these, all data comes so."
+        if self.captured.spec.undivided:
+            fixed = "The inputs cannot be divided into samples: all sizes are for the example, each input is a batch."
         free = f"Inputs may have other sizes in place of {sizes}: MACs and memory are counted for these."
-        return [fixed] if n else [free] if sizes else []
+        return ([fixed] if n else []) + ([free] if sizes else [])
 
     def _fixed_table(self) -> str:
         """Return every fixed axis, or where there are many one row for each reason."""
