@@ -13,8 +13,8 @@ from secateur.structure.inputs import (
     InputSpec,
     TensorSpec,
     as_call,
-    batch_size,
     like_model,
+    likely_samples,
     map_tensors,
     tensors,
 )
@@ -64,25 +64,34 @@ def test_map_tensors_leaves_plain_values() -> None:
     assert tensors((args, kwargs)) == [args[0], kwargs["y"]]
 
 
-def test_the_batch_size_is_that_of_every_tensor() -> None:
-    assert batch_size(((X, 7, torch.tensor(3.0)), {"y": Y})) == 4
+@pytest.mark.parametrize(
+    ("call", "n"),
+    [
+        (((X, 7, torch.tensor(3.0)), {"y": Y}), 4),
+        (((torch.zeros(9), X, Y), {}), 4),
+        (((X, torch.zeros(9)), {}), 4),
+        (((torch.zeros(9), {"x": X}), {}), 9),
+    ],
+    ids=["every tensor's", "the commonest", "the first of as common ones", "the first, though nested"],
+)
+def test_the_likely_number_of_samples_is_a_first_dimension(call: Any, n: int) -> None:
+    assert likely_samples(as_call(call[0] or call[1])) == n
+    assert InputSpec.of(call).samples == n
 
 
 @pytest.mark.parametrize(
     ("call", "found"),
     [
         (((X, torch.zeros(3, 2)), {}), r"\[3, 4\]"),
-        (((X,), {"y": torch.zeros(9)}), r"\[4, 9\]"),
         (((), {}), "none"),
-        (((3, torch.tensor(1.0)), {}), "none"),
     ],
-    ids=["two sizes", "a keyword's size", "nothing", "no batch"],
+    ids=["two sizes", "nothing"],
 )
 def test_different_batch_sizes_are_refused(call: Any, found: str) -> None:
     with pytest.raises(
         DataError, match=rf"^inputs: expected one number of samples in the first dimension, got {found}$"
     ):
-        batch_size(call)
+        InputSpec.of(((X, X), {})).count(call)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -106,12 +115,16 @@ def test_a_specification_keeps_what_outlives_the_tensors() -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (((X, [X]), {}), r"^input 1: expected a tensor or a plain value, got list$"),
-        (((), {"state": {"h": X}}), r"^input 'state': expected a tensor or a plain value, got dict$"),
+        (((X, [X, {3}]), {}), r"^inputs\[1\]\[1\]: expected a tensor or a plain value, got set$"),
+        (
+            ((), {"state": {"h": slice(3)}}),
+            r"^inputs\['state'\]\['h'\]: expected a tensor or a plain value, got slice$",
+        ),
+        (((3,), {}), r"^example_inputs: there is no tensor among them$"),
     ],
-    ids=["positional", "keyword"],
+    ids=["positional", "keyword", "plain"],
 )
-def test_nested_inputs_are_refused_by_name(call: Any, text: str) -> None:
+def test_what_is_neither_tensor_nor_plain_is_refused_by_name(call: Any, text: str) -> None:
     with pytest.raises(ArgumentError, match=text):
         InputSpec.of(call)
 

@@ -24,12 +24,12 @@ from secateur.cutting.probe_weights import holding
 from secateur.cutting.verify import Truth
 from secateur.structure.axis import BATCH, Axis, find, parts, product
 from secateur.structure.axis import cat as cat_axes
+from secateur.structure.calls.trees import unpack
 from secateur.structure.capture import Captured, evaluating
 from secateur.structure.graph_run import bind, compile_graph, difference, in_double
 from secateur.structure.inputs import Call, like_model
 from secateur.structure.module_calls import ModuleCall, module_calls, whole_call
 from secateur.structure.sliced_graph import Sliced
-from secateur.structure.trees import unpack
 
 MOST_TRIALS = 32  # of one submodule's numbers
 

@@ -11,11 +11,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.errors import DataError
+from secateur.structure.calls.trees import pack
 from secateur.structure.capture import Captured, broken_guard, counts_samples, is_free, name_of_size, times
 from secateur.structure.inputs import check_as_captured, input_leaves
 from secateur.structure.module_calls import ModuleCall
 from secateur.structure.sliced_graph import Sliced
-from secateur.structure.trees import pack
 
 
 class CapturedForward:

@@ -17,8 +17,8 @@ from secateur.structure.inputs import (
     Call,
     InputSpec,
     as_call,
+    first_dimensions,
     like_model,
-    likely_samples,
     map_tensors,
     tensor_like_model,
     tensors,
@@ -65,15 +65,13 @@ def batches(
         DataError: There is no sample, the data can be read only once, it holds NaN, or a batch does not fit the graph.
     """
     n, lookups = 0, None if captured is None else Lookups(captured)
-    spec = None if captured is None else captured.spec
     data, mask = data_and_mask(data)
-    for position, item in enumerate(_items(data, chunk, name, spec)):
-        batch = _batch(model, item, position, name, spec)
+    items = _items(data, name)
+    for position, item in enumerate(_chunks(data, chunk, name, captured) if is_pair(data) else items):
+        batch = _counted(_batch(model, item, position, name), lookups, f"{name}: batch {position}")
         n += batch.size
         if batch.size:
-            where = f"{name}: batch {position}: "
-            batch = batch if lookups is None else _as_captured(batch, lookups, where)
-            yield batch._replace(mask=find_mask(batch.call, batch.size, mask, where))
+            yield batch._replace(mask=find_mask(batch.call, batch.size, mask, f"{name}: batch {position}: "))
     if not n:
         raise DataError(f"{name}: there is no sample in it")
 
@@ -88,20 +86,20 @@ def first_inputs(data: Any) -> Any:
         raise DataError("pass units=find_units(model, example_inputs): without data the inputs are unknown")
     data, _ = data_and_mask(data)
     for position, item in enumerate(_items(data)):
-        if _batch(nn.Identity(), item, position, "data").size:
+        if any(first_dimensions(_batch(nn.Identity(), item, position, "data").call).values()):
             return data[0] if is_pair(data) else _split(item, f"data: batch {position}")[0]
     raise DataError("data: there is no sample in it")
 
 
-def _items(data: Any, chunk: int = CHUNK, name: str = "data", spec: InputSpec | None = None) -> Iterable[Any]:
-    """Return an iterable of the batches as the caller gave them, or of the pieces of a dataset given whole.
+def _items(data: Any, name: str = "data") -> Iterable[Any]:
+    """Return an iterable of the batches as the caller gave them, or of a dataset given whole.
 
     Raises:
         DataError: They are no data, or can be read only once.
     """
     iterable = require_batches(data, name)
     if is_pair(data):
-        return [data] if spec is None or spec.undivided else _chunks(data, chunk, name, spec)
+        return [data]
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Mapping | tuple | list):
         raise DataError(f"{_expected(name)} ({type(data[0]).__name__}, {type(data[1]).__name__})")
     return iterable
@@ -139,15 +137,25 @@ def is_pair(data: Any) -> bool:
     return isinstance(targets, Tensor | None) and (isinstance(inputs, Tensor | Mapping | tuple) or is_dataclass(inputs))
 
 
-def _chunks(data: Any, chunk: int, name: str, spec: InputSpec) -> Iterator[tuple[Any, Any]]:
+def _chunks(data: Any, chunk: int, name: str, captured: Captured | None) -> Iterator[tuple[Any, Any]]:
+    """Yield the pieces of a dataset given whole; all of it where it cannot be divided into samples."""
     call = map_tensors(as_call(data[0]), lambda t: _dense(t, name))
     targets = None if data[1] is None else _dense(data[1], name)
+    spec = _spec(call) if captured is None else captured.spec
     n = spec.count(call, f"{name}: ")
+    if spec.undivided:
+        yield data
+        return
     _check_number(n, targets, name)
     for start in range(0, n, chunk):
         rows = slice(start, start + chunk)
         part = spec.take(call, rows)
         yield part[1] or part[0], None if targets is None else targets[rows]
+
+
+def _spec(call: Call) -> InputSpec:
+    """Return the form of inputs that no graph was captured with yet: every first dimension is that of the samples."""
+    return InputSpec.of(call, first_dimensions(call))
 
 
 def _split(item: Any, where: str) -> tuple[Any, Any]:
@@ -165,10 +173,8 @@ def _contents(item: Any) -> str:
     return f" of {len(item)}" if isinstance(item, tuple | list) else ""
 
 
-def _batch(model: nn.Module, item: Any, position: int, name: str, spec: InputSpec | None = None) -> Batch:
-    """Return the samples of one batch, detached from whatever computed them.
-
-    How many they are is likely only as long as the inputs' form is not known.
+def _batch(model: nn.Module, item: Any, position: int, name: str) -> Batch:
+    """Return one batch, its samples not counted yet, detached from whatever computed it.
 
     Raises:
         DataError: Its inputs are no tensors, or it holds NaN.
@@ -184,19 +190,27 @@ def _batch(model: nn.Module, item: Any, position: int, name: str, spec: InputSpe
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not _finite(tensor):
             which = "targets" if tensor is targets else "inputs"
             raise DataError(f"{name}: the {which} of batch {position} hold NaN or infinite values")
-    if spec is None:
-        return Batch(call, targets, likely_samples(call, f"{where}: "))
-    if spec.undivided:
-        return Batch(call, targets, len(targets) if isinstance(targets, Tensor) and targets.ndim else 1, None, spec)
+    return Batch(call, targets, 0)
+
+
+def _counted(batch: Batch, lookups: Lookups | None, where: str) -> Batch:
+    """Return the batch as the graph takes it, with its number of samples.
+
+    Raises:
+        DataError: It does not fit the graph, or inputs and targets are not as many.
+    """
+    call, sizes = batch.call, first_dimensions(batch.call)
+    if sizes and not any(sizes.values()):
+        return batch
+    spec = _spec(call) if lookups is None else lookups.captured.spec
+    if lookups is not None:
+        call = lookups.captured.match(call, f"{where}: ")
+        lookups.check(call, f"{where}: ")
     n = spec.count(call, f"{where}: ")
-    _check_number(n, targets, where)
-    return Batch(call, targets, n, None, spec)
-
-
-def _as_captured(batch: Batch, lookups: Lookups, where: str) -> Batch:
-    call = lookups.captured.match(batch.call, where)
-    lookups.check(call, where)
-    return batch._replace(call=call)
+    if spec.undivided:
+        n = len(batch.targets) if isinstance(batch.targets, Tensor) and batch.targets.ndim else 1
+    _check_number(n, batch.targets, where)
+    return Batch(call, batch.targets, n, None, spec)
 
 
 def _check_number(n: int, targets: Any, where: str) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from secateur.arguments import describe
 from secateur.errors import ArgumentError, DataError
+from secateur.structure.calls.trees import unpack
 from secateur.structure.inputs import Call
-from secateur.structure.trees import unpack
 
 Mask = str | Callable[..., Tensor]  # the name of an input, or a function of the inputs
 KNOWN = "attention_mask"  # a keyword input [N, L] of this name says by itself which positions count

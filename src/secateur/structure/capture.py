@@ -21,10 +21,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.errors import DataError, ModelError
 from secateur.structure.axis import BATCH
+from secateur.structure.calls.tensor_spec import Free
+from secateur.structure.calls.trees import unpack
 from secateur.structure.export import export_model, first_line, input_names, is_check
 from secateur.structure.inputs import Call, InputSpec, like_model, map_tensors, tensors
-from secateur.structure.tensor_spec import Free
-from secateur.structure.trees import unpack
 
 UNKNOWN = 999_983  # stands for a size that depends on values: another prime than the one for the batch
 

@@ -18,9 +18,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from secateur.errors import ModelError
+from secateur.structure.calls.tensor_spec import TensorSpec
+from secateur.structure.calls.trees import unpack
 from secateur.structure.inputs import Call, InputSpec, input_leaves, map_tensors
-from secateur.structure.tensor_spec import TensorSpec
-from secateur.structure.trees import unpack
 
 MOST_OPERATIONS = 4  # in the term of a size
 

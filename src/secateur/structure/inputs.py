@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from secateur.errors import ArgumentError, DataError, ModelError
-from secateur.structure.tensor_spec import Free, TensorSpec, describe_tensor
-from secateur.structure.trees import leaves_of, map_leaves, pack, tree_from_json, tree_to_json
+from secateur.structure.calls.tensor_spec import Free, TensorSpec, describe_tensor
+from secateur.structure.calls.trees import leaves_of, map_leaves, pack, tree_from_json, tree_to_json
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -23,7 +23,7 @@ def as_call(inputs: Any) -> Call:
     """Return example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
 
     Each input may hold tensors at any depth, in lists, tuples, dicts, dataclasses and mappings, which are packed
-    (see `secateur.structure.trees`). A dataclass alone is the one positional input.
+    (see `secateur.structure.calls.trees`). A dataclass alone is the one positional input.
 
     Raises:
         ArgumentError: They have another form.
@@ -248,7 +248,9 @@ class InputSpec:
             raise DataError(f"{where}inputs: expected {wanted} as in the example, got {got}")
         wanted_paths, paths = self.leaves.keys(), input_leaves(call).keys()
         if wanted_paths != paths:
-            lists = [", ".join(f"inputs{path}" for path in some) for some in (wanted_paths - paths, paths - wanted_paths)]
+            lists = [
+                ", ".join(f"inputs{path}" for path in some) for some in (wanted_paths - paths, paths - wanted_paths)
+            ]
             raise DataError(
                 f"{where}inputs: other entries than in the example: without {lists[0] or 'none'}, "
                 f"with {lists[1] or 'none'} beside the others"

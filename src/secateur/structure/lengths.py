@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.structure.calls.samples import find_samples
+from secateur.structure.calls.tensor_spec import Free
 from secateur.structure.capture import Captured, call_model, capture, check_finite, evaluating
 from secateur.structure.graph_run import check_capture
 from secateur.structure.inputs import Call, InputSpec, like_model, map_inputs
-from secateur.structure.samples import find_samples
-from secateur.structure.tensor_spec import Free
 
 SHORTEST = 3  # sizes below are left as they are: one shorter, they would be broadcast
 

@@ -11,11 +11,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from secateur.errors import ModelError
+from secateur.structure.calls.tensor_spec import TensorSpec
 from secateur.structure.capture import Captured, at_least_two, call_model, evaluating, twice
 from secateur.structure.export import export_model, is_check
 from secateur.structure.inputs import Call
 from secateur.structure.lengths import one_shorter
-from secateur.structure.tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Packed:
 
 def _keyed(packed: Packed) -> tuple[list[tuple[Any, Any]], Any]:
     key = GetAttrKey if is_dataclass(packed.kind) else MappingKey
-    pairs = [(key(name), value) for name, value in packed.entries.items()]
+    pairs: list[tuple[Any, Any]] = [(key(name), value) for name, value in packed.entries.items()]
     return pairs, (packed.kind, tuple(packed.entries))
 
 
@@ -43,7 +43,7 @@ register_pytree_node(
     Packed,
     lambda packed: (list(packed.entries.values()), (packed.kind, tuple(packed.entries))),
     lambda values, context: Packed(context[0], dict(zip(context[1], values, strict=True))),
-    serialized_type_name="secateur.structure.trees.Packed",
+    serialized_type_name="secateur.structure.calls.trees.Packed",
     flatten_with_keys_fn=_keyed,
 )
 
@@ -128,9 +128,10 @@ def tree_from_json(data: Mapping[str, Any], parse: Callable[[Any], Any]) -> Any:
     Raises:
         ArgumentError: They hold an object of a class that is not known in this process.
     """
-    for kind in (list, tuple):
-        if kind.__name__ in data:
-            return kind(tree_from_json(value, parse) for value in data[kind.__name__])
+    if "list" in data:
+        return [tree_from_json(value, parse) for value in data["list"]]
+    if "tuple" in data:
+        return tuple(tree_from_json(value, parse) for value in data["tuple"])
     if "dict" in data:
         return {key: tree_from_json(value, parse) for key, value in data["dict"]}
     if "object" not in data:

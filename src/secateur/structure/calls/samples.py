@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from secateur.structure.calls.trees import pack
 from secateur.structure.capture import call_model, eval_outputs, evaluating
 from secateur.structure.graph_run import difference, tolerance
 from secateur.structure.inputs import Call, InputSpec, first_dimensions, likely_samples, map_inputs
-from secateur.structure.trees import pack
 
 COPIES = 2
 
@@ -87,7 +87,8 @@ def _copies(outputs: list[Tensor], doubled: list[Tensor] | None, allowed: float)
         return False
     grown = [(a, b) for a, b in zip(outputs, doubled, strict=True) if a.shape != b.shape]
     return bool(grown) and all(
-        difference(a, b[tuple(_every_second(start, *pair) for pair in zip(a.shape, b.shape, strict=True))])[1] <= allowed
+        difference(a, b[tuple(_every_second(start, *pair) for pair in zip(a.shape, b.shape, strict=True))])[1]
+        <= allowed
         for a, b in grown
         for start in range(COPIES)
     )
