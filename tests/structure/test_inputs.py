@@ -14,7 +14,6 @@ from secateur.structure.inputs import (
     TensorSpec,
     as_call,
     like_model,
-    likely_samples,
     map_tensors,
     tensors,
 )
@@ -65,21 +64,6 @@ def test_map_tensors_leaves_plain_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "n"),
-    [
-        (((X, 7, torch.tensor(3.0)), {"y": Y}), 4),
-        (((torch.zeros(9), X, Y), {}), 4),
-        (((X, torch.zeros(9)), {}), 4),
-        (((torch.zeros(9), {"x": X}), {}), 9),
-    ],
-    ids=["every tensor's", "the commonest", "the first of as common ones", "the first, though nested"],
-)
-def test_the_likely_number_of_samples_is_a_first_dimension(call: Any, n: int) -> None:
-    assert likely_samples(as_call(call[0] or call[1])) == n
-    assert InputSpec.of(call).samples == n
-
-
-@pytest.mark.parametrize(
     ("call", "found"),
     [
         (((X, torch.zeros(3, 2)), {}), r"\[3, 4\]"),
@@ -105,7 +89,7 @@ def test_a_model_without_parameters_takes_inputs_in_the_default_dtype() -> None:
 
 
 def test_a_specification_keeps_what_outlives_the_tensors() -> None:
-    call = ((torch.randn(4, 2, 3), torch.tensor([[2, 5], [7, 3]])), {"mask": torch.tensor([True, True]), "p": 0.5})
+    call = ((torch.randn(2, 2, 3), torch.tensor([[2, 5], [7, 3]])), {"mask": torch.tensor([True, True]), "p": 0.5})
     spec = InputSpec.of(call)
     assert spec.args == (TensorSpec("float32", (2, 3)), TensorSpec("int64", (2,), 2, 7))
     assert spec.kwargs == (("mask", TensorSpec("bool", (), 1, 1)), ("p", 0.5))

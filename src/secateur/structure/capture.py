@@ -51,7 +51,7 @@ class Captured:
         sizes: dict[str, tuple[int, str]] = {}
         call = self.spec.match(call, where, sizes)
         known = {name: size for name, (size, _) in sizes.items()}
-        broken = broken_guard(self.guards, known | {"samples": self.spec.count(call)})
+        broken = broken_guard(self.guards, known | {"samples": self.spec.count(call, where)})
         if broken is not None:
             got = ", ".join(f"{name} = {size}, {place}" for name, (size, place) in sizes.items())
             raise DataError(f"{where}inputs: the model was captured for sizes with {broken}, got {got}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
@@ -68,18 +67,6 @@ def first_dimensions(call: Call) -> dict[str, int]:
     return {path: len(leaf) for path, leaf in input_leaves(call).items() if isinstance(leaf, Tensor) and leaf.ndim}
 
 
-def likely_samples(call: Call, where: str = "") -> int:
-    """Return the likely number of samples: the first dimension that most tensors have, of several the first one's.
-
-    Raises:
-        DataError: There is none.
-    """
-    sizes = first_dimensions(call)
-    if not sizes:
-        raise DataError(f"{where}inputs: expected one number of samples in the first dimension, got none")
-    return Counter(sizes.values()).most_common(1)[0][0]
-
-
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer by name, tied ones under the first."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
@@ -126,14 +113,14 @@ class InputSpec:
         Args:
             call: The inputs.
             per_sample: The paths of the tensors whose first dimension is that of the samples; none where the inputs
-                cannot be divided; None for those with the likely number of samples.
+                cannot be divided; None for all, or where these are not as many for none.
 
         Raises:
             ArgumentError: One of them is neither a tensor nor a plain value, or there is no tensor.
         """
         sizes = first_dimensions(call)
         if per_sample is None:
-            per_sample = {path for path, size in sizes.items() if size == likely_samples(call)}
+            per_sample = sizes if len(set(sizes.values())) == 1 else ()
 
         def described(path: str, leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
@@ -182,6 +169,10 @@ class InputSpec:
 
         args, kwargs = map_inputs((self.args, dict(self.kwargs)), changed)
         return replace(self, args=args, kwargs=tuple(kwargs.items()))
+
+    def without_free(self) -> InputSpec:
+        """Return the form with the example's sizes in place of free ones."""
+        return self.with_sizes(lambda path, dim, size: size.size if isinstance(size, Free) else size)  # noqa: ARG005
 
     def per_sample(self, call: Call) -> dict[str, Tensor]:
         """Return the tensors of a call that have the samples in the first dimension, by their path."""

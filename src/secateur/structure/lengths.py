@@ -40,25 +40,30 @@ def capture_lengths(model: nn.Module, call: Call) -> Captured:
     """
     check_finite(model)
     call = like_model(model, call)
-    spec = _with_free_sizes(model, call, find_samples(model, call))
+    form = find_samples(model, call)
+    spec = _with_free_sizes(model, call, form)
     if spec.free:
         with contextlib.suppress(SecateurError, RuntimeError, IndexError):  # as the graph may end at other sizes
             captured = capture(model, call, spec)
             check_capture(model, captured, call)
             check_capture(model, captured, one_shorter(few(call, spec), captured.spec))
             return captured
-    return capture_fixed(model, call)
+    return capture_fixed(model, call, form)
 
 
-def capture_fixed(model: nn.Module, call: Call) -> Captured:
+def capture_fixed(model: nn.Module, call: Call, spec: InputSpec) -> Captured:
     """Return the graph of the model in eval mode for the example's sizes and any number of samples.
+
+    Args:
+        model: Left as it was.
+        call: Example inputs.
+        spec: Their form, no dimension free.
 
     Raises:
         DataError: The inputs hold no sample.
         ModelError: As for `capture`; or the graph does not compute what the model does.
     """
-    call = like_model(model, call)
-    captured = capture(model, call, find_samples(model, call))
+    captured = capture(model, call, spec)
     check_capture(model, captured, call)
     return captured
 

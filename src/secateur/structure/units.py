@@ -321,7 +321,7 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
     captured = capture_lengths(model, call)
     units = Units(captured, infer(captured), model, include)
     if captured.spec.free and any(OF_INPUTS in fixed.reason or NOT_COVERED in fixed.reason for fixed in units.fixed):
-        captured = capture_fixed(model, call)  # for one length a rule may cover more
+        captured = capture_fixed(model, call, captured.spec.without_free())  # for one length a rule may cover more
         units = max(units, Units(captured, infer(captured), model, include), key=lambda known: known.total)
     return units
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.structure.calls.trees import pack
 from secateur.structure.capture import call_model, eval_outputs, evaluating
 from secateur.structure.graph_run import difference, tolerance
-from secateur.structure.inputs import Call, InputSpec, first_dimensions, likely_samples, map_inputs
+from secateur.structure.inputs import Call, InputSpec, first_dimensions, map_inputs
 
 COPIES = 2
 
@@ -34,12 +34,10 @@ def find_samples(model: nn.Module, call: Call) -> InputSpec:
 
     Raises:
         ArgumentError: One of them is neither a tensor nor a plain value.
-        DataError: No tensor has a first dimension.
         ModelError: The model does not run on these inputs.
     """
-    likely_samples(call)
     spec, sizes = InputSpec.of(call), first_dimensions(call)
-    if len(sizes) == 1 or 0 in sizes.values():
+    if len(sizes) <= 1 or 0 in sizes.values():
         return spec
     outputs = _tensors(eval_outputs(model, call))
     for paths in _candidates(sizes):
