@@ -102,6 +102,14 @@ class Centred(Contrast):
         return h - h.cumsum(0)[-1:]
 
 
+class Neighbours(Contrast):
+    """Rows of one table: a second copy of a row has another neighbour than the first."""
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        h = self.image(image) + self.text(text)
+        return h - h.roll(1, 0)
+
+
 class Example(NamedTuple):
     model: Callable[[], nn.Module]
     inputs: tuple[Any, ...]
@@ -131,6 +139,7 @@ EXAMPLES = {
     "as many samples as positions": Example(Attention, (numbers(5, 5, 4), numbers(5, 5)), ("[0]",), 5, {"up": 1}),
     "contrast": Example(Contrast, (numbers(5, 4), numbers(5, 3)), ("[0]", "[1]"), 5, {}),
     "tied samples": Example(Centred, (numbers(5, 4), numbers(5, 3)), ("[0]", "[1]"), 5, {}),
+    "neighbours": Example(Neighbours, (numbers(5, 4), numbers(5, 3)), (), 5, {}),
 }
 CUT = [name for name, example in EXAMPLES.items() if example.removed]
 
