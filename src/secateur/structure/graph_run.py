@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from secateur.errors import ModelError
 from secateur.structure.capture import Captured, call_model, evaluating
-from secateur.structure.inputs import Call, input_leaves, sample_weight
+from secateur.structure.inputs import Call, sample_weight
 
 # Largest difference, relative to the largest value, that rounding alone explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -46,8 +46,7 @@ def flatten(captured: Captured, call: Call) -> list[Any]:
     Raises:
         DataError: There are others than those the graph was captured with.
     """
-    leaves = input_leaves(captured.match(call))
-    return [leaves[path] for path in captured.spec.leaves]
+    return captured.spec.in_order(captured.match(call))
 
 
 def outputs(captured: Captured, returned: Sequence[Any]) -> Any:

@@ -214,7 +214,7 @@ class InputSpec:
         Raises:
             DataError: There are other inputs, or one has another shape or holds another kind of numbers.
         """
-        self._require_places(call, where)
+        self.in_order(call, where)
         form, known = self.leaves, {} if sizes is None else sizes
         names = {path: f"{where}inputs{path}" if len(form) > 1 else f"{where}inputs" for path in form}
         matched = map_inputs(call, lambda path, now: _match(form[path], now, names[path], known))
@@ -226,18 +226,19 @@ class InputSpec:
             )
         return matched
 
-    def _require_places(self, call: Call, where: str) -> None:
-        """Refuse inputs that are not those of the example, or hold other things.
+    def in_order(self, call: Call, where: str = "") -> list[Any]:
+        """Return the tensors and plain values of a call in the order of these.
 
         Raises:
-            DataError: They do.
+            DataError: There are other inputs than in the example, or they hold other entries.
         """
         (args, kwargs), form = call, dict(self.kwargs)
         if len(args) != len(self.args) or kwargs.keys() != form.keys():
             got = f"{len(args)} positional, keywords {sorted(kwargs)}"
             wanted = f"{len(self.args)} positional, keywords {sorted(form)}"
             raise DataError(f"{where}inputs: expected {wanted} as in the example, got {got}")
-        wanted_paths, paths = self.leaves.keys(), input_leaves(call).keys()
+        wanted_paths, inputs = self.leaves.keys(), input_leaves(call)
+        paths = inputs.keys()
         if wanted_paths != paths:
             lists = [
                 ", ".join(f"inputs{path}" for path in some) for some in (wanted_paths - paths, paths - wanted_paths)
@@ -246,6 +247,7 @@ class InputSpec:
                 f"{where}inputs: other entries than in the example: without {lists[0] or 'none'}, "
                 f"with {lists[1] or 'none'} beside the others"
             )
+        return [inputs[path] for path in wanted_paths]
 
     @classmethod
     def guess(cls, model: nn.Module) -> InputSpec:

@@ -288,7 +288,10 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
 
     Args:
         model: Any `torch.nn.Module` that torch.export can capture; left as it was.
-        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first. Where the
+        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first; each may hold
+            tensors at any depth, in lists, dicts, dataclasses. Tensors that all samples share (a mask [L, L], a
+            timestep [1]) are told by trial; where nothing can be divided into samples (the nodes and edges of a graph,
+            the bags of an EmbeddingBag), an input is a batch of its own, counted by its targets. Where the
             model leaves other sizes free (lengths of sequences, sizes of images), data may have others than these.
         include: "gated": the sets whose units can be removed exactly as by a gate of zero; "all": also those
             over which a norm or another statistic is taken (`removal` "sliced").
