@@ -19,7 +19,7 @@ from secateur.cutting.captured_forward import CapturedForward, captured_parts
 from secateur.errors import DataError
 from secateur.structure.graph_run import difference
 
-AS_BEFORE = " as in the example"
+LIKE = " as in the example"
 
 
 class Attention(nn.Module):
@@ -224,11 +224,14 @@ def test_plain_inputs_are_those_it_was_captured_with() -> None:
 @pytest.mark.parametrize(
     ("example", "given", "text"),
     [
-        ({}, ((X, X), {}), f"inputs: expected 1 positional, keywords []{AS_BEFORE}, got 2 positional, keywords []"),
-        ({}, ((X,), {"flag": True}), f"inputs: expected 1 positional, keywords []{AS_BEFORE}, got 1 positional, keywords ['flag']"),
+        ({}, ((X, X), {}), f"inputs: expected 1 positional, keywords []{LIKE}, got 2 positional, keywords []"),
+        (
+            {}, ((X,), {"flag": True}),
+            f"inputs: expected 1 positional, keywords []{LIKE}, got 1 positional, keywords ['flag']",
+        ),
         (
             {"flag": True, "mask": None}, ((), {"x": X}),
-            f"inputs: expected 0 positional, keywords ['flag', 'mask', 'x']{AS_BEFORE}, got 0 positional, keywords ['x']",
+            f"inputs: expected 0 positional, keywords ['flag', 'mask', 'x']{LIKE}, got 0 positional, keywords ['x']",
         ),
         ({"flag": True}, ((), {"x": X, "flag": False}), "inputs: captured with True, got False"),
         ({"flag": False}, ((), {"x": X, "flag": None}), "inputs: captured with False, got None"),
