@@ -24,6 +24,7 @@ from secateur.cutting.probe_weights import holding
 from secateur.cutting.verify import Truth
 from secateur.structure.axis import BATCH, Axis, find, parts, product
 from secateur.structure.axis import cat as cat_axes
+from secateur.structure.calls.trees import unpack
 from secateur.structure.capture import Captured, evaluating
 from secateur.structure.graph_run import bind, compile_graph, difference, in_double
 from secateur.structure.inputs import Call, like_model
@@ -64,7 +65,7 @@ class Expected:
     def agrees(self, module: nn.Module, call: ModuleCall) -> bool:
         """Return whether a submodule computes the expected outputs from the expected inputs."""
         flat = [c if n is None else self.values[n].clone() for n, c in zip(call.inputs, call.constants, strict=True)]
-        args, kwargs = tree_unflatten(flat, call.in_spec)
+        args, kwargs = unpack(tree_unflatten(flat, call.in_spec))
         try:
             with evaluating(module), torch.no_grad():
                 got = tree_leaves(module(*args, **kwargs))

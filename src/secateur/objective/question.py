@@ -16,7 +16,7 @@ from secateur.objective.memory import memory_cap, samples_at_once
 from secateur.objective.unlabelled import data_for
 from secateur.phases import phase
 from secateur.structure.check_units import check_units
-from secateur.structure.inputs import Call, as_call, like_model, map_tensors, sample_weight
+from secateur.structure.inputs import Call, as_call, like_model, sample_weight
 from secateur.structure.units import Units, find_units, require_units
 
 
@@ -156,5 +156,5 @@ def find_or_check(
         return find_units(model, example_inputs)
     call = units.captured.spec.sample(model) if example_inputs is None else as_call(example_inputs)
     n = samples_at_once(units.captured, memory)
-    check_units(model, units, map_tensors(call, lambda tensor: tensor[:n] if tensor.ndim else tensor))
+    check_units(model, units, units.captured.spec.take(call, slice(n)))
     return units

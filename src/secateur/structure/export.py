@@ -14,14 +14,16 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
+from secateur.structure.calls.tensor_spec import TensorSpec
 from secateur.structure.exporting import value_checks
 from secateur.structure.exporting.inlining import inline_blocks
 from secateur.structure.exporting.outputs import OutputSpec
 from secateur.structure.exporting.tracing import free_lengths, no_look_at_masks, only_simple_sizes, quiet, traceable
 from secateur.structure.exporting.value_checks import Place, find_truths, first_choice
-from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
+from secateur.structure.inputs import Call, InputSpec, map_tensors
 
 
 class Exported(NamedTuple):
@@ -121,10 +123,10 @@ def _export(
     batch = None if spec.fixed else Dim("batch", min=2)
     simple = only_simple_sizes() if spec.free else contextlib.nullcontext()
     with _true_reasons(model), quiet(), traceable(model, call, truths) as traced, no_look_at_masks(), simple:
-        named = inspect.signature(model.forward).bind(*spec.args, **dict(spec.kwargs)).arguments
-        shapes = {name: _dynamic(value, batch) for name, value in named.items()}
-        copies = map_tensors(call, Tensor.clone)
-        program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
+        named = inspect.signature(model.forward).parameters
+        shapes = {name: _dynamic(value, batch) for name, value in zip(named, spec.leaves.values(), strict=True)}
+        copies = tuple(tree_leaves(map_tensors(call, Tensor.clone)))
+        program = export(model, copies, dynamic_shapes=shapes, strict=False, **options)
         inline_blocks(program.graph_module)
         program = program if _make_functional(program.graph) else program.run_decompositions({})
         form = traced.outputs or OutputSpec(program.call_spec.out_spec, {})  # the calls of a GraphModule are run alone
@@ -135,7 +137,7 @@ def _dynamic(value: Any, batch: Dim | None) -> dict[int, Any] | None:
     """Return the dimensions of an input that are to be free; those that the code fixes are then fixed."""
     if not isinstance(value, TensorSpec) or value.shape is None:
         return None
-    return {0: batch, **dict.fromkeys(value.free, Dim.AUTO)}
+    return ({0: batch} if value.per_sample else {}) | dict.fromkeys(value.free, Dim.AUTO)
 
 
 def is_check(node: fx.Node) -> bool:

@@ -50,8 +50,7 @@ def flatten(captured: Captured, call: Call) -> list[Any]:
     Raises:
         DataError: There are others than those the graph was captured with.
     """
-    args, kwargs = captured.match(call)
-    return [*args, *(kwargs[name] for name in captured.keywords)]
+    return captured.spec.in_order(captured.match(call))
 
 
 def outputs(captured: Captured, returned: Sequence[Any]) -> Any:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from secateur.errors import ModelError
+from secateur.structure.calls.tensor_spec import TensorSpec
 from secateur.structure.capture import Captured, at_least_two, call_model, evaluating, twice
 from secateur.structure.export import export_model, is_check
-from secateur.structure.inputs import Call, TensorSpec
+from secateur.structure.inputs import Call
 from secateur.structure.lengths import one_shorter
 
 
@@ -25,21 +26,22 @@ class ModuleCall:
     inputs: tuple[fx.Node | None, ...]  # of its flattened arguments, None for what is no tensor
     constants: tuple[Any, ...]  # those, in the same places
     outputs: tuple[fx.Node | None, ...]  # None also for what nobody uses
-    in_spec: Any
+    in_spec: Any  # of packed arguments
     out_spec: Any
 
 
 def whole_call(captured: Captured) -> ModuleCall:
     """Return the call of the model itself."""
     placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
-    values = captured.spec.in_order(captured.keywords)
+    values = captured.spec.leaves.values()
     inputs = tuple(
         placeholders[name] if isinstance(value, TensorSpec) else None
         for name, value in zip(captured.inputs, values, strict=True)
     )
     returned: Any = captured.graph.output_node().args[0]
     outputs = tuple(returned[i] for i in captured.outputs)
-    return ModuleCall("", inputs, tuple(values), outputs, captured.in_spec, captured.out_spec)
+    form = tree_structure((captured.spec.args, dict(captured.spec.kwargs)))
+    return ModuleCall("", inputs, tuple(values), outputs, form, captured.out_spec)
 
 
 def module_calls(model: nn.Module, captured: Captured, call: Call) -> list[ModuleCall]:
@@ -60,7 +62,7 @@ def _calls_of(
         return []
     try:
         with evaluating(model):
-            call = call if captured.spec.fixed else at_least_two(call)
+            call = call if captured.spec.fixed else at_least_two(call, captured.spec)
             program = export_model(model, call, captured.spec, preserve_module_call_signature=tuple(names)).program
     except ModelError:
         half = len(names) // 2
@@ -98,8 +100,8 @@ def _module_call(entry: Any, same: dict[str, fx.Node]) -> ModuleCall | None:
 def _with_plain_arguments(model: nn.Module, captured: Captured, call: Call) -> list[str]:
     """Return the submodules that take and return tensors and plain values, the same for inputs of any size."""
     called = _others_than_tensors(model, call)
-    if captured.spec.fixed is None:
-        more = _others_than_tensors(model, one_shorter(twice(call), captured.spec))
+    if captured.spec.fixed is None or captured.spec.free:
+        more = _others_than_tensors(model, one_shorter(twice(call, captured.spec), captured.spec))
         called = {name: values for name, values in called.items() if values == more.get(name)}
     return [name for name, values in called.items() if _plain(values)]
 

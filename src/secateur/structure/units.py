@@ -206,10 +206,12 @@ class Units:
         """Further facts about the units, one sentence each."""
         n, sizes = self.captured.spec.fixed, ", ".join(map(str, self.captured.spec.free.values()))
         fixed = f"The model's code fixes the batch at {n} samples: all sizes are for these, all data comes so."
+        if self.captured.spec.undivided:
+            fixed = "The inputs cannot be divided into samples: all sizes are for the example, each input is a batch."
         free = f"Inputs may have other sizes in place of {sizes}: MACs and memory are counted for these."
         checks = f"Checks of values in the model's code are not followed: {'; '.join(self.captured.checks)}."
         noise = "The model draws noise: losses and proofs are for one fixed draw, the cut network draws afresh."
-        every = {fixed: n, free: sizes and not n, checks: self.captured.checks, noise: self.captured.noisy}
+        every = {fixed: n, free: sizes, checks: self.captured.checks, noise: self.captured.noisy}
         return [note for note, holds in every.items() if holds]
 
     def _fixed_table(self) -> str:
@@ -279,7 +281,10 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
 
     Args:
         model: Any `torch.nn.Module` that torch.export can capture; left as it was.
-        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first. Where the
+        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first; each may hold
+            tensors at any depth, in lists, dicts, dataclasses. Tensors that all samples share (a mask [L, L], a
+            timestep [1]) are told by trial; where nothing can be divided into samples (the nodes and edges of a graph,
+            the bags of an EmbeddingBag), an input is a batch of its own, counted by its targets. Where the
             model leaves other sizes free (lengths of sequences, sizes of images), data may have others than these.
         include: "gated": the sets whose units can be removed exactly as by a gate of zero; "all": also those
             over which a norm or another statistic is taken (`removal` "sliced").
@@ -312,7 +317,7 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
     captured = capture_lengths(model, call)
     units = Units(captured, infer(captured), model, include)
     if captured.spec.free and any(OF_INPUTS in fixed.reason or NOT_COVERED in fixed.reason for fixed in units.fixed):
-        captured = capture_fixed(model, call)  # for one length a rule may cover more
+        captured = capture_fixed(model, call, captured.spec.without_free())  # for one length a rule may cover more
         units = max(units, Units(captured, infer(captured), model, include), key=lambda known: known.total)
     return units
 

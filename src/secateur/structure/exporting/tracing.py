@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import transformer
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.arguments import describe
 from secateur.errors import ModelError
+from secateur.structure.calls.trees import unpack
 from secateur.structure.exporting.outputs import OutputSpec, flatten_outputs
 from secateur.structure.exporting.value_checks import Place, Truths
-from secateur.structure.inputs import Call
+from secateur.structure.inputs import Call, input_leaves
 
 MOST_OPERATIONS = 4  # in the term of a size
 
@@ -45,10 +47,11 @@ def _takes_any(model: nn.Module) -> bool:
 
 
 def input_names(model: nn.Module, call: Call) -> list[str]:
-    """Return what the exported program calls the inputs: the positional ones, then those by keyword."""
+    """Return what the exported program calls the leaves of the inputs: the positional ones, then those by keyword."""
     names = list(inspect.signature(model.forward).parameters)
     positional = [f"input_{i}" if _takes_any(model) else names[i] for i in range(len(call[0]))]
-    return [*positional, *call[1]]
+    named = {f"[{i}]": name for i, name in enumerate(positional)} | {f"[{name!r}]": name for name in call[1]}
+    return [named.get(path) or f"entry_{i}" for i, path in enumerate(input_leaves(call))]
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Traced:
 
 @contextlib.contextmanager
 def traceable(model: nn.Module, call: Call, truths: Mapping[Place, bool]) -> Iterator[Traced]:
-    """Let a model's forward say what it is called with, and return a list of tensors and plain values.
+    """Let a model's forward take the leaves of its inputs, one by one and by name, and return a list of leaves.
 
     torch.export wants a name for each input, also of a forward of (*args, **kwargs), and knows only some containers.
 
@@ -73,10 +76,11 @@ def traceable(model: nn.Module, call: Call, truths: Mapping[Place, bool]) -> Ite
     Yields:
         What is known of the forward after it has been traced.
     """
-    own, before = model.forward, vars(model).get("forward")
+    own, before, (_, spec) = model.forward, vars(model).get("forward"), tree_flatten(call)
     traced = Traced()
 
-    def forward(*args: Any, **kwargs: Any) -> list[Any]:
+    def forward(*inputs: Any) -> list[Any]:
+        args, kwargs = unpack(tree_unflatten(inputs, spec))
         with Truths(truths) if truths else contextlib.nullcontext() as asked:
             returned = own(*args, **kwargs)
         leaves, form = flatten_outputs(returned)
@@ -85,12 +89,9 @@ def traceable(model: nn.Module, call: Call, truths: Mapping[Place, bool]) -> Ite
         traced.outputs, traced.checks = form, asked.asked if asked else {}
         return leaves
 
-    signature = inspect.signature(own)
-    if _takes_any(model):
-        names = input_names(model, call)
-        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-        signature = inspect.Signature(parameters)
-    forward.__signature__ = signature  # type: ignore[attr-defined]
+    names = input_names(model, call)
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     try:
         vars(model)["forward"] = forward
         yield traced

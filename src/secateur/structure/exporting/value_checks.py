@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.structure.inputs import Call, map_tensors
+from secateur.structure.inputs import Call, call_on_copies
 
 TRUTHS = (Tensor.__bool__, torch.is_nonzero, torch.equal, torch.allclose, Tensor.equal, Tensor.allclose)
 TORCH = str(Path(torch.__file__).parent)
@@ -83,8 +83,7 @@ def _runs_with_another(model: nn.Module, call: Call, truths: Mapping[Place, bool
 
 
 def _run(model: nn.Module, call: Call, told: Mapping[Place, bool]) -> dict[Place, bool]:
-    args, kwargs = map_tensors(call, Tensor.clone)
     with torch.no_grad(), Truths(told) as truths:
-        model(*args, **kwargs)
+        call_on_copies(model, call)
     asked: dict[Place, bool] = truths.asked
     return asked
