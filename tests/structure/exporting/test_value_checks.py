@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,43 @@ def test_truths_are_found_by_place_and_told_apart() -> None:
     choice = first_choice(Checking(chooses_after_a_check), ((X,), {}), both)
     assert isinstance(choice, Place)
     assert str(choice).startswith("'if h.sum() > 0:'")
+
+
+@dataclass
+class Scaled:
+    """Samples, and a scale that all have in common."""
+
+    x: Tensor
+    more: dict[str, Tensor]
+
+
+class OfObjects(Checking):
+    """Takes its inputs from an object, returns one, and draws noise."""
+
+    def forward(self, inputs: Scaled) -> Scaled:
+        assert bool(inputs.more["scale"].isfinite().all())
+        noise = 0.1 * torch.randn_like(inputs.x)
+        y = super().forward(inputs.x * inputs.more["scale"] + noise)
+        return Scaled(y, {"sum": y.sum(1)})
+
+
+def test_checks_noise_and_objects_go_together() -> None:
+    model = OfObjects(raises_on_nan).double()
+    example = Scaled(X.double(), {"scale": torch.full((1,), 2.0).double()})
+    units = sc.find_units(model, (example,))
+    assert len(units.captured.checks) == 2
+    assert units.captured.noisy
+    assert [path for path, tensor in units.captured.spec.tensors.items() if tensor.shared] == ["[0].more['scale']"]
+    small = sc.cut(model, sc.Plan.from_kept({"first": [0, 2]}, example_inputs=(example,)))
+    returned = small(Scaled(X[:3].double(), example.more))
+    assert type(returned) is Scaled
+    assert returned.x.shape == (3, 2)
+
+
+def test_hooks_of_the_whole_see_objects() -> None:
+    model, seen = OfObjects(raises_on_nan), []
+    model.register_forward_pre_hook(lambda _, args: seen.append(type(args[0])))
+    model.register_forward_hook(lambda *call: seen.append(type(call[2])))
+    sc.find_units(model, (Scaled(X, {"scale": torch.ones(1)}),))
+    assert set(seen) == {Scaled}
+    assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1

@@ -8,6 +8,7 @@ import inspect
 import io
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from secateur.structure.exporting.value_checks import Place, Truths
 from secateur.structure.inputs import Call, input_leaves
 
 MOST_OPERATIONS = 4  # in the term of a size
+HOOKS = "_forward_pre_hooks", "_forward_hooks"
 
 
 @contextlib.contextmanager
@@ -76,13 +78,14 @@ def traceable(model: nn.Module, call: Call, truths: Mapping[Place, bool]) -> Ite
     Yields:
         What is known of the forward after it has been traced.
     """
-    own, before, (_, spec) = model.forward, vars(model).get("forward"), tree_flatten(call)
-    traced = Traced()
+    _, spec = tree_flatten(call)
+    own, traced = {name: vars(model).get(name) for name in ("forward", *HOOKS)}, Traced()
 
     def forward(*inputs: Any) -> list[Any]:
         args, kwargs = unpack(tree_unflatten(inputs, spec))
-        with Truths(truths) if truths else contextlib.nullcontext() as asked:
-            returned = own(*args, **kwargs)
+        with _attributes(model, own), Truths(truths) if truths else contextlib.nullcontext() as asked:
+            # with its hooks, which take what a user hands in and see what it returns
+            returned = nn.Module._call_impl(model, *args, **kwargs)  # type: ignore[no-untyped-call]
         leaves, form = flatten_outputs(returned)
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             raise ModelError(f"{type(model).__name__} returns no tensor, it returns {describe(returned)}")
@@ -92,13 +95,27 @@ def traceable(model: nn.Module, call: Call, truths: Mapping[Place, bool]) -> Ite
     names = input_names(model, call)
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    try:
-        vars(model)["forward"] = forward
+    with _attributes(model, {"forward": forward, **{name: OrderedDict() for name in HOOKS}}):
         yield traced
+
+
+@contextlib.contextmanager
+def _attributes(model: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
+    """Give a model other attributes for a while; None: that of its class."""
+    own = vars(model)
+    before = {name: own.get(name) for name in values}
+    try:
+        _set(own, values)
+        yield
     finally:
-        del vars(model)["forward"]
-        if before is not None:
-            vars(model)["forward"] = before
+        _set(own, before)
+
+
+def _set(own: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        own.pop(name, None)
+        if value is not None:
+            own[name] = value
 
 
 @contextlib.contextmanager
