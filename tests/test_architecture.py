@@ -44,8 +44,8 @@ SOURCES = {
 # what begins with an underscore in other libraries, and has no public name there
 FOREIGN = {
     "_asdict", "_fields", "_replace",  # of every NamedTuple
-    "_backward_hooks", "_buffers", "_detect_is_causal_mask", "_flat_weights", "_forward_hooks", "_forward_pre_hooks",
-    "_l0", "_python_dispatch", "_qkv_same_embed_dim", "_schema",  # of PyTorch
+    "_backward_hooks", "_buffers", "_call_impl", "_detect_is_causal_mask", "_flat_weights", "_forward_hooks",
+    "_forward_pre_hooks", "_l0", "_python_dispatch", "_qkv_same_embed_dim", "_schema",  # of PyTorch
 }  # fmt: skip
 
 PUBLIC = [

@@ -284,6 +284,73 @@ def test_a_path_is_a_text_or_knows_its_own() -> None:
 def test_an_instance_is_returned_as_it_is() -> None:
     network = model()
     assert require_model(network) is network
+
+
+def scripted(network: nn.Module) -> nn.Module:
+    script: nn.Module = torch.jit.script(network)
+    return script
+
+
+def traced(network: nn.Module) -> nn.Module:
+    trace: nn.Module = torch.jit.trace(network, X)
+    return trace
+
+
+def exported(network: nn.Module) -> nn.Module:
+    return torch.export.export(network, (X,)).module()
+
+
+def unflattened(network: nn.Module) -> nn.Module:
+    return torch.export.unflatten(torch.export.export(network, (X,)))
+
+
+def quantised(network: nn.Module) -> nn.Module:
+    quantised: nn.Module = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    return quantised
+
+
+TORCHSCRIPT = "TorchScript, which has no Python code to follow; hand in the module that was scripted or traced"
+EXPORTED = "the graph of a torch.export, which is for the sizes of then; hand in the module that was exported"
+QUANTISED = "quantised, its weights are packed integers; cut the network first, then quantise what is left"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("made_by", "part", "reason"),
+    [
+        (scripted, "it", TORCHSCRIPT),
+        (traced, "it", TORCHSCRIPT),
+        (exported, "it", EXPORTED),
+        (unflattened, "it", EXPORTED),
+        (quantised, "its part '0'", QUANTISED),
+    ],
+)
+def test_a_model_without_code_is_refused_with_the_true_reason(
+    made_by: Callable[[nn.Module], nn.Module], part: str, reason: str
+) -> None:
+    model = made_by(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval())
+    with pytest.raises(ArgumentError) as caught:
+        sc.find_units(model, X)
+    assert str(caught.value) == f"model: {part} is {reason}"
+    with pytest.raises(ArgumentError) as caught:
+        sc.shrink(nn.Sequential(nn.Identity(), model), (X, Y), "cross_entropy", sc.Budget(remove_units=1))
+    assert str(caught.value).startswith("model: its part '1")
+    assert str(caught.value).endswith(reason)
+
+
+def test_of_a_distributed_model_what_it_wraps_is_cut(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        model = nn.parallel.DistributedDataParallel(network)
+        assert [unit_set.name for unit_set in sc.find_units(model, X)] == ["0"]
+        result = sc.shrink(model, (X, Y), "cross_entropy", sc.Budget(remove_units=1), progress=False)
+        assert type(result.model) is nn.Sequential
+        assert result.model[0].out_features == 3
+        small = sc.cut(model, sc.Plan.from_kept({"0": [0]}, X))
+        torch.testing.assert_close(small[0].weight, network[0].weight[:1])
+    finally:
+        torch.distributed.destroy_process_group()
     assert require_instance("units", units(), sc.Units, "units") is units()
     with pytest.raises(ArgumentError) as refused:
         require_instance("units", nn.Linear, sc.Units, "units")

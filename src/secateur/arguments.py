@@ -11,7 +11,9 @@ from numbers import Integral, Number, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from torch import nn
+import torch
+from torch import fx, nn
+from torch.export import UnflattenedModule
 
 from secateur.errors import ArgumentError, CallError
 
@@ -78,12 +80,32 @@ def require_instance(name: str, value: object, kind: type[Kind], expected: str) 
 
 
 def require_model(model: object) -> nn.Module:
-    """Return the model if it is one.
+    """Return the model if it is one with Python code; what a `DistributedDataParallel` wraps.
 
     Raises:
-        ArgumentError: It is no `torch.nn.Module`.
+        ArgumentError: It is no `torch.nn.Module`, or a part of it was compiled, exported or quantised.
     """
-    return require_instance("model", model, nn.Module, "a torch.nn.Module")
+    model = require_instance("model", model, nn.Module, "a torch.nn.Module")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return require_model(model.module)
+    for path, module in model.named_modules():
+        reason = _without_code(module)
+        if reason is not None:
+            raise ArgumentError(f"model: {f'its part {path!r}' if path else 'it'} is {reason}")
+    return model
+
+
+def _without_code(module: nn.Module) -> str | None:
+    """Return what a module is that has no Python code which can be followed, and what to hand in instead."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript, which has no Python code to follow; hand in the module that was scripted or traced"
+    exported = isinstance(module, fx.GraphModule) and "train" in vars(module)  # the method that only refuses
+    if exported or isinstance(module, UnflattenedModule):
+        return "the graph of a torch.export, which is for the sizes of then; hand in the module that was exported"
+    home = type(module).__module__
+    if home.startswith("torch.ao.") and "quantized" in home.split("."):
+        return "quantised, its weights are packed integers; cut the network first, then quantise what is left"
+    return None
 
 
 def require_flag(name: str, value: object) -> bool:

@@ -161,6 +161,7 @@ def _to_json(result: Result) -> dict[str, Any]:
         "verified": True,
         "max_difference": result.max_difference,
         "captured": result.captured,
+        "proven": result.proven,
     }
 
 

@@ -191,7 +191,8 @@ def curvature_of(
     """
     choose("kind", kind, _KINDS)
     function = find_loss(loss)
-    captured = capture(require_model(model), like_model(model, as_call(example_inputs)))
+    model = require_model(model)
+    captured = capture(model, like_model(model, as_call(example_inputs)))
     seeds = itertools.count()
 
     @one_at_a_time

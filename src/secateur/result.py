@@ -41,6 +41,7 @@ class Result:
             trained, those of the original's graph with its weights and the masks.
         captured: The submodules of `model` whose own code cannot compute with the sizes left, and that compute by
             their part of the captured graph instead, as in eval mode; ("",) if that is the whole network.
+        proven: The numbers of samples and the sizes of inputs that the proof is for, and how it generates, in words.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Result:
     after: Sizes
     max_difference: float
     captured: tuple[str, ...] = ()
+    proven: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the network and its plan as .safetensors, whole or not at all, and return the number of bytes.
@@ -85,6 +87,9 @@ class Result:
         return f"{self.plan}\n\n{sizes}\n{compared} differ by {self.max_difference:.1e}\n{self._form()}"
 
     def _form(self) -> str:
+        return "; ".join(filter(None, (self._kind(), self.proven)))
+
+    def _kind(self) -> str:
         if not self.captured:
             return f"the network is a {type(self.model).__name__}, as it was"
         if self.captured == ("",):

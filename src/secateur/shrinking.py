@@ -14,6 +14,7 @@ from secateur.artifacts.measure import Sizes, measure_units
 from secateur.cutting.captured_forward import captured_parts
 from secateur.cutting.cut import cut_units
 from secateur.cutting.final_fit import fitted_plan
+from secateur.cutting.generation import proven_for
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.estimating.estimate import estimate_of, long_job
 from secateur.objective.mask import Mask, masked
@@ -193,6 +194,7 @@ def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
         plan, weights = fitted_plan(with_bias, ranked.compensator, plan, budget)
     with holding(with_bias.model, weights), phase("cutting and proving"):
         small, difference = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)
+        proven = proven_for(with_bias.model, small, with_bias.units, with_bias.call)
         after = measure_units(with_bias.model, with_bias.units, plan)
     start, end = plan.states[0], plan.states[-1]
     written = len(safetensors.to_bytes(small, plan))
@@ -200,7 +202,7 @@ def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
         raise BudgetError(f"{budget} does not hold: the file has {written:,} bytes, {end.bytes:,} expected")
     before = _sizes(measure_units(question.model, question.units), start, start.bytes)
     rows = tuple(_row(n, step) for n, step in enumerate(plan.steps, 1))
-    return Result(small, plan, rows, before, _sizes(after, end, written), difference, captured_parts(small))
+    return Result(small, plan, rows, before, _sizes(after, end, written), difference, captured_parts(small), proven)
 
 
 def _sizes(sizes: Sizes, state: State, written: int) -> Sizes:

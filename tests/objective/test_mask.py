@@ -86,7 +86,7 @@ def test_what_is_no_mask_is_refused(mask: Any, text: str) -> None:
 
 def test_an_attention_mask_of_other_numbers_is_refused() -> None:
     with pytest.raises(DataError) as refused:
-        find_mask(((), {"x": X, "attention_mask": MASK * -1e9}), None, "")
+        find_mask(((), {"x": X, "attention_mask": MASK * -1e9}), 2, None, "")
     assert str(refused.value).startswith("attention_mask: expected True or 1 where a position counts")
 
 

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -5,7 +7,16 @@ from torch import Tensor, nn
 from cases import CASES
 from secateur.errors import DataError, ModelError
 from secateur.structure.capture import Captured, capture
-from secateur.structure.graph_run import bind, check_capture, difference, flatten, run, tolerance
+from secateur.structure.graph_run import (
+    bind,
+    check_capture,
+    difference,
+    flatten,
+    own_dtypes,
+    run,
+    tolerance,
+    tolerance_of,
+)
 from secateur.structure.inputs import Call, as_call
 
 INF = float("inf")
@@ -193,3 +204,34 @@ def test_a_capture_within_rounding_passes() -> None:
 def test_a_capture_that_computes_something_else_is_refused(scale: float, shown: str) -> None:
     with pytest.raises(ModelError, match=rf"^Sequential: the captured graph differs from the model by {shown} of the "):
         check_capture(*captured_with(scale))
+
+
+class Scaled(nn.Module):
+    """A layer whose input is scaled by what a function makes."""
+
+    def __init__(self, scale: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 2), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * self.scale(x))
+
+
+@pytest.mark.parametrize(
+    ("scale", "own"),
+    [
+        (lambda x: x.sigmoid(), set()),
+        (lambda _: torch.tensor([0.1, 0.2, 0.3]), set()),  # held against what is computed, by nothing else
+        (lambda _: torch.tensor([0.1, 0.2, 0.3])[None].expand(2, 3)[:1], set()),
+        (lambda _: torch.tensor([0.1, 0.2, 0.3]).exp(), {torch.float32}),
+        (lambda _: torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64).exp(), set()),
+        (lambda x: x.float().exp(), {torch.float32}),
+        (lambda x: x.bfloat16().exp() + x.float(), {torch.float32, torch.bfloat16}),
+    ],
+)
+def test_the_code_has_dtypes_of_its_own(scale: Callable[[Tensor], Tensor], own: set[torch.dtype]) -> None:
+    captured = capture(Scaled(scale).double(), as_call(torch.randn(4, 3).double()))
+    assert own_dtypes(captured) == own
+    allowed = {torch.float32: 3e-6, torch.bfloat16: 5e-2}
+    assert tolerance_of(captured, torch.float64) == max([1e-9, *(allowed[dtype] for dtype in own)])
+    assert tolerance_of(captured, torch.float32) == max([1e-4, *(allowed[dtype] for dtype in own)])

@@ -13,7 +13,6 @@ from secateur.structure.inputs import (
     InputSpec,
     TensorSpec,
     as_call,
-    batch_size,
     like_model,
     map_tensors,
     tensors,
@@ -64,25 +63,19 @@ def test_map_tensors_leaves_plain_values() -> None:
     assert tensors((args, kwargs)) == [args[0], kwargs["y"]]
 
 
-def test_the_batch_size_is_that_of_every_tensor() -> None:
-    assert batch_size(((X, 7, torch.tensor(3.0)), {"y": Y})) == 4
-
-
 @pytest.mark.parametrize(
     ("call", "found"),
     [
         (((X, torch.zeros(3, 2)), {}), r"\[3, 4\]"),
-        (((X,), {"y": torch.zeros(9)}), r"\[4, 9\]"),
         (((), {}), "none"),
-        (((3, torch.tensor(1.0)), {}), "none"),
     ],
-    ids=["two sizes", "a keyword's size", "nothing", "no batch"],
+    ids=["two sizes", "nothing"],
 )
 def test_different_batch_sizes_are_refused(call: Any, found: str) -> None:
     with pytest.raises(
         DataError, match=rf"^inputs: expected one number of samples in the first dimension, got {found}$"
     ):
-        batch_size(call)
+        InputSpec.of(((X, X), {})).count(call)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -96,7 +89,7 @@ def test_a_model_without_parameters_takes_inputs_in_the_default_dtype() -> None:
 
 
 def test_a_specification_keeps_what_outlives_the_tensors() -> None:
-    call = ((torch.randn(4, 2, 3), torch.tensor([[2, 5], [7, 3]])), {"mask": torch.tensor([True, True]), "p": 0.5})
+    call = ((torch.randn(2, 2, 3), torch.tensor([[2, 5], [7, 3]])), {"mask": torch.tensor([True, True]), "p": 0.5})
     spec = InputSpec.of(call)
     assert spec.args == (TensorSpec("float32", (2, 3)), TensorSpec("int64", (2,), 2, 7))
     assert spec.kwargs == (("mask", TensorSpec("bool", (), 1, 1)), ("p", 0.5))
@@ -106,12 +99,16 @@ def test_a_specification_keeps_what_outlives_the_tensors() -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (((X, [X]), {}), r"^input 1: expected a tensor or a plain value, got list$"),
-        (((), {"state": {"h": X}}), r"^input 'state': expected a tensor or a plain value, got dict$"),
+        (((X, [X, {3}]), {}), r"^inputs\[1\]\[1\]: expected a tensor or a plain value, got set$"),
+        (
+            ((), {"state": {"h": slice(3)}}),
+            r"^inputs\['state'\]\['h'\]: expected a tensor or a plain value, got slice$",
+        ),
+        (((3,), {}), r"^example_inputs: there is no tensor among them$"),
     ],
-    ids=["positional", "keyword"],
+    ids=["positional", "keyword", "plain"],
 )
-def test_nested_inputs_are_refused_by_name(call: Any, text: str) -> None:
+def test_what_is_neither_tensor_nor_plain_is_refused_by_name(call: Any, text: str) -> None:
     with pytest.raises(ArgumentError, match=text):
         InputSpec.of(call)
 

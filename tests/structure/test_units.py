@@ -457,3 +457,13 @@ def test_a_model_without_parameters_has_no_units() -> None:
     assert len(units) == units.total == units.params({}) == units.macs({}) == 0
     with pytest.raises(ModelError, match=r"^the model has no removable units: it has no parameters$"):
         require_units(units)
+
+
+def test_a_weight_that_a_parametrisation_computes_can_be_made_constant() -> None:
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6))
+    model, x = nn.Sequential(nn.Sequential(layer), nn.ReLU(), nn.Linear(6, 2)), torch.randn(3, 4)
+    reasons = {fixed.name: fixed.reason for fixed in find_units(model, x).fixed}
+    remove = "torch.nn.utils.parametrize.remove_parametrizations(model.0.0, 'weight') makes them constant"
+    assert reasons["0.0"] == f"weights are computed by vdot over it ({remove}); include='all' removes it as sliced"
+    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert [(unit_set.name, unit_set.removal) for unit_set in find_units(model, x)] == [("0.0", "gated")]

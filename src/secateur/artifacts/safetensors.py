@@ -162,7 +162,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         PlanError: The model lacks unit sets that the plan names.
     """
     path = require_path(path)
-    require_model(model)
+    model = require_model(model)
     try:
         content, tensors = _read(path)
         plan = _read_plan(content, tensors)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from secateur.curvature.loss_factors import Factor
 from secateur.curvature.per_sample import Use, summed_squares
 from secateur.curvature.sample_independence import SampleIndependence
-from secateur.curvature.weight_vjp import BatchVJP, SampleVJP, leaves_of, run_from, samples_of, values_of
+from secateur.curvature.weight_vjp import BatchVJP, SampleVJP, leaves_of, run_from, values_of
 from secateur.errors import DataError
 from secateur.objective.data import Batch
 from secateur.structure.capture import Captured
@@ -93,7 +93,7 @@ class FactorPullback:
     def _run_alone(self, batch: Batch, whole: Any) -> SampleVJP:
         leaves = leaves_of(self._model, self._independence.slow)
         rows = [slice(i, i + 1) for i in range(batch.size)] if self._independence.alone else [slice(None)]
-        calls = [samples_of(batch.call, samples) for samples in rows if leaves]
+        calls = [self._captured.spec.take(batch.call, samples) for samples in rows if leaves]
         return SampleVJP(whole, [run_from(self._captured, self._model, call, leaves) for call in calls], leaves)
 
     def _pull(self, runs: Runs, factors: Iterator[Factor], n: int) -> Iterator[Tensor]:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from secateur.curvature.named_losses import DRAWS, ROOTS, View, split, view_of
 from secateur.errors import DataError
+from secateur.objective.loss_inputs import tensors_of
 from secateur.objective.losses import LossFunction, differentiable
+from secateur.structure.exporting.outputs import flatten_outputs
 
 DRAWN = 1  # directions for each sample, of a loss of the user's own with many outputs
 
@@ -95,7 +96,7 @@ def _factor(view: View, vector: Tensor) -> Factor:
 
 def float_outputs(returned: Any) -> list[Tensor]:
     """Return the tensors among the outputs that can have a derivative."""
-    return [o for o in tree_leaves(returned) if isinstance(o, Tensor) and o.is_floating_point()]
+    return [o for o in tensors_of(returned) if o.is_floating_point()]
 
 
 def backward(tensors: Sequence[Tensor], vectors: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
@@ -217,10 +218,10 @@ def _ties(own: list[Tensor], first: Tensor) -> bool:
 
 def _slopes(loss: LossFunction, outputs: Any, targets: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Return the outputs, copies of them, and the derivative of each sample's loss in these [N, C]."""
-    returned = tree_leaves(outputs)
+    returned, form = flatten_outputs(outputs)
     tensors = list({id(o): o for o in returned if isinstance(o, Tensor) and o.is_floating_point()}.values())
     leaves = {id(o): o.detach().requires_grad_() for o in tensors}
-    copied = tree_unflatten([leaves.get(id(o), o) for o in returned], tree_structure(outputs))
+    copied = form.unflatten(leaves.get(id(o), o) for o in returned)
     n, own = _samples(tensors), list(leaves.values())
     mean = differentiable(loss, copied, targets)
     return tensors, own, _row(n * mean, own, create_graph=True)

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from secateur.objective.gated_graph import downstream
 from secateur.structure.axis import BATCH, Axis, find, parts
 from secateur.structure.capture import Captured, counts_samples, is_free, sizes
+from secateur.structure.exporting.noise import steady_call
 from secateur.structure.infer import infer
 from secateur.structure.ops.linear import PerSample
 from secateur.structure.ops.registry import arguments, linear_of
@@ -115,7 +116,7 @@ def _meetings(placeholders: list[fx.Node], data: set[fx.Node]) -> list[Use]:
 def call(node: fx.Node, known: Known) -> Any:
     """Return what a call returns for these values of its arguments."""
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return steady_call(node)(*args, **kwargs)
 
 
 def of_samples(tensor: Tensor, layout: Layout, n: int, rows: slice) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 
 from secateur.curvature.loss_factors import Factor, backward, float_outputs, only
 from secateur.curvature.per_sample import Uses, layouts
-from secateur.curvature.weight_vjp import BatchVJP, leaves_of, run_from, run_graph, samples_of, values_of
+from secateur.curvature.weight_vjp import BatchVJP, leaves_of, run_from, run_graph, values_of
 from secateur.structure.capture import Captured
 from secateur.structure.graph_run import tolerance
-from secateur.structure.inputs import Call, batch_size
+from secateur.structure.inputs import Call
 
 FEW = 3  # samples that it is tried on
 NOISE = 1e-2  # of the tolerance: what rounding leaves, relative to the largest derivative in any parameter
@@ -50,8 +50,8 @@ def find_sample_independence(
     nothing = SampleIndependence(Uses(captured, [], {}), list(names), False, {})
     if captured.spec.fixed is not None:
         return nothing
-    call = samples_of(call, slice(FEW))
-    n, leaves = batch_size(call), leaves_of(model, names)
+    call = captured.spec.take(call, slice(FEW))
+    n, leaves = captured.spec.count(call), leaves_of(model, names)
     out = _with_samples(run_from(captured, model, call, leaves), n)
     if not out:
         return nothing
@@ -73,7 +73,7 @@ def _with_samples(returned: Any, n: int) -> list[Tensor]:
 def _single(captured: Captured, model: nn.Module, uses: Uses, call: Call) -> dict[fx.Node, Any]:
     if not uses.counts:
         return {}
-    known, _ = run_graph(captured, values_of(captured, model, samples_of(call, slice(1))), uses.counts)
+    known, _ = run_graph(captured, values_of(captured, model, captured.spec.take(call, slice(1))), uses.counts)
     return {node: known[node] for node in uses.counts}
 
 
@@ -116,7 +116,7 @@ def _same_alone(
 ) -> bool:
     row = slice(i, i + 1)
     try:
-        out = _with_samples(run_from(captured, model, samples_of(call, row), leaves), 1)
+        out = _with_samples(run_from(captured, model, captured.spec.take(call, row), leaves), 1)
         derivatives = backward(out, [u[row] for u in vectors], list(leaves.values()))
     except FAILURES:
         return False

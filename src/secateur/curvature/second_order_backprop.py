@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.errors import ModelError
+from secateur.structure.exporting.noise import steady_call
 from secateur.structure.ops.registry import arguments, find_op, name_of
 
 Pair = tuple[Tensor, Tensor]  # ∂E/∂v and the diagonal of ∂²E/∂v², both of v's shape
@@ -258,7 +259,7 @@ def _run(node: fx.Node, at: Mapping[fx.Node, Tensor], values: Values, square: bo
     args, kwargs = mapped
     if square:
         kwargs = {name: number**2 if name in ("alpha", "beta") else number for name, number in kwargs.items()}
-    result = call.target(*args, **kwargs)  # type: ignore[operator]
+    result = steady_call(call)(*args, **kwargs)
     value: Tensor = result if call is node else result[node.args[1]]
     return value
 

@@ -18,7 +18,7 @@ from secateur.curvature.per_sample import Uses, call, derivative_of, through
 from secateur.objective.memory import bytes_held
 from secateur.structure.capture import Captured
 from secateur.structure.graph_run import bind, outputs
-from secateur.structure.inputs import Call, map_tensors
+from secateur.structure.inputs import Call
 
 
 def run_graph(
@@ -72,11 +72,6 @@ def run_from(captured: Captured, model: nn.Module, call: Call, leaves: Mapping[s
     names = [captured.weights.get(p.name, "") for p in captured.graph.find_nodes(op="placeholder")]
     values = zip(names, values_of(captured, model, call), strict=True)
     return run_graph(captured, [leaves.get(name, value) for name, value in values], ())[1]
-
-
-def samples_of(call: Call, rows: slice) -> Call:
-    """Return some samples of a call."""
-    return map_tensors(call, lambda tensor: tensor[rows] if tensor.ndim else tensor)
 
 
 class BatchVJP:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from secateur.errors import DataError
 from secateur.own_code.module_calls import ModuleCall
+from secateur.structure.calls.trees import pack
 from secateur.structure.capture import Captured, broken_guard, counts_samples, is_free, name_of_size, times
-from secateur.structure.inputs import check_as_captured
+from secateur.structure.inputs import InputSpec, check_as_captured
 from secateur.structure.sliced_graph import Sliced, needed_between
 
 
@@ -30,7 +31,7 @@ class CapturedForward:
         call: The call of the module that was captured.
         shapes: The shapes of the tensors among its inputs; a name for a size that depends on the network's inputs.
         guards: What the network's code takes for granted of such sizes.
-        keywords: The order of keyword inputs, where the module is the whole network.
+        spec: The form of the inputs, where the module is the whole network.
     """
 
     def __init__(
@@ -42,9 +43,9 @@ class CapturedForward:
         call: ModuleCall,
         shapes: dict[fx.Node, list[int | str]],
         guards: tuple[str, ...],
-        keywords: tuple[str, ...] | None,
+        spec: InputSpec | None,
     ) -> None:
-        self.module, self.weights, self.constants, self.keywords = module, weights, constants, keywords
+        self.module, self.weights, self.constants, self.spec = module, weights, constants, spec
         self.guards = guards
         self.name, self.in_spec, self.out_spec, self.plain = call.name, call.in_spec, call.out_spec, call.constants
         self.shapes = [None if node is None else shapes[node] for node in call.inputs]
@@ -78,19 +79,15 @@ class CapturedForward:
         weights = [_find(self.module, name) for name in self.weights]
         constants = [tensor.to(weights[0].device) if weights else tensor for tensor in self.constants]
         results = self.code.forward(*weights, *constants, *(values[place] for place in self.places))
-        return tree_unflatten(results, self.out_spec)
+        return self.out_spec.unflatten(results)
 
     def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        if self.keywords is None:
+        if self.spec is None:
             values, form = tree_flatten((args, kwargs))
             if form != self.in_spec:
                 raise DataError(f"{self.name}: must be called as when it was captured, with {self.in_spec}")
             return values
-        positional = len(self.plain) - len(self.keywords)
-        if len(args) != positional or set(kwargs) != set(self.keywords):
-            wanted = f"{positional} positional, keywords {sorted(self.keywords)}"
-            raise DataError(f"inputs: expected {wanted}, got {len(args)} positional, keywords {sorted(kwargs)}")
-        return [*args, *(kwargs[name] for name in self.keywords)]
+        return self.spec.in_order(pack((args, kwargs)))
 
 
 def _fits(shape: torch.Size, wanted: list[int | str], sizes: dict[str, int]) -> bool:
@@ -166,9 +163,9 @@ def _captured_forward(
     graph.output([copies[sliced.copies[n]] if isinstance(n, fx.Node) else value for n, value in results])
     shapes = {node: _shape(node, sliced) for node in inputs.values()}
     tensors = [captured.constants[placeholders[n]] for n in constants]
-    keywords = None if call.name else captured.keywords
+    spec = None if call.name else captured.spec
     own_names = [name.removeprefix(prefix) for name in names]
-    return CapturedForward(module, graph, own_names, tensors, call, shapes, captured.guards, keywords)
+    return CapturedForward(module, graph, own_names, tensors, call, shapes, captured.guards, spec)
 
 
 def _shape(node: fx.Node, sliced: Sliced) -> list[int | str]:

@@ -91,7 +91,7 @@ def cut(
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    require_model(model)
+    model = require_model(model)
     require_instance("plan", plan, Plan, "a secateur.Plan")
     changed = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
     settings = _settings(plan, compensate, {name: value for name, value in changed.items() if value is not None})
@@ -183,7 +183,7 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     keep_mask = keep_mask_of(units, plan.kept)
     small = sliced_copy(model, units, keep_mask)
     sliced = slice_graph(units.captured, units.net, keep_mask)
-    probes = [call if units.captured.spec.fixed else few(call)]
+    probes = [few(call, units.captured.spec)]
     probes += [one_shorter(probes[0], units.captured.spec)] if units.captured.spec.free else []
     expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
     update_attributes(small, units.net, units.axes, keep_mask)

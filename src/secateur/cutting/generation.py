@@ -17,6 +17,7 @@ from secateur.structure.capture import evaluating
 from secateur.structure.export import first_line
 from secateur.structure.graph_run import difference, tolerance
 from secateur.structure.inputs import Call
+from secateur.structure.units import Units
 
 TOKENS = 3
 CACHES: dict[str, dict[str, Any]] = {
@@ -24,6 +25,23 @@ CACHES: dict[str, dict[str, Any]] = {
     "dynamic cache": {"use_cache": True},
     "static cache": {"use_cache": True, "cache_implementation": "static"},
 }
+
+
+def proven_for(original: nn.Module, small: nn.Module, units: Units, call: Call) -> str:
+    """Return what a cut network is proven for, in words: numbers of samples, sizes of inputs, generation.
+
+    Args:
+        original: The network before.
+        small: The cut network, which `cut_units` has proven.
+        units: The original's units.
+        call: The inputs of the proof.
+    """
+    spec, n = units.captured.spec, units.captured.spec.count(call)
+    samples = f"{n} samples" if spec.fixed else f"{n} and {min(n, 2)} samples"
+    sizes = ", ".join(f"{size - 1} in place of {size}" for size in spec.free.values())
+    return "; ".join(
+        filter(None, (f"proven for {samples}{', ' if sizes else ''}{sizes}", generation(original, small, call)))
+    )
 
 
 def generation(original: nn.Module, small: nn.Module, call: Call) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from secateur.cutting.slices import gates
 from secateur.errors import VerificationError
@@ -23,10 +22,10 @@ from secateur.structure.graph_run import (
     fill,
     in_double,
     outputs,
-    tolerance,
+    tolerance_of,
     weights_of,
 )
-from secateur.structure.inputs import Call, map_tensors, named_tensors
+from secateur.structure.inputs import Call, map_tensors, named_tensors, sample_weight
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.sliced_graph import slice_tensor
 from secateur.structure.units import Units
@@ -92,7 +91,7 @@ def truth(model: nn.Module, units: Units, kept: Kept, call: Call) -> Truth:
         call: The inputs.
     """
     expected = _gated(model, units, kept, bind(units.captured, model, call))
-    return Truth(call, expected, tolerance(model), _params(units, kept))
+    return Truth(call, expected, tolerance_of(units.captured, sample_weight(model).dtype), _params(units, kept))
 
 
 def exact_truths(model: nn.Module, units: Units, kept: Kept, calls: Sequence[Call]) -> list[Truth]:
@@ -125,7 +124,8 @@ def check_masked(
     with torch.no_grad():
         weights = {k: w * mask_of[id(w)] if id(w) in mask_of else w for k, w in weights_of(captured, original).items()}
         expected = outputs(captured, compile_graph(captured.graph)(*fill(captured, weights, call)))
-    return Truth(call, expected, tolerance(network), sum(p.numel() for p in network.parameters())).check(network)
+    allowed = tolerance_of(captured, sample_weight(network).dtype)
+    return Truth(call, expected, allowed, sum(p.numel() for p in network.parameters())).check(network)
 
 
 def probe_truths(model: nn.Module, units: Units, kept: Kept, calls: Sequence[Call], double: bool) -> list[Truth]:
@@ -137,8 +137,9 @@ def probe_truths(model: nn.Module, units: Units, kept: Kept, calls: Sequence[Cal
     by_placeholder = {placeholder: weights[name] for placeholder, name in units.captured.weights.items()}
     calls = [map_tensors(call, in_double) for call in calls] if double else calls
     filled = [fill(units.captured, by_placeholder, call) for call in calls]
-    expected = [_gated(model, units, kept, list(map(in_double, values)) if double else values) for values in filled]
-    keep_mask, allowed = keep_mask_of(units, kept), exact_tolerance(units.captured) if double else tolerance(model)
+    expected = [_gated(model, units, kept, values) for values in filled]  # constants in their dtype, as code makes them
+    dtype = torch.float64 if double else sample_weight(model).dtype
+    keep_mask, allowed = keep_mask_of(units, kept), tolerance_of(units.captured, dtype)
     held = {name: slice_tensor(value, units.axes.get(name, []), keep_mask) for name, value in weights.items()}
     params = _params(units, kept)
     return [Truth(call, out, allowed, params, held) for call, out in zip(calls, expected, strict=True)]
@@ -156,14 +157,3 @@ def _gated(model: nn.Module, units: Units, kept: Kept, values: Sequence[Any]) ->
 
 def _params(units: Units, kept: Kept) -> int:
     return units.params({name: len(indices) for name, indices in kept.items()})
-
-
-def exact_tolerance(captured: Captured) -> float:
-    """Return how far rounding may take a run in float64; farther where the graph itself computes in a lower dtype."""
-    return 3e-6 if has_lower_literals(captured) else 1e-9
-
-
-def has_lower_literals(captured: Captured) -> bool:
-    """Return whether the code itself names a dtype lower than float64."""
-    low = (torch.float32, torch.float16, torch.bfloat16)
-    return any(leaf in low for node in captured.graph.nodes for leaf in tree_leaves((node.args, node.kwargs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,19 +13,36 @@ from torch.utils.data import Dataset
 from secateur.errors import DataError
 from secateur.objective.mask import data_and_mask, find_mask
 from secateur.structure.capture import Captured
-from secateur.structure.inputs import Call, as_call, batch_size, like_model, map_tensors, tensor_like_model, tensors
+from secateur.structure.inputs import (
+    Call,
+    InputSpec,
+    as_call,
+    first_dimensions,
+    like_model,
+    map_tensors,
+    tensor_like_model,
+    tensors,
+)
 from secateur.structure.lookups import Lookups
 
 CHUNK = 2**14  # samples of a dataset given whole that are run at a time, at most
 
 
 class Batch(NamedTuple):
-    """Some samples, on the model's device, and which of their positions count [N, L], None for all."""
+    """Some samples, on the model's device, which of their positions count [N, L], None for all, and the inputs' form.
+
+    Where inputs cannot be divided into samples, those of a batch are counted by its targets: a graph's nodes.
+    """
 
     call: Call
     targets: Any
     size: int
     mask: Tensor | None = None
+    spec: InputSpec | None = None
+
+    def take(self, rows: slice | Tensor) -> Call:
+        """Return the inputs of some samples."""
+        return (self.spec or InputSpec.of(self.call)).take(self.call, rows)
 
 
 def batches(
@@ -48,13 +66,12 @@ def batches(
     """
     n, lookups = 0, None if captured is None else Lookups(captured)
     data, mask = data_and_mask(data)
-    for position, item in enumerate(_items(data, chunk, name)):
-        batch = _batch(model, item, position, name)
+    items = _items(data, name)
+    for position, item in enumerate(_chunks(data, chunk, name, captured) if is_pair(data) else items):
+        batch = _counted(_batch(model, item, position, name), lookups, f"{name}: batch {position}")
         n += batch.size
         if batch.size:
-            where = f"{name}: batch {position}: "
-            batch = batch if lookups is None else _as_captured(batch, lookups, where)
-            yield batch._replace(mask=find_mask(batch.call, mask, where))
+            yield batch._replace(mask=find_mask(batch.call, batch.size, mask, f"{name}: batch {position}: "))
     if not n:
         raise DataError(f"{name}: there is no sample in it")
 
@@ -69,20 +86,20 @@ def first_inputs(data: Any) -> Any:
         raise DataError("pass units=find_units(model, example_inputs): without data the inputs are unknown")
     data, _ = data_and_mask(data)
     for position, item in enumerate(_items(data)):
-        if _batch(nn.Identity(), item, position, "data").size:
+        if any(first_dimensions(_batch(nn.Identity(), item, position, "data").call).values()):
             return data[0] if is_pair(data) else _split(item, f"data: batch {position}")[0]
     raise DataError("data: there is no sample in it")
 
 
-def _items(data: Any, chunk: int = CHUNK, name: str = "data") -> Iterable[Any]:
-    """Return an iterable of the batches as the caller gave them, or of the pieces of a dataset given whole.
+def _items(data: Any, name: str = "data") -> Iterable[Any]:
+    """Return an iterable of the batches as the caller gave them, or of a dataset given whole.
 
     Raises:
         DataError: They are no data, or can be read only once.
     """
     iterable = require_batches(data, name)
     if is_pair(data):
-        return _chunks(data, chunk, name)
+        return [data]
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], Mapping | tuple | list):
         raise DataError(f"{_expected(name)} ({type(data[0]).__name__}, {type(data[1]).__name__})")
     return iterable
@@ -117,18 +134,28 @@ def is_pair(data: Any) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     inputs, targets = data
-    return isinstance(targets, Tensor | None) and isinstance(inputs, Tensor | Mapping | tuple)
+    return isinstance(targets, Tensor | None) and (isinstance(inputs, Tensor | Mapping | tuple) or is_dataclass(inputs))
 
 
-def _chunks(data: Any, chunk: int, name: str) -> Iterator[tuple[Any, Any]]:
+def _chunks(data: Any, chunk: int, name: str, captured: Captured | None) -> Iterator[tuple[Any, Any]]:
+    """Yield the pieces of a dataset given whole; all of it where it cannot be divided into samples."""
     call = map_tensors(as_call(data[0]), lambda t: _dense(t, name))
     targets = None if data[1] is None else _dense(data[1], name)
-    n = batch_size(call, f"{name}: ")
+    spec = _spec(call) if captured is None else captured.spec
+    n = spec.count(call, f"{name}: ")
+    if spec.undivided:
+        yield data
+        return
     _check_number(n, targets, name)
     for start in range(0, n, chunk):
         rows = slice(start, start + chunk)
-        part = map_tensors(call, lambda t, rows=rows: t[rows] if t.ndim else t)
+        part = spec.take(call, rows)
         yield part[1] or part[0], None if targets is None else targets[rows]
+
+
+def _spec(call: Call) -> InputSpec:
+    """Return the form of inputs that no graph was captured with yet: every first dimension is that of the samples."""
+    return InputSpec.of(call, first_dimensions(call))
 
 
 def _split(item: Any, where: str) -> tuple[Any, Any]:
@@ -147,14 +174,14 @@ def _contents(item: Any) -> str:
 
 
 def _batch(model: nn.Module, item: Any, position: int, name: str) -> Batch:
-    """Return the samples of one batch, detached from whatever computed them.
+    """Return one batch, its samples not counted yet, detached from whatever computed it.
 
     Raises:
         DataError: Its inputs are no tensors, or it holds NaN.
     """
     where = f"{name}: batch {position}"
     inputs, targets = _split(item, where)
-    if not isinstance(inputs, Tensor | Mapping | tuple | list):
+    if not (isinstance(inputs, Tensor | Mapping | tuple | list) or is_dataclass(inputs)):
         form = "a tensor, a tuple of positional inputs or a dict of keyword inputs"
         raise DataError(f"{where}: expected as inputs {form}, got {type(inputs).__name__}")
     call = like_model(model, map_tensors(as_call(inputs), lambda t: _dense(t, where)))
@@ -165,15 +192,27 @@ def _batch(model: nn.Module, item: Any, position: int, name: str) -> Batch:
             if which == "inputs" and _is_mask(tensor):
                 continue
             raise DataError(f"{name}: the {which} of batch {position} hold NaN or infinite values")
-    n = batch_size(call, f"{where}: ")
-    _check_number(n, targets, where)
-    return Batch(call, targets, n)
+    return Batch(call, targets, 0)
 
 
-def _as_captured(batch: Batch, lookups: Lookups, where: str) -> Batch:
-    call = lookups.captured.match(batch.call, where)
-    lookups.check(call, where)
-    return batch._replace(call=call)
+def _counted(batch: Batch, lookups: Lookups | None, where: str) -> Batch:
+    """Return the batch as the graph takes it, with its number of samples.
+
+    Raises:
+        DataError: It does not fit the graph, or inputs and targets are not as many.
+    """
+    call, sizes = batch.call, first_dimensions(batch.call)
+    if sizes and not any(sizes.values()):
+        return batch
+    spec = _spec(call) if lookups is None else lookups.captured.spec
+    if lookups is not None:
+        call = lookups.captured.match(call, f"{where}: ")
+        lookups.check(call, f"{where}: ")
+    n = spec.count(call, f"{where}: ")
+    if spec.undivided:
+        n = len(batch.targets) if isinstance(batch.targets, Tensor) and batch.targets.ndim else 1
+    _check_number(n, batch.targets, where)
+    return Batch(call, batch.targets, n, None, spec)
 
 
 def _check_number(n: int, targets: Any, where: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from secateur.structure.axis import BATCH, Axis, find, leaves, parts
 from secateur.structure.capture import is_free, sizes
+from secateur.structure.exporting.noise import steady_call
 from secateur.structure.graph_run import compile_graph, outputs
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.net import Consumer
@@ -199,7 +200,7 @@ class GatedGraph:
                 if node in stops:
                     yield node, values
                 args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
+                values[node] = steady_call(node)(*args, **kwargs)
                 if node in variables:
                     values[node].requires_grad_()
                 if node in results:

@@ -32,7 +32,7 @@ from secateur.phases import phase
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
 from secateur.structure.graph_run import bind
-from secateur.structure.inputs import Call, map_tensors, sample_weight, tensors
+from secateur.structure.inputs import Call, sample_weight, tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.units import Units
 
@@ -208,7 +208,7 @@ class GatedLoss:
 
     def few_samples(self, most: int = 3) -> tuple[Any, ...]:
         """Return the frontier of the first samples, at most so many."""
-        call = map_tensors((self._batches or [])[0].call, lambda t: t[:most] if t.ndim else t)
+        call = self.units.captured.spec.take((self._batches or [])[0].call, slice(most))
         frontier = self.graph.frontier(bind(self.units.captured, self.model, call))
         return self.graph.with_weights(frontier, self.weights)
 

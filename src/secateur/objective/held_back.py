@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_map
 
 from secateur.errors import DataError
 from secateur.objective.data import Batch
-from secateur.structure.inputs import map_tensors
 
 EVERY = 5  # every fifth sample is held back where weights are fitted and a budget bounds the quality
 
@@ -81,7 +80,7 @@ def _rows(batch: Batch, rows: Tensor) -> Batch:
         return tensor[rows.to(tensor.device)] if tensor.ndim else tensor
 
     mask = None if batch.mask is None else select(batch.mask)
-    return Batch(map_tensors(batch.call, select), _some_targets(batch, rows, select), len(rows), mask)
+    return Batch(batch.take(rows), _some_targets(batch, rows, select), len(rows), mask, batch.spec)
 
 
 def _some_targets(batch: Batch, rows: Tensor, select: Callable[[Tensor], Tensor]) -> Any:

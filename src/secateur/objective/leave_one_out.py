@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
 from secateur.errors import DataError
 from secateur.objective.gated_graph import Edge, NotStackableError, batch_dim, downstream, subgraph
 from secateur.objective.gated_loss import CachedBatch, GatedLoss
+from secateur.objective.loss_inputs import tensors_of
 from secateur.objective.losses import loss_of_batch, stacked
 from secateur.objective.low_rank_update import overwrite, updated_layer, weight_of
 from secateur.objective.memory import bytes_of
@@ -96,10 +96,6 @@ def split_candidates(gated: GatedLoss, g: Tensor, units: Tensor) -> tuple[list[t
         else:
             rest += places.tolist()
     return stacks, rest
-
-
-def _tensors(out: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
 def _nodes(returned: Any) -> set[fx.Node]:
@@ -201,11 +197,11 @@ class LeaveOneOut:
         would tie them.
         """
         values, rounding = self.gated.graph.trace(self.gated.few_samples(), g, self.needed), tolerance(self.gated.model)
-        base = _tensors(outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()]))
+        base = tensors_of(outputs(self.gated.units.captured, values[self.gated.graph.suffix.output_node()]))
         for part in torch.split(units, 2):
             two, gates = part[[0, -1]], g.new_tensor([-1.0, 2.0])
-            together = [o.clone() for _, out in self._outputs(values, g, two, gates, 2) for o in _tensors(out)]
-            alone = [[o.clone() for o in _tensors(out)] for _, out in self._outputs(values, g, two, gates, 1)]
+            together = [o.clone() for _, out in self._outputs(values, g, two, gates, 2) for o in tensors_of(out)]
+            alone = [[o.clone() for o in tensors_of(out)] for _, out in self._outputs(values, g, two, gates, 1)]
             if any(o.shape[:1] != (2 * len(b),) if b.ndim else True for o, b in zip(together, base, strict=True)):
                 return False
             pieces, each = (

@@ -17,7 +17,7 @@ from secateur.objective.kept_outputs import KEPT, keep
 from secateur.objective.losses import LOSSES, LossFunction, value_of
 from secateur.structure.capture import Captured
 from secateur.structure.graph_run import run, tolerance
-from secateur.structure.inputs import map_tensors, tensors
+from secateur.structure.inputs import tensors
 
 BATCHES = 8  # that samples are drawn from
 SAMPLES = 32  # of each, and of all no more than the largest batch has, or 8: outputs may be large
@@ -134,7 +134,7 @@ def _some(batch: Batch, count: int, captured: Captured, model: nn.Module, seed: 
     targets = _take(batch.targets, rows, batch.size)
     if captured.spec.fixed is not None:
         return _take(run(captured, model, batch.call), rows, batch.size), targets
-    outputs = run(captured, model, map_tensors(batch.call, lambda tensor: tensor[rows] if tensor.ndim else tensor))
+    outputs = run(captured, model, captured.spec.take(batch.call, rows))
     return _take(outputs, torch.arange(len(rows)), len(rows)), targets
 
 

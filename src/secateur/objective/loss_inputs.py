@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from secateur.errors import DataError
+from secateur.structure.exporting.outputs import flatten_outputs
 
 SUM_TOLERANCE = 1e-3  # by which probabilities, often rounded ones, may miss a sum of 1
 
@@ -64,14 +65,16 @@ def _entries(outputs: Any) -> dict[str, Any]:
     outputs = outputs._asdict() if isinstance(outputs, tuple) and hasattr(outputs, "_asdict") else outputs
     if isinstance(outputs, Mapping):
         return {f"[{name!r}]": value for name, value in outputs.items()}
+    if dataclasses.is_dataclass(outputs):
+        return {f"[{field.name!r}]": getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
     if isinstance(outputs, tuple | list):
         return {f"[{i}]": value for i, value in enumerate(outputs)}
     return {"": outputs}
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Return all tensors in tuples, lists and dicts."""
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    """Return all tensors among what a model returns, or among targets."""
+    return [leaf for leaf in flatten_outputs(value)[0] if isinstance(leaf, Tensor)]
 
 
 def tensor_of(targets: Any, name: str) -> Tensor:

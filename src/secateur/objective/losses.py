@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from secateur.errors import ArgumentError, DataError, SecateurError, choose
 from secateur.objective.kept_outputs import KEPT, distribution, divergences, gaps, output
 from secateur.objective.loss_inputs import check_probabilities, classes_of, logits_of, tensor_of, tensors_of
+from secateur.structure.exporting.outputs import flatten_outputs
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -220,8 +220,9 @@ def _means(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, count:
 
 
 def _one_by_one(loss: LossFunction, outputs: Any, targets: Any, count: int) -> Tensor:
-    pieces, form = [_pieces(leaf, count) for leaf in tree_leaves(outputs)], tree_structure(outputs)
-    each = (loss_of_batch(loss, tree_unflatten([p[i] for p in pieces], form), targets) for i in range(count))
+    leaves, form = flatten_outputs(outputs)
+    pieces = [_pieces(leaf, count) for leaf in leaves]
+    each = (loss_of_batch(loss, form.unflatten(p[i] for p in pieces), targets) for i in range(count))
     return torch.stack([value.double() for value in each])
 
 
@@ -238,7 +239,7 @@ def differentiable(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:
     value = loss_of_batch(loss, outputs, targets)
     if bool(value.isinf()):
         raise DataError("loss: it is infinite on this data")
-    if not value.requires_grad and any(isinstance(o, Tensor) and o.requires_grad for o in tree_leaves(outputs)):
+    if not value.requires_grad and any(o.requires_grad for o in tensors_of(outputs)):
         raise DataError("loss: it has no derivative in the outputs; criterion='oracle' needs none")
     return value
 

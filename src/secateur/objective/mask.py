@@ -11,7 +11,8 @@ from torch import Tensor
 
 from secateur.arguments import describe
 from secateur.errors import ArgumentError, DataError
-from secateur.structure.inputs import Call, batch_size
+from secateur.structure.calls.trees import unpack
+from secateur.structure.inputs import Call
 
 Mask = str | Callable[..., Tensor]  # the name of an input, or a function of the inputs
 KNOWN = "attention_mask"  # a keyword input [N, L] of this name says by itself which positions count
@@ -47,11 +48,12 @@ def data_and_mask(data: Any) -> tuple[Any, Mask | None]:
     return (data.data, data.mask) if isinstance(data, Masked) else (data, None)
 
 
-def find_mask(call: Call, mask: Mask | None, where: str) -> Tensor | None:
+def find_mask(call: Call, n: int, mask: Mask | None, where: str) -> Tensor | None:
     """Return which positions of a batch count [N, L], bools; None for all.
 
     Args:
         call: The inputs.
+        n: The number of samples.
         mask: As the caller gave it; None for the keyword input `attention_mask`, where there is one of two dimensions.
         where: The beginning of an error's text.
 
@@ -61,22 +63,22 @@ def find_mask(call: Call, mask: Mask | None, where: str) -> Tensor | None:
     args, kwargs = call
     if mask is None:
         known = kwargs.get(KNOWN)
-        return _checked(known, call, f"{where}{KNOWN}") if isinstance(known, Tensor) and known.ndim == 2 else None
+        return _checked(known, n, f"{where}{KNOWN}") if isinstance(known, Tensor) and known.ndim == 2 else None
     if isinstance(mask, str):
         if not isinstance(kwargs.get(mask), Tensor):
             names = ", ".join(name for name, value in kwargs.items() if isinstance(value, Tensor)) or "none"
             raise DataError(f"{where}mask: there is no keyword input {mask!r}; those of this batch: {names}")
-        return _checked(kwargs[mask], call, f"{where}mask {mask!r}")
+        return _checked(kwargs[mask], n, f"{where}mask {mask!r}")
     try:
         with torch.no_grad():
-            found = mask(*args, **kwargs)
+            unpacked: Any = unpack((args, kwargs))
+            found = mask(*unpacked[0], **unpacked[1])
     except Exception as error:
         raise DataError(f"{where}mask: the function fails ({type(error).__name__}: {error})") from error
-    return _checked(found, call, f"{where}mask")
+    return _checked(found, n, f"{where}mask")
 
 
-def _checked(found: Any, call: Call, where: str) -> Tensor:
-    n = batch_size(call)
+def _checked(found: Any, n: int, where: str) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != n:
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else describe(found)
         raise DataError(f"{where}: expected a tensor of {n} samples and their positions, got {got}")

@@ -17,7 +17,7 @@ from secateur.objective.unlabelled import data_for
 from secateur.own_code.find_units import find_units
 from secateur.phases import phase
 from secateur.structure.check_units import check_units
-from secateur.structure.inputs import Call, as_call, like_model, map_tensors, sample_weight
+from secateur.structure.inputs import Call, as_call, like_model, sample_weight
 from secateur.structure.units import Units, require_units
 
 
@@ -47,7 +47,7 @@ class Question:
         self, model: nn.Module, data: Any, loss: Any, units: Units | None = None, *, example_inputs: Any = None,
         validation: Any = None, seed: int = 0, max_memory: int | str | None = None,
     ) -> None:  # fmt: skip
-        require_model(model)
+        model = require_model(model)
         require_seed(seed)
         self.model, self.loss = model, loss
         self.data, self.validation = data_for(model, data, loss), data_for(model, validation, loss, "validation")
@@ -147,7 +147,7 @@ def find_or_check(
         DataError: There is no sample.
         ModelError: The model cannot be captured, or the units were found on another forward.
     """
-    require_model(model)
+    model = require_model(model)
     if units is not None:
         require_instance("units", units, Units, "what secateur.find_units returns")
     memory = memory_cap(max_memory, sample_weight(model).device)
@@ -157,5 +157,5 @@ def find_or_check(
         return find_units(model, example_inputs)
     call = units.captured.spec.sample(model) if example_inputs is None else as_call(example_inputs)
     n = samples_at_once(units.captured, memory)
-    check_units(model, units, map_tensors(call, lambda tensor: tensor[:n] if tensor.ndim else tensor))
+    check_units(model, units, units.captured.spec.take(call, slice(n)))
     return units

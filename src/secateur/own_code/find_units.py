@@ -29,7 +29,10 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
 
     Args:
         model: Any `torch.nn.Module` that torch.export can capture; left as it was.
-        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first. Where the
+        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs, samples first; each may hold
+            tensors at any depth, in lists, dicts, dataclasses. Tensors that all samples share (a mask [L, L], a
+            timestep [1]) are told by trial; where nothing can be divided into samples (the nodes and edges of a graph,
+            the bags of an EmbeddingBag), an input is a batch of its own, counted by its targets. Where the
             model leaves other sizes free (lengths of sequences, sizes of images), data may have others than these.
         include: "gated": the sets whose units can be removed exactly as by a gate of zero; "all": also those
             over which a norm or another statistic is taken (`removal` "sliced").
@@ -62,6 +65,6 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
     captured = capture_lengths(model, call)
     units = Units(captured, infer(captured), model, include)
     if captured.spec.free and any(OF_INPUTS in fixed.reason or NOT_COVERED in fixed.reason for fixed in units.fixed):
-        captured = capture_fixed(model, call)  # for one length a rule may cover more
+        captured = capture_fixed(model, call, captured.spec.without_free())  # for one length a rule may cover more
         units = max(units, Units(captured, infer(captured), model, include), key=lambda known: known.total)
-    return followed(model, units, few(call) if captured.spec.fixed is None else call) if include == "gated" else units
+    return followed(model, units, few(call, captured.spec)) if include == "gated" else units

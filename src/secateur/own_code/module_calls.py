@@ -5,17 +5,22 @@ The graph is run beside the model; what goes into a module and what comes out of
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_structure
 
 from secateur.process_state import own_forwards
-from secateur.structure.capture import Captured, call_model, twice
-from secateur.structure.graph_run import bind, difference, in_double
-from secateur.structure.inputs import Call, TensorSpec
+from secateur.structure.calls.tensor_spec import TensorSpec
+from secateur.structure.calls.trees import pack
+from secateur.structure.capture import Captured, twice
+from secateur.structure.exporting.noise import SteadyNoise
+from secateur.structure.graph_run import bind, difference
+from secateur.structure.inputs import Call, call_on_copies
 from secateur.structure.lengths import one_shorter
 
 COMPARED = 64  # numbers of a tensor, before all are
@@ -31,7 +36,7 @@ class ModuleCall:
         inputs: The nodes of its flattened arguments, None for what is no tensor.
         constants: The arguments that are no tensors, in the same places.
         outputs: The nodes of its flattened outputs, None also for what nobody uses.
-        in_spec: The structure of (args, kwargs).
+        in_spec: The structure of packed (args, kwargs).
         out_spec: The structure of the outputs.
         returned: The outputs that were seen, flattened.
     """
@@ -53,14 +58,15 @@ class ModuleCall:
 def whole_call(captured: Captured) -> ModuleCall:
     """Return the call of the model itself."""
     placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
-    values = captured.spec.in_order(captured.keywords)
+    values = captured.spec.leaves.values()
     inputs = tuple(
         placeholders[name] if isinstance(value, TensorSpec) else None
         for name, value in zip(captured.inputs, values, strict=True)
     )
     returned: Any = captured.graph.output_node().args[0]
     outputs = tuple(returned[i] for i in captured.outputs)
-    return ModuleCall("", inputs, tuple(values), outputs, captured.in_spec, captured.out_spec)
+    form = tree_structure((captured.spec.args, dict(captured.spec.kwargs)))
+    return ModuleCall("", inputs, tuple(values), outputs, form, captured.out_spec)
 
 
 @dataclass(frozen=True)
@@ -90,23 +96,28 @@ def record_calls(model: nn.Module, captured: Captured, call: Call, allowed: floa
         allowed: How far rounding may take the graph's values from the model's, relative to the largest.
     """
     values = bind(captured, model, call)
-    if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in values):
-        values = list(map(in_double, values))  # constants too
     run = _Run(captured.graph)
-    run.run(*values)
+    with noise_of(captured):
+        run.run(*values)
+        watched = _watched(model, call)
     known = _Known(captured.graph, run.seen, allowed)
-    calls = [known.call(name, *seen) for name, seen in _watched(model, call).items()]
+    calls = [known.call(name, *seen) for name, seen in watched.items()]
     found = sorted((c for c in calls if c is not None), key=lambda module_call: -module_call.name.count("."))
     kept = {node for module_call in found for node in module_call.nodes}
     placeholders = dict(zip(captured.graph.find_nodes(op="placeholder"), values, strict=True))
     return Recording(found, {node: value for node, value in run.seen.items() if node in kept}, placeholders)
 
 
+def noise_of(captured: Captured) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a model and its graph draw the same noise, if they draw any."""
+    return SteadyNoise() if captured.noisy else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+
+
 def same_at_other_sizes(model: nn.Module, captured: Captured, call: Call) -> set[str]:
     """Return the submodules that take and return, beside tensors, the same plain values for inputs of other sizes."""
     plain = _plain_values(model, call)
-    if captured.spec.fixed is None:
-        others = _plain_values(model, one_shorter(twice(call), captured.spec))
+    if captured.spec.fixed is None or captured.spec.free:
+        others = _plain_values(model, one_shorter(twice(call, captured.spec), captured.spec))
         plain = {name: values for name, values in plain.items() if values == others.get(name)}
     return set(plain)
 
@@ -158,8 +169,8 @@ def _watched(model: nn.Module, call: Call) -> dict[str, _Seen]:
     seen: dict[str, _Seen] = {}
 
     def copied(value: Any) -> tuple[list[Any], Any]:
-        leaves, spec = tree_flatten(value)
-        return [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+        leaves, spec = tree_flatten(pack(value))
+        return list(map(copied_leaf, leaves)), spec
 
     def before(name: str) -> Any:
         def note(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -178,11 +189,20 @@ def _watched(model: nn.Module, call: Call) -> dict[str, _Seen]:
     handles += [module.register_forward_hook(after(name)) for name, module in named]
     try:
         with own_forwards():
-            call_model(model, call)
+            call_on_copies(model, call)
     finally:
         for handle in handles:
             handle.remove()
     return {name: values for name, values in seen.items() if len(taken[name]) == 1}
+
+
+def copied_leaf(value: Any) -> Any:
+    """Return a copy of a tensor or of an object that code may change, such as a decoder's cache; itself without one."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    with contextlib.suppress(Exception):
+        return value if isinstance(value, PLAIN) else copy.deepcopy(value)
+    return value
 
 
 class _Known:
@@ -206,7 +226,7 @@ class _Known:
         """Return a call in terms of the graph; None where one of its arguments is none of the graph's values."""
         into = tuple(self._node(value, name, inside=False) for value in inputs)
         out = tuple(self._node(value, name, inside=True) for value in outputs)
-        known = all(isinstance(value, PLAIN) or node is not None for value, node in zip(inputs, into, strict=True))
+        known = all(not isinstance(value, Tensor) or node is not None for value, node in zip(inputs, into, strict=True))
         if not known or not any(out):
             return None
         constants = tuple(None if isinstance(value, Tensor) else value for value in inputs)

@@ -19,9 +19,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer, sizes_at, slots, trials
 from secateur.own_code.module_attributes import update_attributes
-from secateur.own_code.module_calls import ModuleCall, Recording, modules_of, near, whole_call
+from secateur.own_code.module_calls import ModuleCall, Recording, copied_leaf, modules_of, near, noise_of, whole_call
 from secateur.process_state import own_forwards
 from secateur.structure.axis import BATCH, Axis, expand, leaves
+from secateur.structure.calls.trees import pack, unpack
+from secateur.structure.exporting.outputs import flatten_outputs
 from secateur.structure.graph_run import TOLERANCE, in_double, run_once
 from secateur.structure.inputs import Call, named_tensors
 from secateur.structure.keep_mask import KeepMask
@@ -134,13 +136,9 @@ class OwnCode:
 
     def arguments(self, call: ModuleCall, values: Mapping[fx.Node, Any]) -> Call:
         """Return the arguments of a call, with copies of the values of its inputs."""
-        flat = [c if n is None else _copied(values[n]) for n, c in zip(call.inputs, call.constants, strict=True)]
-        if call.name:
-            args, kwargs = tree_unflatten(flat, call.in_spec)
-            return args, kwargs
-        keywords = self.units.captured.keywords
-        positional = len(flat) - len(keywords)
-        return tuple(flat[:positional]), dict(zip(keywords, flat[positional:], strict=True))
+        flat = [c if n is None else copied_leaf(values[n]) for n, c in zip(call.inputs, call.constants, strict=True)]
+        args, kwargs = unpack(tree_unflatten(flat, call.in_spec))
+        return args, kwargs
 
     def _choices(self, call: ModuleCall, module: nn.Module, left: KeepMask) -> list[Choice]:
         tried = {inner.name for inner in self.inner(call)}
@@ -164,7 +162,8 @@ class _Part:
         placeholders = [node for node in sliced.copies if sliced.copies[node].op == "placeholder"]
         self.used = [node for node in placeholders if node not in self.values]
         given = [self.values[n] if n in self.values else self.code.value(n, self.left) for n in placeholders]
-        self.values |= dict(zip(wanted, run_once(sliced.graph, given), strict=True))
+        with noise_of(units.captured):
+            self.values |= dict(zip(wanted, run_once(sliced.graph, given), strict=True))
 
     def module(self, original: nn.Module) -> nn.Module:
         """Return the module's copy with sliced weights, in which modules within return what is handed to it.
@@ -196,12 +195,12 @@ class _Part:
 
     def _stand_in(self, inner: ModuleCall) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            got = tree_flatten((args, kwargs))[0]
+            got = tree_flatten(pack((args, kwargs)))[0]
             if len(got) != len(inner.inputs) or not self._same(inner.inputs, got):
                 raise OtherValuesError
             handed = zip(inner.outputs, inner.returned, strict=True)
             values = [seen if node is None else self.values[node] for node, seen in handed]
-            return tree_unflatten([_copied(value) for value in values], inner.out_spec)
+            return unpack(tree_unflatten([copied_leaf(value) for value in values], inner.out_spec))
 
         return forward
 
@@ -235,10 +234,11 @@ class _Part:
         call = self.call
         args, kwargs = self.code.arguments(call, self.values)
         try:
-            with torch.no_grad(), own_forwards():
-                got = tree_flatten(module(*args, **kwargs))[0]
+            with torch.no_grad(), own_forwards(), noise_of(self.code.units.captured):
+                returned = module(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, its code cannot follow
             return _line_of(error)
+        got = tree_flatten(pack(returned))[0] if call.name else flatten_outputs(returned)[0]
         return None if len(got) == len(call.outputs) and self._same(call.outputs, got) else ""
 
 
@@ -251,10 +251,6 @@ def _positions(axis: Axis, size: int, left: KeepMask) -> Tensor:
         if not leaf.size % BATCH
     }
     return expand(axis, {**left.masks, **batch}, torch.ones(1, dtype=torch.bool)).nonzero()[:, 0]
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _is_within(name: str, outer: str) -> bool:

@@ -21,8 +21,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from secateur.errors import DataError, ModelError
 from secateur.structure.axis import BATCH
-from secateur.structure.export import export_model, first_line, input_names, is_check
-from secateur.structure.inputs import Call, Free, InputSpec, batch_size, like_model, map_tensors, tensors
+from secateur.structure.calls.tensor_spec import Free
+from secateur.structure.export import Exported, FixedSizeError, export_model, first_line, is_check
+from secateur.structure.exporting.noise import SteadyNoise, draws, random_states
+from secateur.structure.exporting.outputs import OutputSpec
+from secateur.structure.exporting.tracing import input_names
+from secateur.structure.inputs import Call, InputSpec, call_on_copies, like_model, tensors
 
 UNKNOWN = 999_983  # stands for a size that depends on values: another prime than the one for the batch
 
@@ -35,12 +39,12 @@ class Captured:
     weights: dict[str, str]  # placeholder -> name of the parameter or buffer in the model
     constants: dict[str, Tensor]  # placeholder -> a tensor that the model makes itself
     inputs: tuple[str, ...]  # placeholders of the flattened user inputs
-    keywords: tuple[str, ...]  # the order of keyword inputs
     outputs: tuple[int, ...]  # which graph outputs are the model's
-    in_spec: Any
-    out_spec: Any
+    out_spec: OutputSpec
     spec: InputSpec
     guards: tuple[str, ...] = ()  # what its code takes for granted of the sizes of free dimensions, by their names
+    checks: tuple[str, ...] = ()  # the lines of its code that check values
+    noisy: bool = False  # whether it draws noise
 
     def match(self, call: Call, where: str = "") -> Call:
         """Return the call if the graph computes for it what the model does.
@@ -51,7 +55,7 @@ class Captured:
         sizes: dict[str, tuple[int, str]] = {}
         call = self.spec.match(call, where, sizes)
         known = {name: size for name, (size, _) in sizes.items()}
-        broken = broken_guard(self.guards, known | {"samples": batch_size(call)})
+        broken = broken_guard(self.guards, known | {"samples": self.spec.count(call, where)})
         if broken is not None:
             got = ", ".join(f"{name} = {size}, {place}" for name, (size, place) in sizes.items())
             raise DataError(f"{where}inputs: the model was captured for sizes with {broken}, got {got}")
@@ -185,18 +189,31 @@ def capture(model: nn.Module, call: Call, spec: InputSpec | None = None) -> Capt
     check_finite(model)
     call = like_model(model, call)
     spec = spec or InputSpec.of(call)
-    if not batch_size(call):
+    if not spec.count(call):
         raise DataError("inputs: there are no samples in the example")
     eval_outputs(model, call)
     with evaluating(model):
         try:
-            return _read(model, export_model(model, at_least_two(call), spec), spec)
+            return _read(model, export_model(model, at_least_two(call, spec), spec), spec)
         except ModelError as error:
-            with contextlib.suppress(ModelError):  # its code may fix the batch
-                if not spec.free:
-                    fixed = replace(spec, fixed=batch_size(call))
-                    return _read(model, export_model(model, call, fixed), fixed)
-            raise error
+            if spec.free or spec.fixed:
+                raise
+            return _capture_fixed(model, call, spec, error)
+
+
+def _capture_fixed(model: nn.Module, call: Call, spec: InputSpec, error: ModelError) -> Captured:
+    """Return the graph for this number of samples alone, which the code may fix.
+
+    Raises:
+        ModelError: There is none either.
+    """
+    fixed = replace(spec, fixed=spec.count(call))
+    try:
+        return _read(model, export_model(model, call, fixed), fixed)
+    except ModelError:
+        if isinstance(error, FixedSizeError):
+            raise  # the true reason is another
+    raise error
 
 
 def eval_outputs(model: nn.Module, call: Call) -> Any:
@@ -217,22 +234,27 @@ def eval_outputs(model: nn.Module, call: Call) -> Any:
 
 
 def call_model(model: nn.Module, call: Call) -> Any:
-    """Return the model's outputs; a forward that works in place does so on copies of the inputs."""
-    args, kwargs = map_tensors(call, Tensor.clone)
-    return model(*args, **kwargs)
+    """Return the model's outputs, with steady noise; a forward that works in place does so on copies of the inputs."""
+    before = random_states()
+    returned = call_on_copies(model, call)
+    if random_states() == before:  # no noise was drawn
+        return returned
+    with SteadyNoise():  # type: ignore[no-untyped-call]
+        return call_on_copies(model, call)
 
 
-def at_least_two(call: Call) -> Call:
+def at_least_two(call: Call, spec: InputSpec) -> Call:
     """Return a call with at least two samples: torch.export takes a batch size of 1 for a constant."""
-    return twice(call) if batch_size(call) < 2 else call
+    return twice(call, spec) if spec.count(call) < 2 else call
 
 
-def twice(call: Call) -> Call:
-    """Return all samples, and all of them again."""
-    return map_tensors(call, lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
+def twice(call: Call, spec: InputSpec) -> Call:
+    """Return all samples, and all of them again; as they are where their number is fixed."""
+    return call if spec.fixed else spec.map_samples(call, lambda tensor: torch.cat([tensor, tensor]))
 
 
-def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captured:
+def _read(model: nn.Module, exported: Exported, spec: InputSpec) -> Captured:
+    program = exported.program
     first = {tensor: name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     every = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     weights, constants, inputs = {}, {}, []
@@ -252,23 +274,22 @@ def _read(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> Captur
         if is_check(node):
             program.graph.erase_node(node)
     returned = enumerate(program.graph_signature.output_specs)
-    keywords = tuple(program.call_spec.in_spec.child(1).context or ())
-    spec = _with_names(spec, dict(zip([*range(len(spec.args)), *keywords], inputs, strict=True)), program.graph)
+    spec = _with_names(spec, dict(zip(spec.leaves, inputs, strict=True)), program.graph)
     return Captured(
         program.graph,
         weights,
         constants,
         tuple(inputs),
-        keywords,
         tuple(i for i, output in returned if output.kind == OutputKind.USER_OUTPUT),
-        program.call_spec.in_spec,
-        program.call_spec.out_spec,
+        exported.outputs,
         spec,
         _guards(program, spec, input_names(model, (spec.args, dict(spec.kwargs)))) if spec.free else (),
+        tuple(dict.fromkeys(map(str, exported.checks))),
+        any(map(draws, program.graph.nodes)),
     )
 
 
-def _with_names(spec: InputSpec, inputs: dict[int | str, str], graph: fx.Graph) -> InputSpec:
+def _with_names(spec: InputSpec, inputs: dict[str, str], graph: fx.Graph) -> InputSpec:
     """Return the form in which tied free dimensions have one name; the example's sizes are kept with the symbols.
 
     Raises:
@@ -277,12 +298,12 @@ def _with_names(spec: InputSpec, inputs: dict[int | str, str], graph: fx.Graph) 
     values = {node.name: node.meta["val"] for node in graph.find_nodes(op="placeholder")}
     named: dict[Any, Free] = {}
 
-    def name(key: int | str, dim: int, size: int | Free) -> int | Free:
+    def name(path: str, dim: int, size: int | Free) -> int | Free:
         if not isinstance(size, Free):
             return size
-        traced = values[inputs[key]].shape[dim]
+        traced = values[inputs[path]].shape[dim]
         if isinstance(traced, int) or not traced.node.expr.is_Symbol:
-            raise ModelError(f"dimension {dim} of input {key!r} is no free size")
+            raise ModelError(f"dimension {dim} of inputs{path} is no free size")
         free = named.setdefault(traced.node.expr, Free(f"n{len(named) + 1}", size.size))
         traced.node.shape_env.free_sizes = named
         return free
@@ -296,8 +317,9 @@ def _guards(program: ExportedProgram, spec: InputSpec, names: list[str]) -> tupl
     Raises:
         ModelError: There are guards on something else.
     """
-    sizes = {(name, 0): "samples" for name in names}
-    for name, value in zip(names, spec.entries.values(), strict=True):
+    sizes: dict[tuple[str, int], str] = {}
+    for name, value in zip(names, spec.leaves.values(), strict=True):
+        sizes |= {(name, 0): "samples"} if getattr(value, "per_sample", False) else {}
         sizes |= {(name, dim): free.name for dim, free in getattr(value, "free", {}).items()}
     place = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
     guards = [place.sub(lambda m: sizes.get((m[1], int(m[2])), m[0]), code) for code in program._guards_code]

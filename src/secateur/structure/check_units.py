@@ -9,8 +9,8 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.structure.capture import check_finite, eval_outputs, evaluating
-from secateur.structure.graph_run import difference, flatten, run, tolerance
-from secateur.structure.inputs import Call, like_model
+from secateur.structure.graph_run import difference, flatten, run, tolerance_of
+from secateur.structure.inputs import Call, like_model, sample_weight
 from secateur.structure.units import Units
 
 
@@ -33,7 +33,7 @@ def check_units(model: nn.Module, units: Units, call: Call) -> None:
     call = like_model(model, call)
     flatten(units.captured, call)  # refuses inputs of another form
     _, relative = difference(eval_outputs(model, call), _graph_outputs(model, units, call))
-    if not relative <= tolerance(model):
+    if not relative <= tolerance_of(units.captured, sample_weight(model).dtype):
         gap = f"the captured graph differs from the model by {relative:.2g} of the largest output"
         raise ModelError(f"units: found on another forward: {gap}; call find_units again")
 

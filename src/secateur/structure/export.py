@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.export import Dim, ExportedProgram, export
-from torch.nn.modules import transformer
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
-from secateur.structure.inputs import Call, InputSpec, TensorSpec, map_tensors
+from secateur.structure.calls.tensor_spec import TensorSpec
+from secateur.structure.exporting import value_checks
+from secateur.structure.exporting.inlining import inline_blocks
+from secateur.structure.exporting.outputs import OutputSpec
+from secateur.structure.exporting.tracing import free_lengths, no_look_at_masks, only_simple_sizes, quiet, traceable
+from secateur.structure.exporting.value_checks import Place, find_truths, first_choice
+from secateur.structure.inputs import Call, InputSpec, map_tensors
 from secateur.structure.rewrites.writes import rewrite_writes
 
-MOST_OPERATIONS = 4  # in the term of a size
+
+class Exported(NamedTuple):
+    """An exported program, functional, and what is not in it.
+
+    Attributes:
+        program: The program, which returns tensors and plain values.
+        outputs: The form of what the model returns.
+        checks: The truth values of tensors that the model's code went on with, by place.
+    """
+
+    program: ExportedProgram
+    outputs: OutputSpec
+    checks: Mapping[Place, bool]
+
+
+class FixedSizeError(ModelError):
+    """A model whose code is for one size alone."""
+
+
+class ValuesError(ModelError):
+    """A model whose code asks for the values of tensors."""
+
+
+BRANCHES = (GuardOnDataDependentSymNode, DataDependentOutputException)
 
 
 def first_line(error: Exception) -> str:
@@ -28,87 +57,8 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep PyTorch from warnings, log lines and graphs about its own work; what matters is in its exception."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)
-
-
-def _takes_any(model: nn.Module) -> bool:
-    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
-    return bool(kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
-
-
-def input_names(model: nn.Module, call: Call) -> list[str]:
-    """Return what the exported program calls the inputs: the positional ones, then those by keyword."""
-    names = list(inspect.signature(model.forward).parameters)
-    positional = [f"input_{i}" if _takes_any(model) else names[i] for i in range(len(call[0]))]
-    return [*positional, *call[1]]
-
-
-@contextlib.contextmanager
-def _named_inputs(model: nn.Module, call: Call) -> Iterator[None]:
-    """Let a forward of (*args, **kwargs) say what it is called with: torch.export wants a name for each input."""
-    if not _takes_any(model):
-        yield
-        return
-    own, before = model.forward, vars(model).get("forward")
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return own(*args, **kwargs)
-
-    names = input_names(model, call)
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    try:
-        vars(model)["forward"] = forward
-        yield
-    finally:
-        del vars(model)["forward"]
-        if before is not None:
-            vars(model)["forward"] = before
-
-
-@contextlib.contextmanager
-def _no_look_at_masks() -> Iterator[None]:
-    """Keep `nn.Transformer` from looking whether a mask is causal, for speed: export cannot know the value."""
-    before = transformer._detect_is_causal_mask
-
-    def as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
-        return bool(is_causal)
-
-    try:
-        transformer._detect_is_causal_mask = as_told
-        yield
-    finally:
-        transformer._detect_is_causal_mask = before
-
-
-@contextlib.contextmanager
-def _only_simple_sizes() -> Iterator[None]:
-    """Stop where sizes become long terms of the inputs' sizes: torch.export reasons on them for minutes."""
-
-    def check(_: nn.Module, args: Any) -> None:
-        sizes: list[Any] = [size for value in args if isinstance(value, Tensor) for size in value.shape]
-        if any(isinstance(size, torch.SymInt) and size.node.expr.count_ops() > MOST_OPERATIONS for size in sizes):
-            raise ModelError("sizes are no simple terms of the inputs' sizes")
-
-    hook = register_module_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) -> ExportedProgram:
-    """Return the exported program, functional, in which blocks that only switch something off are inlined.
+def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) -> Exported:
+    """Return the exported program, functional, in which blocks that switch autocast or gradients are inlined.
 
     Args:
         model: In eval mode.
@@ -117,32 +67,79 @@ def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) 
         options: Further arguments of `torch.export.export`.
 
     Raises:
+        FixedSizeError: Its code is for one size of what is to be free.
         ModelError: torch.export does not take the model.
+        ValuesError: Its code asks for the values of tensors.
     """
-    batch = None if spec.fixed else Dim("batch", min=2)
     try:
-        simple = _only_simple_sizes() if spec.free else contextlib.nullcontext()
-        with _quiet(), _named_inputs(model, call), _no_look_at_masks(), simple:
-            named = inspect.signature(model.forward).bind(*spec.args, **dict(spec.kwargs)).arguments
-            shapes = {name: _dynamic(value, batch) for name, value in named.items()}
-            copies = map_tensors(call, Tensor.clone)
-            program = export(model, *copies, dynamic_shapes=shapes, strict=False, **options)
-            program = program if _make_functional(program.graph) else program.run_decompositions({})
-            _inline(program.graph_module)
-            rewrite_writes(program.graph)
-            return program
-    except Exception as error:
+        return _export(model, call, spec, {}, options)
+    except FixedSizeError as error:
+        with contextlib.suppress(ModelError), free_lengths():
+            return _export(model, call, spec, {}, options)
+        raise error
+    except ValuesError as error:
+        truths = find_truths(model, call)
+        if not truths:
+            raise error
+    exported = _export(model, call, spec, truths, options)
+    choice = first_choice(model, call, exported.checks)
+    if choice is not None:
         raise ModelError(
-            f"{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: {first_line(error)}). "
-            "Its forward must not branch on the values of tensors or loop over the batch."
+            f"{type(model).__name__} chooses by the values of tensors what it computes, at {choice}; "
+            "torch.where chooses without a branch"
+        )
+    return exported
+
+
+@contextlib.contextmanager
+def _true_reasons(model: nn.Module) -> Iterator[None]:
+    """Let whatever torch.export raises be an error that says why.
+
+    Raises:
+        FixedSizeError: The code is for one size.
+        ModelError: It raised something else.
+        ValuesError: The code asks for values.
+    """
+    name = type(model).__name__
+    try:
+        yield
+    except ModelError:
+        raise
+    except BRANCHES as error:
+        lines = re.findall(r'File "([^"]*)", line (\d+), in .*\n +(.*)', str(error))
+        own = [line for line in lines if line[0] != value_checks.__file__]
+        where = "".join(f", at {line!r} ({Path(file).name}:{number})" for file, number, line in own[-1:])
+        raise ValuesError(f"{name} needs the values of tensors to go on{where}: {first_line(error)}") from error
+    except Exception as error:
+        if "specialized it to be a constant" in str(error):
+            raise FixedSizeError(f"{name} has code for one size of the inputs alone, such as a loop over it") from error
+        raise ModelError(
+            f"{name} cannot be exported by torch.export ({type(error).__name__}: {first_line(error)})"
         ) from error
+
+
+def _export(
+    model: nn.Module, call: Call, spec: InputSpec, truths: Mapping[Place, bool], options: dict[str, Any]
+) -> Exported:
+    batch = None if spec.fixed else Dim("batch", min=2)
+    simple = only_simple_sizes() if spec.free else contextlib.nullcontext()
+    with _true_reasons(model), quiet(), traceable(model, call, truths) as traced, no_look_at_masks(), simple:
+        named = inspect.signature(model.forward).parameters
+        shapes = {name: _dynamic(value, batch) for name, value in zip(named, spec.leaves.values(), strict=True)}
+        copies = tuple(tree_leaves(map_tensors(call, Tensor.clone)))
+        program = export(model, copies, dynamic_shapes=shapes, strict=False, **options)
+        inline_blocks(program.graph_module)
+        program = program if _make_functional(program.graph) else program.run_decompositions({})
+        rewrite_writes(program.graph)
+        form = traced.outputs or OutputSpec(program.call_spec.out_spec, {})  # the calls of a GraphModule are run alone
+        return Exported(program, form, traced.checks)
 
 
 def _dynamic(value: Any, batch: Dim | None) -> dict[int, Any] | None:
     """Return the dimensions of an input that are to be free; those that the code fixes are then fixed."""
     if not isinstance(value, TensorSpec) or value.shape is None:
         return None
-    return {0: batch, **dict.fromkeys(value.free, Dim.AUTO)}
+    return ({0: batch} if value.per_sample else {}) | dict.fromkeys(value.free, Dim.AUTO)
 
 
 def is_check(node: fx.Node) -> bool:
@@ -164,28 +161,6 @@ def _make_functional(graph: fx.Graph) -> bool:
             return False
         node.target = overload
     return True
-
-
-def _inline(module: fx.GraphModule) -> None:
-    """Make blocks that only switch autocast or gradients off part of the graph."""
-    graph = module.graph
-    for node in list(graph.nodes):
-        name = getattr(node.target, "__name__", str(node.target))
-        off: Any = {"wrap_with_set_grad_enabled": 0, "wrap_with_autocast": 2}.get(name)
-        if node.op != "call_function" or off is None or node.args[off] is not False:
-            continue
-        rest: list[Any] = list(node.args[off + (1 if off == 0 else 2) :])
-        body, *operands = rest
-        inner: Any = module.get_submodule(str(body.target)).graph
-        copies = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
-        with graph.inserting_before(node):
-            results: Any = graph.graph_copy(inner, copies)
-        for user in list(node.users):
-            user.replace_all_uses_with(results[user.args[1]])
-            graph.erase_node(user)
-        graph.erase_node(node)
-        if not body.users:
-            graph.erase_node(body)
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -7,20 +7,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ModelError
 from secateur.process_state import own_forwards
 from secateur.structure.capture import Captured, call_model, evaluating
+from secateur.structure.exporting.noise import steady
+from secateur.structure.exporting.outputs import flatten_outputs
 from secateur.structure.inputs import Call, sample_weight
 
 # Largest difference, relative to the largest value, that rounding alone explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
+LOWER = {torch.float32: 3e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # where a part of the graph computes in it
+
 
 def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
-    """Return the graph as a plain Python function of its placeholders."""
-    forward: Callable[..., Any] = fx.GraphModule(nn.Module(), graph).forward
+    """Return the graph as a plain Python function of its placeholders; noise that it draws is always the same."""
+    forward: Callable[..., Any] = fx.GraphModule(nn.Module(), steady(graph)).forward
     return forward
 
 
@@ -57,13 +61,12 @@ def flatten(captured: Captured, call: Call) -> list[Any]:
     Raises:
         DataError: There are others than those the graph was captured with.
     """
-    args, kwargs = captured.match(call)
-    return [*args, *(kwargs[name] for name in captured.keywords)]
+    return captured.spec.in_order(captured.match(call))
 
 
 def outputs(captured: Captured, returned: Sequence[Any]) -> Any:
     """Return what the model would have returned, in its own structure."""
-    return tree_unflatten([returned[i] for i in captured.outputs], captured.out_spec)
+    return captured.out_spec.unflatten(returned[i] for i in captured.outputs)
 
 
 def in_double(value: Any) -> Any:
@@ -82,7 +85,7 @@ def difference(expected: Any, got: Any) -> tuple[float, float]:
     What is NaN, infinite or of another shape differs infinitely, and so do other numbers of outputs.
     """
     absolute = relative = 0.0
-    leaves = tree_leaves(expected), tree_leaves(got)
+    leaves = [[leaf for leaf in flatten_outputs(value)[0] if leaf is not None] for value in (expected, got)]
     if [isinstance(a, Tensor) for a in leaves[0]] != [isinstance(b, Tensor) for b in leaves[1]]:
         return float("inf"), float("inf")
     for a, b in zip(*leaves, strict=True):
@@ -106,6 +109,40 @@ def tolerance(model: nn.Module) -> float:
     return TOLERANCE.get(sample_weight(model).dtype, 1e-4)
 
 
+def tolerance_of(captured: Captured, dtype: torch.dtype) -> float:
+    """Return what rounding may make of the outputs of a graph whose weights and inputs are of this dtype."""
+    lower = [LOWER[own] for own in own_dtypes(captured)]
+    return max([TOLERANCE.get(dtype, 1e-4), *lower])
+
+
+def own_dtypes(captured: Captured) -> set[torch.dtype]:
+    """Return the dtypes below float64 in which the code computes whatever those of weights and inputs are.
+
+    It names them, or computes with nothing but tensors that it makes itself.
+    """
+    made = {node for node in captured.graph.find_nodes(op="placeholder") if node.name in captured.constants}
+    dtypes: set[torch.dtype] = set()
+    for node in captured.graph.nodes:
+        if node.op == "call_function":
+            dtypes |= {leaf for leaf in tree_leaves((node.args, node.kwargs)) if leaf in LOWER}
+            floats = [operand for operand in node.all_input_nodes if _is_float(operand)]
+            if floats and made.issuperset(floats) and _is_float(node):
+                made.add(node)
+                dtypes |= set() if _moves(node) else {node.meta["val"].dtype} & LOWER.keys()
+    return dtypes
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _moves(node: fx.Node) -> bool:
+    """Return whether a call changes no number."""
+    copies = (torch.ops.aten.clone, torch.ops.aten.lift_fresh_copy, torch.ops.aten.detach_)
+    return bool(getattr(node.target, "is_view", False)) or getattr(node.target, "overloadpacket", None) in copies
+
+
 def check_capture(model: nn.Module, captured: Captured, call: Call) -> None:
     """Check that the graph computes what the model does.
 
@@ -115,7 +152,7 @@ def check_capture(model: nn.Module, captured: Captured, call: Call) -> None:
     with evaluating(model), torch.no_grad(), own_forwards():
         got = run(captured, model, call)
         relative = max(difference(call_model(model, call), got)[1] for _ in range(2))  # twice: it may keep count
-    if not relative <= tolerance(model):
+    if not relative <= tolerance_of(captured, sample_weight(model).dtype):
         raise ModelError(
             f"{type(model).__name__}: the captured graph differs from the model by {relative:.1e} of the largest "
             "output; forward must give the same outputs for the same inputs in eval mode (dropout left on, cached "

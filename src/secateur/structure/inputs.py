@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from secateur.errors import ArgumentError, DataError, ModelError
+from secateur.structure.calls.tensor_spec import Free, TensorSpec, describe_tensor
+from secateur.structure.calls.trees import leaves_of, map_leaves, pack, tree_from_json, tree_to_json, unpack
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -18,47 +21,56 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 def as_call(inputs: Any) -> Call:
     """Return example inputs as (args, kwargs): a tensor, a tuple of positional or a dict of keyword inputs.
 
+    Each input may hold tensors at any depth, in lists, tuples, dicts, dataclasses and mappings, which are packed
+    (see `secateur.structure.calls.trees`). A dataclass alone is the one positional input.
+
     Raises:
         ArgumentError: They have another form.
     """
     if isinstance(inputs, Tensor):
         return (inputs,), {}
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+        return (), {name: pack(value) for name, value in inputs.items()}
+    if is_dataclass(inputs) and not isinstance(inputs, type):
+        return (pack(inputs),), {}
     if isinstance(inputs, Sequence) and not isinstance(inputs, str):
-        return tuple(inputs), {}
+        return tuple(map(pack, inputs)), {}
     raise ArgumentError(
         "example_inputs: expected a tensor, a tuple of positional inputs or a dict of keyword inputs, "
         f"got {type(inputs).__name__}"
     )
 
 
-def map_tensors(call: Call, change: Any) -> Call:
+def map_tensors(call: Call, change: Callable[[Tensor], Any]) -> Call:
     """Return the call with `change(tensor)` in place of each tensor."""
-    args, kwargs = call
+    mapped: Call = tree_map_only(Tensor, change, call)
+    return mapped
 
-    def changed(value: Any) -> Any:
-        return change(value) if isinstance(value, Tensor) else value
 
-    return tuple(map(changed, args)), {name: changed(value) for name, value in kwargs.items()}
+def call_on_copies(model: nn.Module, call: Call) -> Any:
+    """Return what the model returns; a forward that works in place does so on copies of the inputs."""
+    args, kwargs = unpack(map_tensors(call, Tensor.clone))
+    return model(*args, **kwargs)
+
+
+def map_inputs(call: Call, change: Callable[[str, Any], Any]) -> Call:
+    """Return the call with `change(path, leaf)` in place of each tensor and plain value."""
+    return map_leaves(change, call[0]), map_leaves(change, call[1])
+
+
+def input_leaves(call: Call) -> dict[str, Any]:
+    """Return the tensors and plain values of a call by their path, the positional ones first: "[0]", "['x'].mask"."""
+    return leaves_of(call[0]) | leaves_of(call[1])
 
 
 def tensors(call: Call) -> list[Tensor]:
     """Return the tensors of a call, in order."""
-    return [value for value in (*call[0], *call[1].values()) if isinstance(value, Tensor)]
+    return [value for value in input_leaves(call).values() if isinstance(value, Tensor)]
 
 
-def batch_size(call: Call, where: str = "") -> int:
-    """Return the number of samples: the first dimension of every tensor that has one.
-
-    Raises:
-        DataError: It differs from tensor to tensor, or there is none.
-    """
-    sizes = {len(tensor) for tensor in tensors(call) if tensor.ndim}
-    if len(sizes) != 1:
-        got = sorted(sizes) or "none"
-        raise DataError(f"{where}inputs: expected one number of samples in the first dimension, got {got}")
-    return sizes.pop()
+def first_dimensions(call: Call) -> dict[str, int]:
+    """Return the size of the first dimension of each tensor that has one, by its path."""
+    return {path: len(leaf) for path, leaf in input_leaves(call).items() if isinstance(leaf, Tensor) and leaf.ndim}
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -83,89 +95,15 @@ def like_model(model: nn.Module, call: Call) -> Call:
     return map_tensors(call, lambda tensor: tensor_like_model(model, tensor))
 
 
-class Free(NamedTuple):
-    """A dimension of any size: the same size wherever the name is the same."""
-
-    name: str
-    size: int  # the example's
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor: its dtype, its shape without the batch (None: no batch either), its range if of integers."""
-
-    dtype: str
-    shape: tuple[int | Free, ...] | None
-    low: int = 0
-    high: int = 0
-    rows: Tensor | None = field(default=None, compare=False, repr=False)  # integers of the example; not written
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return random normal values; of integers, which often mean something, the example's, or any in range."""
-        if self.rows is not None:
-            return self.rows[torch.arange(n) % len(self.rows)]
-        dtype = getattr(torch, self.dtype)
-        shape = (
-            () if self.shape is None else (n, *(size.size if isinstance(size, Free) else size for size in self.shape))
-        )
-        if dtype.is_floating_point:
-            return torch.randn(shape, generator=generator, dtype=dtype)
-        return torch.randint(self.low, self.high + 1, shape, generator=generator).to(dtype)
-
-    @property
-    def free(self) -> dict[int, Free]:
-        """The dimensions of any size, counted with that of the samples."""
-        return {dim: size for dim, size in enumerate(self.shape or (), 1) if isinstance(size, Free)}
-
-    def match(self, tensor: Tensor, name: str, sizes: dict[str, tuple[int, str]]) -> Tensor:
-        """Return a tensor of this form, whole numbers of a smaller type in this one.
-
-        Args:
-            tensor: Any tensor.
-            name: What errors call it.
-            sizes: The sizes that free dimensions have so far, and where; those of this tensor are added.
-
-        Raises:
-            DataError: It has another shape, or holds another kind of numbers.
-        """
-        dtype = getattr(torch, self.dtype)
-        if not self._fits(tensor.shape):
-            wanted = () if self.shape is None else ("samples", *self.shape)
-            described = ", ".join("any" if isinstance(size, Free) else str(size) for size in wanted)
-            raise DataError(f"{name} of shape {tuple(tensor.shape)}, the model was captured for ({described})")
-        for dim, free in self.free.items():
-            size, place = sizes.setdefault(free.name, (tensor.shape[dim], f"dimension {dim} of {name}"))
-            if tensor.shape[dim] != size:
-                raise DataError(f"dimension {dim} of {name} is {tensor.shape[dim]}, it must be that of {place}, {size}")
-        if tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point):
-            return tensor
-        if not _holds(dtype, tensor.dtype):
-            raise DataError(f"{name} of {tensor.dtype}, the model was captured for {dtype}")
-        return tensor.to(dtype)
-
-    def _fits(self, shape: torch.Size) -> bool:
-        if self.shape is None or not shape:
-            return self.shape is None and not shape
-        pairs = zip(self.shape, shape[1:], strict=False)
-        return len(self.shape) == len(shape) - 1 and all(isinstance(size, Free) or size == now for size, now in pairs)
-
-
-def _holds(dtype: torch.dtype, inner: torch.dtype) -> bool:
-    """Return whether both are types of whole numbers, and one has all those of the other."""
-    if any(either.is_floating_point or either.is_complex or either == torch.bool for either in (dtype, inner)):
-        return False
-    wide, narrow = torch.iinfo(dtype), torch.iinfo(inner)
-    return wide.min <= narrow.min and narrow.max <= wide.max
-
-
 @dataclass(frozen=True)
 class InputSpec:
-    """The inputs' form: positional and keyword ones, each a `TensorSpec` or a plain value.
+    """The inputs' form: positional and keyword ones, packed, each leaf a `TensorSpec` or a plain value.
 
     Attributes:
         args: The positional ones.
         kwargs: The keyword ones.
-        fixed: The only number of samples, where the model's code fixes it.
+        fixed: The only number of samples, where the model's code fixes it; 1 where inputs cannot be divided into
+            samples (a graph), and all tensors are shared.
         samples: The number that the example had; not part of what is written.
     """
 
@@ -175,49 +113,101 @@ class InputSpec:
     samples: int | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, call: Call) -> InputSpec:
+    def of(cls, call: Call, per_sample: Collection[str] | None = None) -> InputSpec:
         """Return the specification of example inputs.
+
+        Args:
+            call: The inputs.
+            per_sample: The paths of the tensors whose first dimension is that of the samples; none where the inputs
+                cannot be divided; None for all, or where these are not as many for none.
 
         Raises:
             ArgumentError: One of them is neither a tensor nor a plain value, or there is no tensor.
         """
-        args, kwargs = map_tensors(call, _describe)
-        for where, value in (*enumerate(args), *kwargs.items()):
-            if not isinstance(value, TensorSpec | int | float | str | None):
-                raise ArgumentError(f"input {where!r}: expected a tensor or a plain value, got {type(value).__name__}")
+        sizes = first_dimensions(call)
+        if per_sample is None:
+            per_sample = sizes if len(set(sizes.values())) == 1 else ()
+
+        def described(path: str, leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return describe_tensor(leaf, shared=path not in per_sample)
+            if not isinstance(leaf, int | float | str | None):
+                raise ArgumentError(f"inputs{path}: expected a tensor or a plain value, got {type(leaf).__name__}")
+            return leaf
+
+        args, kwargs = map_inputs(call, described)
         if not tensors(call):
             raise ArgumentError("example_inputs: there is no tensor among them")
-        samples = next((len(tensor) for tensor in tensors(call) if tensor.ndim), None)
-        return cls(args, tuple(kwargs.items()), samples=samples)
-
-    def in_order(self, keywords: Sequence[str]) -> list[Any]:
-        """Return the positional ones, then the keyword ones in this order."""
-        return [*self.args, *(dict(self.kwargs)[name] for name in keywords)]
+        samples = next((sizes[path] for path in sizes if path in per_sample), 1 if sizes else None)
+        return cls(args, tuple(kwargs.items()), None if per_sample or not sizes else 1, samples)
 
     @property
-    def entries(self) -> dict[int | str, Any]:
-        """All of them, by position or keyword."""
-        return {**dict(enumerate(self.args)), **dict(self.kwargs)}
+    def leaves(self) -> dict[str, Any]:
+        """The `TensorSpec`s and plain values by their path."""
+        return input_leaves((self.args, dict(self.kwargs)))
+
+    @property
+    def tensors(self) -> dict[str, TensorSpec]:
+        """The tensors by their path."""
+        return {path: leaf for path, leaf in self.leaves.items() if isinstance(leaf, TensorSpec)}
+
+    @property
+    def undivided(self) -> bool:
+        """Whether inputs cannot be divided into samples: no tensor has them in the first dimension."""
+        return not any(tensor.per_sample for tensor in self.tensors.values())
 
     @property
     def free(self) -> dict[str, int]:
         """The sizes that the example has in dimensions of any size, by their name."""
-        return {f.name: f.size for v in self.entries.values() if isinstance(v, TensorSpec) for f in v.free.values()}
+        return {free.name: free.size for tensor in self.tensors.values() for free in tensor.free.values()}
 
-    def with_sizes(self, change: Callable[[int | str, int, int | Free], int | Free]) -> InputSpec:
+    def with_sizes(self, change: Callable[[str, int, int | Free], int | Free]) -> InputSpec:
         """Return the form with other sizes.
 
         Args:
-            change: The new size, of position or keyword, dimension (0: the samples) and size.
+            change: The new size, of path, dimension and size.
         """
 
-        def changed(key: int | str, value: Any) -> Any:
-            if not isinstance(value, TensorSpec) or value.shape is None:
-                return value
-            return replace(value, shape=tuple(change(key, dim, size) for dim, size in enumerate(value.shape, 1)))
+        def changed(path: str, leaf: Any) -> Any:
+            if not isinstance(leaf, TensorSpec):
+                return leaf
+            return leaf.with_sizes({dim: change(path, dim, size) for dim, size in leaf.sizes.items()})
 
-        args = tuple(changed(key, value) for key, value in enumerate(self.args))
-        return replace(self, args=args, kwargs=tuple((key, changed(key, value)) for key, value in self.kwargs))
+        args, kwargs = map_inputs((self.args, dict(self.kwargs)), changed)
+        return replace(self, args=args, kwargs=tuple(kwargs.items()))
+
+    def without_free(self) -> InputSpec:
+        """Return the form with the example's sizes in place of free ones."""
+        return self.with_sizes(lambda path, dim, size: size.size if isinstance(size, Free) else size)  # noqa: ARG005
+
+    def per_sample(self, call: Call) -> dict[str, Tensor]:
+        """Return the tensors of a call that have the samples in the first dimension, by their path."""
+        inputs = input_leaves(call)
+        found = {path: inputs.get(path) for path, tensor in self.tensors.items() if tensor.per_sample}
+        return {path: tensor for path, tensor in found.items() if isinstance(tensor, Tensor) and tensor.ndim}
+
+    def count(self, call: Call, where: str = "") -> int:
+        """Return the number of samples of a call; 1 where it cannot be divided.
+
+        Raises:
+            DataError: It differs from tensor to tensor, or there is none.
+        """
+        if self.undivided and self.fixed:
+            return 1
+        sizes = {len(tensor) for tensor in self.per_sample(call).values()}
+        if len(sizes) != 1:
+            got = sorted(sizes) or "none"
+            raise DataError(f"{where}inputs: expected one number of samples in the first dimension, got {got}")
+        return sizes.pop()
+
+    def map_samples(self, call: Call, change: Callable[[Tensor], Tensor]) -> Call:
+        """Return the call with `change(tensor)` in place of each tensor that has the samples in the first dimension."""
+        changed = self.per_sample(call)
+        return map_inputs(call, lambda path, leaf: change(leaf) if path in changed else leaf)
+
+    def take(self, call: Call, rows: slice | Tensor) -> Call:
+        """Return some samples of a call."""
+        return self.map_samples(call, lambda t: t[rows.to(t.device) if isinstance(rows, Tensor) else rows])
 
     def match(self, call: Call, where: str = "", sizes: dict[str, tuple[int, str]] | None = None) -> Call:
         """Return the call if it has the form of the example.
@@ -230,24 +220,40 @@ class InputSpec:
         Raises:
             DataError: There are other inputs, or one has another shape or holds another kind of numbers.
         """
+        self.in_order(call, where)
+        form, known = self.leaves, {} if sizes is None else sizes
+        names = {path: f"{where}inputs{path}" if len(form) > 1 else f"{where}inputs" for path in form}
+        matched = map_inputs(call, lambda path, now: _match(form[path], now, names[path], known))
+        if self.fixed and self.count(call, where) != self.fixed:
+            got = self.count(call, where)
+            raise DataError(
+                f"{where}inputs: the model's code fixes the batch at {self.fixed} samples, got {got}; "
+                "give all data in batches of that size"
+            )
+        return matched
+
+    def in_order(self, call: Call, where: str = "") -> list[Any]:
+        """Return the tensors and plain values of a call in the order of these.
+
+        Raises:
+            DataError: There are other inputs than in the example, or they hold other entries.
+        """
         (args, kwargs), form = call, dict(self.kwargs)
         if len(args) != len(self.args) or kwargs.keys() != form.keys():
             got = f"{len(args)} positional, keywords {sorted(kwargs)}"
             wanted = f"{len(self.args)} positional, keywords {sorted(form)}"
             raise DataError(f"{where}inputs: expected {wanted} as in the example, got {got}")
-        many = len(args) + len(kwargs) > 1
-        names = {key: f"{where}inputs[{key!r}]" if many else f"{where}inputs" for key in (*range(len(args)), *kwargs)}
-        sizes = {} if sizes is None else sizes
-        matched = (
-            tuple(_match(then, args[i], names[i], sizes) for i, then in enumerate(self.args)),
-            {key: _match(form[key], now, names[key], sizes) for key, now in kwargs.items()},
-        )
-        if self.fixed and batch_size(call) != self.fixed:
+        wanted_paths, inputs = self.leaves.keys(), input_leaves(call)
+        paths = inputs.keys()
+        if wanted_paths != paths:
+            lists = [
+                ", ".join(f"inputs{path}" for path in some) for some in (wanted_paths - paths, paths - wanted_paths)
+            ]
             raise DataError(
-                f"{where}inputs: the model's code fixes the batch at {self.fixed} samples, got {batch_size(call)}; "
-                "give all data in batches of that size"
+                f"{where}inputs: other entries than in the example: without {lists[0] or 'none'}, "
+                f"with {lists[1] or 'none'} beside the others"
             )
-        return matched
+        return [inputs[path] for path in wanted_paths]
 
     @classmethod
     def guess(cls, model: nn.Module) -> InputSpec:
@@ -264,23 +270,28 @@ class InputSpec:
 
     def sample(self, model: nn.Module, n: int = 8, seed: int = 0) -> Call:
         """Return random inputs of this form, n samples where that is free, on the model's device and in its dtype."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def sampled(value: Any) -> Any:
-            return value.sample(self.fixed or n, generator) if isinstance(value, TensorSpec) else value
-
-        return like_model(model, (tuple(map(sampled, self.args)), {k: sampled(v) for k, v in self.kwargs}))
+        generator, n = torch.Generator().manual_seed(seed), self.fixed or n
+        form: Call = self.args, dict(self.kwargs)
+        return like_model(model, tree_map_only(TensorSpec, lambda tensor: tensor.sample(n, generator), form))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; `from_json` reads it."""
-        plain = {"args": [_plain(v) for v in self.args], "kwargs": {k: _plain(v) for k, v in self.kwargs}}
+        plain = {
+            "args": [tree_to_json(value, _plain) for value in self.args],
+            "kwargs": {name: tree_to_json(value, _plain) for name, value in self.kwargs},
+        }
         return plain if self.fixed is None else plain | {"samples": self.fixed}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
-        """Return the specification that `to_json` wrote."""
-        kwargs = tuple((name, _parse(value)) for name, value in data["kwargs"].items())
-        return cls(tuple(map(_parse, data["args"])), kwargs, data.get("samples"))
+        """Return the specification that `to_json` wrote.
+
+        Raises:
+            ArgumentError: It holds objects of a class that is not known in this process.
+        """
+        args = tuple(tree_from_json(value, _parse) for value in data["args"])
+        kwargs = tuple((name, tree_from_json(value, _parse)) for name, value in data["kwargs"].items())
+        return cls(args, kwargs, data.get("samples"))
 
 
 def check_as_captured(where: str, tensor: bool, then: Any, now: Any) -> None:
@@ -305,30 +316,9 @@ def _match(then: Any, now: Any, name: str, sizes: dict[str, tuple[int, str]]) ->
     return then.match(now, name, sizes) if isinstance(then, TensorSpec) else now
 
 
-def _describe(tensor: Tensor) -> TensorSpec:
-    shape = tuple(tensor.shape[1:]) if tensor.ndim else None
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_complex():
-        raise ArgumentError(f"inputs: {dtype} is not supported, only floating-point numbers, integers and bools")
-    if tensor.is_floating_point() or not tensor.numel():
-        return TensorSpec(dtype, shape)
-    rows = tensor[:8].detach().cpu().clone() if tensor.ndim else None
-    return TensorSpec(dtype, shape, int(tensor.long().min()), int(tensor.long().max()), rows)
-
-
-def _plain(value: Any) -> Any:
-    if not isinstance(value, TensorSpec):
-        return {"value": value}
-    span = {} if value.low == value.high == 0 else {"low": value.low, "high": value.high}
-    return {"dtype": value.dtype, "shape": value.shape and list(value.shape), **span}
+def _plain(leaf: Any) -> dict[str, Any]:
+    return leaf.to_json() if isinstance(leaf, TensorSpec) else {"value": leaf}
 
 
 def _parse(data: Mapping[str, Any]) -> Any:
-    if "value" in data:
-        return data["value"]
-    shape = (
-        None
-        if data["shape"] is None
-        else tuple(Free(*size) if isinstance(size, list) else size for size in data["shape"])
-    )
-    return TensorSpec(**{**data, "shape": shape})
+    return data["value"] if "value" in data else TensorSpec.from_json(data)

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.structure.calls.samples import find_samples
+from secateur.structure.calls.tensor_spec import Free
 from secateur.structure.capture import Captured, call_model, capture, check_finite, evaluating
 from secateur.structure.graph_run import check_capture
-from secateur.structure.inputs import Call, Free, InputSpec, TensorSpec, like_model, map_tensors
+from secateur.structure.inputs import Call, InputSpec, like_model, map_inputs
 
 SHORTEST = 3  # sizes below are left as they are: one shorter, they would be broadcast
 
-Place = tuple[int | str, int]  # position or keyword, dimension
+Place = tuple[str, int]  # path of a tensor, dimension
 
 
 def capture_lengths(model: nn.Module, call: Call) -> Captured:
@@ -38,68 +40,86 @@ def capture_lengths(model: nn.Module, call: Call) -> Captured:
     """
     check_finite(model)
     call = like_model(model, call)
-    spec = _with_free_sizes(model, call)
+    form = find_samples(model, call)
+    spec = _with_free_sizes(model, call, form)
     if spec.free:
         with contextlib.suppress(SecateurError, RuntimeError, IndexError):  # as the graph may end at other sizes
             captured = capture(model, call, spec)
             check_capture(model, captured, call)
-            check_capture(model, captured, one_shorter(few(call), captured.spec))
+            check_capture(model, captured, one_shorter(few(call, spec), captured.spec))
             return captured
-    return capture_fixed(model, call)
+    return capture_fixed(model, call, form)
 
 
-def capture_fixed(model: nn.Module, call: Call) -> Captured:
+def capture_fixed(model: nn.Module, call: Call, spec: InputSpec) -> Captured:
     """Return the graph of the model in eval mode for the example's sizes and any number of samples.
+
+    Args:
+        model: Left as it was.
+        call: Example inputs.
+        spec: Their form, no dimension free.
 
     Raises:
         DataError: The inputs hold no sample.
         ModelError: As for `capture`; or the graph does not compute what the model does.
     """
-    captured = capture(model, call)
+    captured = capture(model, call, spec)
     check_capture(model, captured, call)
     return captured
 
 
-def few(call: Call) -> Call:
-    """Return the first two samples."""
-    return map_tensors(call, lambda tensor: tensor[:2] if tensor.ndim else tensor)
+def few(call: Call, spec: InputSpec) -> Call:
+    """Return the first two samples; all where their number is fixed."""
+    return call if spec.fixed else spec.take(call, slice(2))
 
 
 def one_shorter(call: Call, spec: InputSpec) -> Call:
-    """Return the inputs without the last position of each free dimension."""
-    return _shortened(call, {(k, dim) for k, v in spec.entries.items() if isinstance(v, TensorSpec) for dim in v.free})
+    """Return the inputs without the last position of each free dimension (see `_resized`)."""
+    return _resized(call, spec, {(path, dim) for path, tensor in spec.tensors.items() for dim in tensor.free})
 
 
-def _shortened(call: Call, places: set[Place]) -> Call:
-    def shortened(key: int | str, value: object) -> object:
-        for dim in sorted(dim for name, dim in places if name == key):
-            assert isinstance(value, Tensor)
-            value = value.narrow(dim, 0, value.shape[dim] - 1)
-        return value
+def _resized(call: Call, spec: InputSpec, places: set[Place]) -> Call:
+    """Return the inputs one shorter in these dimensions.
 
-    return tuple(shortened(*item) for item in enumerate(call[0])), {k: shortened(k, v) for k, v in call[1].items()}
+    Inputs that cannot be divided are one longer in first dimensions: others may point to any position there.
+    """
+
+    def resized(path: str, leaf: object) -> object:
+        for dim in sorted(dim for name, dim in places if name == path):
+            assert isinstance(leaf, Tensor)
+            longer = dim == 0 and spec.undivided
+            leaf = torch.cat([leaf, leaf[-1:]]) if longer else leaf.narrow(dim, 0, leaf.shape[dim] - 1)
+        return leaf
+
+    return map_inputs(call, resized)
 
 
-def _with_free_sizes(model: nn.Module, call: Call) -> InputSpec:
+def _with_free_sizes(model: nn.Module, call: Call, spec: InputSpec) -> InputSpec:
     """Return the form of the inputs, free where the model takes them shorter: equal sizes together, or each alone."""
-    spec, by_size = InputSpec.of(call), dict[int, list[Place]]()
-    for key, value in spec.entries.items():
-        for dim, size in enumerate(getattr(value, "shape", None) or (), 1):
-            if size >= SHORTEST:
-                by_size.setdefault(size, []).append((key, dim))
-    free: dict[Place, Free] = {}
-    for size, places in by_size.items():
+    by_size = dict[object, list[Place]]()
+    for path, tensor in spec.tensors.items():
+        for dim, size in tensor.sizes.items():
+            if isinstance(size, int) and size >= SHORTEST:
+                apart = (dim, tensor.rows is None) if spec.undivided else None  # nodes and edges are not as many
+                by_size.setdefault((size, apart), []).append((path, dim))
+    free: set[Place] = set()
+    for places in by_size.values():
         alone = [[place] for place in places] if len(places) > 1 else []
-        trials = [places] if _runs(model, call, places) else [trial for trial in alone if _runs(model, call, trial)]
-        free |= {place: Free(str(place), size) for trial in trials for place in trial}
-    return spec.with_sizes(lambda key, dim, size: free.get((key, dim), size))
+        fits = _runs(model, call, spec, places)
+        trials = [places] if fits else [trial for trial in alone if _runs(model, call, spec, trial)]
+        free |= {place for trial in trials for place in trial}
+
+    def freed(path: str, dim: int, size: int | Free) -> int | Free:
+        return Free(f"{path}, {dim}", size) if isinstance(size, int) and (path, dim) in free else size
+
+    return spec.with_sizes(freed)
 
 
-def _runs(model: nn.Module, call: Call, places: list[Place]) -> bool:
+def _runs(model: nn.Module, call: Call, spec: InputSpec, places: list[Place]) -> bool:
     """Return whether the model takes the inputs one shorter in these dimensions."""
     try:
         with evaluating(model), torch.no_grad():
-            call_model(model, _shortened(few(call), set(places)))
+            call_model(model, _resized(few(call, spec), spec, set(places)))
     except Exception:  # noqa: BLE001 - whatever it is, it does not take them
         return False
     return True

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import fx
 
-from secateur.structure.axis import Axis, find, fix, leaves
+from secateur.structure.axis import Axis, find, fix, leaves, mark_sliced
 from secateur.structure.capture import Captured
+from secateur.structure.infer import ancestors
 from secateur.structure.ops.net import Consumer, Net
-from secateur.structure.ops.registry import find_op
+from secateur.structure.ops.registry import find_op, name_of
 
 
 class Producer(NamedTuple):
@@ -113,6 +114,24 @@ def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:
 def _uses(node: fx.Node) -> int:
     """Return how many calls use a value, counting through its views."""
     return sum(_uses(user) if _source(user) is not user else 1 for user in node.users)
+
+
+def mark_statistics(captured: Captured, net: Net, makers: Mapping[Axis, Producer]) -> None:
+    """State that those left decide about all where weights are computed from sums over units (a spectral norm)."""
+    for consumer in net.consumers:
+        if not net.depends_on_inputs(consumer.node):
+            hint = _how_to_fix_weights(captured, consumer.node)
+            for leaf in leaves(consumer.axis):
+                if leaf in makers:
+                    mark_sliced(leaf, f"weights are computed by {name_of(consumer.node)} over it{hint}")
+
+
+def _how_to_fix_weights(captured: Captured, node: fx.Node) -> str:
+    """Return how to make a weight constant that a parametrisation computes; "" of other weights."""
+    names = (captured.weights.get(operand.name, "") for operand in ancestors([node]))
+    path, _, tensor = next((name for name in names if ".parametrizations." in name), "").partition(".parametrizations.")
+    remove = f"torch.nn.utils.parametrize.remove_parametrizations(model.{path}, {tensor.split('.')[0]!r})"
+    return f" ({remove} makes them constant)" if tensor else ""
 
 
 class Kinds:

@@ -12,12 +12,11 @@ from torch import Tensor, fx, nn
 
 from secateur.arguments import require_instance
 from secateur.errors import ArgumentError, ModelError, choose
-from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sliced
+from secateur.structure.axis import BATCH, Axis, count, expand, leaves
 from secateur.structure.capture import Captured, sizes
 from secateur.structure.inputs import named_tensors
 from secateur.structure.ops.net import Axes, Net
-from secateur.structure.ops.registry import name_of
-from secateur.structure.producers import Kinds, Producer, distinct, find_producers, name_leaves
+from secateur.structure.producers import Kinds, Producer, distinct, find_producers, mark_statistics, name_leaves
 from secateur.structure.unit_set import Fixed, UnitSet
 from secateur.text import format_bytes, table
 
@@ -51,7 +50,7 @@ class Units:
         ]
         makers = find_producers(captured, net)
         self._names = names = name_leaves(captured, net, makers) | dict(names or {})
-        _mark_statistics(net, makers)
+        mark_statistics(captured, net, makers)
         met = makers.keys() | {leaf for consumer in net.consumers for leaf in leaves(consumer.axis)}
         reasons = {axis: _why_fixed(axis, met, include) for axis in names}
         self.fixed = tuple(Fixed(names[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
@@ -216,8 +215,13 @@ class Units:
         """Further facts about the units, one sentence each."""
         n, sizes = self.captured.spec.fixed, ", ".join(map(str, self.captured.spec.free.values()))
         fixed = f"The model's code fixes the batch at {n} samples: all sizes are for these, all data comes so."
+        if self.captured.spec.undivided:
+            fixed = "The inputs cannot be divided into samples: all sizes are for the example, each input is a batch."
         free = f"Inputs may have other sizes in place of {sizes}: MACs and memory are counted for these."
-        return [fixed] if n else [free] if sizes else []
+        checks = f"Checks of values in the model's code are not followed: {'; '.join(self.captured.checks)}."
+        noise = "The model draws noise: losses and proofs are for one fixed draw, the cut network draws afresh."
+        every = {fixed: n, free: sizes, checks: self.captured.checks, noise: self.captured.noisy}
+        return [note for note, holds in every.items() if holds]
 
     def _fixed_table(self) -> str:
         """Return every fixed axis, or where there are many one row for each reason."""
@@ -265,15 +269,6 @@ def _macs(products: list[Axes], counts: Mapping[Axis, int]) -> int:
 
 def _of_one_sample(size: int) -> int:
     return size if size % BATCH else size // BATCH
-
-
-def _mark_statistics(net: Net, makers: Mapping[Axis, Producer]) -> None:
-    """State that those left decide about all where weights are computed from sums over units (a spectral norm)."""
-    for consumer in net.consumers:
-        if not net.depends_on_inputs(consumer.node):
-            for leaf in leaves(consumer.axis):
-                if leaf in makers:
-                    mark_sliced(leaf, f"weights are computed by {name_of(consumer.node)} over it")
 
 
 def _why_fixed(axis: Axis, met: Set[Axis], include: Include) -> str | None:

@@ -25,9 +25,6 @@ from rounding import assert_close_ulps
 from secateur import Plan, Units, find_units, score
 from secateur.cutting.cut import cut_units
 from secateur.reference import gated_weights, leave_one_out
-from secateur.structure.axis import leaves
-from secateur.structure.capture import capture
-from secateur.structure.infer import infer
 from secateur.structure.inputs import as_call
 
 
@@ -544,14 +541,6 @@ def test_units_that_a_slice_leaves_out_are_free() -> None:
     small, _ = cut_units(model, units, Plan.from_kept({"first[2]": [0]}, x), as_call(x))
     assert_close_ulps(small(x), model(x))
     assert len(small.first.weight) == 5
-
-
-def test_dropout_that_stays_on_is_random() -> None:
-    model = Between(lambda m, x, h: F.dropout(h, 0.5, training=True), 6, {}).double()
-    captured = capture(model, as_call(torch.randn(5, 4)))
-    net = infer(captured)
-    weights = {name: net.axes(node) for node in captured.graph.nodes if (name := captured.weights.get(node.name))}
-    assert [one.reason for one in leaves(weights["last.weight"][1])] == ["dropout is random"]
 
 
 ACTIVATIONS = [

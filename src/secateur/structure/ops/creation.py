@@ -12,13 +12,13 @@ from secateur.structure.ops.net import Axes, Net
 from secateur.structure.ops.registry import resize, rule
 
 
-@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn")
 def constant(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
-    """State one value everywhere: any number of units."""
+    """State one value everywhere, or noise: any number of units."""
     return net.fresh_outputs(node)[0]
 
 
-@resize("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+@resize("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn")
 def resize_constant(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
     """Return the shape that is left."""
     return {"size": shape_left(net.axes(node), operands["size"], left)}

@@ -33,12 +33,12 @@ def select_each(x: fx.Node, dim: int, take: Take) -> list[Any] | None:
 @rule("_to_copy", "to", "alias", "detach", "copy", derivative="pointwise")
 @rule("log_sigmoid", "softmin", "floor_divide", derivative="pointwise")  # not tagged by PyTorch
 @rule("lift_fresh", "lift_fresh_copy", "expand_as", derivative="pointwise")
+@rule("rand_like", "randn_like", "bernoulli", "native_dropout", derivative="pointwise")
+@rule("normal", "normal_functional", "uniform", derivative="pointwise")
 @rule("where", "zeros_like", "ones_like", "empty_like", "full_like", "fill", derivative="pointwise")
 def pointwise(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes]:
     """Return the inputs' axes, broadcast; of each output where there are several."""
     inputs = [net.axes(argument) for argument in node.all_input_nodes if net.is_tensor(argument)]
-    if operands.get("train") is True or operands.get("training") is True:
-        net.fix_all(inputs, f"{name_of(node)} is random")
     require_form(bool(inputs), "numbers alone")
     out, value = net.broadcast(inputs, name_of(node)), node.meta["val"]
     return out if isinstance(value, Tensor) else [list(out) for _ in value]
