@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur import Units
+from secateur import Units, find_units
 
 
 class Case(NamedTuple):
@@ -38,12 +38,18 @@ class Heads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(3, 6) for _ in range(3))
-        self.out, self.last = nn.Linear(6, 4), nn.Linear(4, 2)
+        self.out, self.last, self.heads = nn.Linear(6, 4), nn.Linear(4, 2), 3
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (one(x).unflatten(-1, (3, 2)).transpose(1, 2) for one in (self.q, self.k, self.v))
+        q, k, v = (one(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.last(torch.tanh(self.out(attended)))
+
+
+def gated_units(model: nn.Module, x: Any) -> Units:
+    """All units that a gate of zero removes exactly, also those that the model's own code cannot follow."""
+    units = find_units(model, x, "all")
+    return Units(units.captured, units.net, model)
 
 
 Kept = dict[str, tuple[int, ...]]
