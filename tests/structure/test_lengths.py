@@ -352,6 +352,30 @@ def test_a_length_is_fixed_where_the_graph_is_another_at_others() -> None:
     assert capture_lengths(model, as_call(sequence(3, 9))).spec.free == {"n1": 9}
 
 
+class Walked(nn.Module):
+    """Steps along one sequence one by one, which fixes its length, and takes the mean of another of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 5), nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, walked: Tensor, other: Tensor) -> Tensor:
+        h = self.second(other).tanh().mean(1)
+        for t in range(walked.shape[1]):
+            h = (h + self.first(walked[:, t])).tanh()
+        return self.last(h)
+
+
+def test_a_length_stays_free_where_another_is_fixed() -> None:
+    torch.manual_seed(0)
+    model, call = Walked().double(), as_call((torch.randn(3, 4, 3).double(), torch.randn(3, 7, 4).double()))
+    captured = capture_lengths(model, call)
+    assert captured.spec.free == {"n1": 7}
+    other = as_call((torch.randn(2, 4, 3).double(), torch.randn(2, 9, 4).double()))
+    with evaluating(model):
+        torch.testing.assert_close(run(captured, model, other), model(*other[0]), rtol=1e-12, atol=1e-12)
+
+
 def test_a_loss_is_no_mean_whatever_lengths_the_batches_have() -> None:
     torch.manual_seed(0)
     model = layers(lambda m, x: m.b(m.a(x).tanh()))().double()

@@ -27,8 +27,8 @@ Place = tuple[str, int]  # path of a tensor, dimension
 def capture_lengths(model: nn.Module, call: Call) -> Captured:
     """Return the graph of the model in eval mode, with each dimension of the inputs free that can be.
 
-    Cost: an export, and one more where the first does not leave free what the model does; a forward pass of two
-    samples for each size that the example has.
+    Cost: an export; where it does not leave free what the model does, one more for each size that the example has; a
+    forward pass of two samples for each of these.
 
     Args:
         model: Left as it was.
@@ -41,14 +41,30 @@ def capture_lengths(model: nn.Module, call: Call) -> Captured:
     check_finite(model)
     call = like_model(model, call)
     form = find_samples(model, call)
-    spec = _with_free_sizes(model, call, form)
-    if spec.free:
-        with contextlib.suppress(SecateurError, RuntimeError, IndexError):  # as the graph may end at other sizes
-            captured = capture(model, call, spec)
-            check_capture(model, captured, call)
-            check_capture(model, captured, one_shorter(few(call, spec), captured.spec))
-            return captured
-    return capture_fixed(model, call, form)
+    groups = _free_groups(model, call, form)
+    captured = _capture_free(model, call, form, groups) if groups else None
+    if captured is None and len(groups) > 1:
+        good = list[list[Place]]()
+        for group in groups:
+            more = _capture_free(model, call, form, [*good, group])
+            captured, good = (captured, good) if more is None else (more, [*good, group])
+    return captured or capture_fixed(model, call, form)
+
+
+def _capture_free(model: nn.Module, call: Call, form: InputSpec, groups: list[list[Place]]) -> Captured | None:
+    """Return the graph with these dimensions free; None where it cannot be had, or differs at other sizes."""
+    free = {place for group in groups for place in group}
+
+    def freed(path: str, dim: int, size: int | Free) -> int | Free:
+        return Free(f"{path}, {dim}", size) if isinstance(size, int) and (path, dim) in free else size
+
+    spec = form.with_sizes(freed)
+    with contextlib.suppress(SecateurError, RuntimeError, IndexError):  # as the graph may end at other sizes
+        captured = capture(model, call, spec)
+        check_capture(model, captured, call)
+        check_capture(model, captured, one_shorter(few(call, spec), captured.spec))
+        return captured
+    return None
 
 
 def capture_fixed(model: nn.Module, call: Call, spec: InputSpec) -> Captured:
@@ -94,25 +110,20 @@ def _resized(call: Call, spec: InputSpec, places: set[Place]) -> Call:
     return map_inputs(call, resized)
 
 
-def _with_free_sizes(model: nn.Module, call: Call, spec: InputSpec) -> InputSpec:
-    """Return the form of the inputs, free where the model takes them shorter: equal sizes together, or each alone."""
+def _free_groups(model: nn.Module, call: Call, spec: InputSpec) -> list[list[Place]]:
+    """Return the dimensions where the model takes inputs shorter: equal sizes together, or each alone."""
     by_size = dict[object, list[Place]]()
     for path, tensor in spec.tensors.items():
         for dim, size in tensor.sizes.items():
             if isinstance(size, int) and size >= SHORTEST:
                 apart = (dim, tensor.rows is None) if spec.undivided else None  # nodes and edges are not as many
                 by_size.setdefault((size, apart), []).append((path, dim))
-    free: set[Place] = set()
+    groups: list[list[Place]] = []
     for places in by_size.values():
         alone = [[place] for place in places] if len(places) > 1 else []
         fits = _runs(model, call, spec, places)
-        trials = [places] if fits else [trial for trial in alone if _runs(model, call, spec, trial)]
-        free |= {place for trial in trials for place in trial}
-
-    def freed(path: str, dim: int, size: int | Free) -> int | Free:
-        return Free(f"{path}, {dim}", size) if isinstance(size, int) and (path, dim) in free else size
-
-    return spec.with_sizes(freed)
+        groups += [places] if fits else [trial for trial in alone if _runs(model, call, spec, trial)]
+    return groups
 
 
 def _runs(model: nn.Module, call: Call, spec: InputSpec, places: list[Place]) -> bool:
