@@ -269,7 +269,7 @@ def test_with_quality_alone_a_round_that_training_spoils_is_undone() -> None:
 def test_with_quality_alone_nothing_goes_where_nothing_may() -> None:
     calls: list[nn.Module] = []
     budget = sc.Budget(max_loss_increase=0.0, min_units=12)
-    result = shrink("dense", budget, retrain=calls.append, rounds=2, compensate=False)
+    result = shrink("dense", budget, retrain=calls.append, compensate=False)
     assert (calls, plan_of(result).steps) == ([], ())
     assert result.after.params == result.before.params
 
@@ -381,6 +381,8 @@ def replace(network: nn.Module) -> None:
         ({"retrain": spoil}, ModelError, "after retrain: 4.bias: 1 of 3 values are NaN or infinite"),
         ({"retrain": replace}, ModelError, "after retrain: the network computes something else with its weights: "),
         ({"retrain": 5}, ArgumentError, "retrain: expected a function of the model, got 5"),
+        ({"retrain": nn.Linear}, ArgumentError, "retrain: expected a function of the model, got the class Linear"),
+        ({"rounds": 20}, ArgumentError, "rounds: expected at most 19, the number of units that may go, got 20"),
         ({"rounds": 0}, ArgumentError, "rounds: expected a number above 0, got 0"),
         ({"rounds": 2, "ranking": "quadratic", "swaps": True}, ArgumentError, "swaps: improve one order at its end; t"),
     ],

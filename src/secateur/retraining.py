@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from secateur.arguments import require_whole
 from secateur.artifacts.header import network_sizes
 from secateur.cutting.cut import cut_units
 from secateur.cutting.final_fit import fitted_plan
@@ -81,11 +82,19 @@ class Rounds:
         job: The ranking of the original's units.
         loop: The number of rounds, and what trains the network.
         budget: The bounds that must hold at the end.
+
+    Raises:
+        ArgumentError: There are more rounds than units that may go, or the budget bounds what is not measured.
+        BudgetError: The budget is out of reach.
     """
 
     def __init__(self, job: Job, loop: Loop, budget: Budget) -> None:
         self.job, self.loop, self.budget = job, loop, budget
         self.question = question = job.question
+        removable = sum(budget.removable({unit_set.name: unit_set.size for unit_set in question.units}).values())
+        require_whole(
+            "rounds", loop.rounds, 1, f"at most {removable:,}, the number of units that may go", removable or 1
+        )
         whole = tuple((unit_set.name, tuple(range(unit_set.size))) for unit_set in question.units)
         plan = Plan(
             whole, inputs=question.units.captured.spec, made_by=job.ranking, compensation=job.compensation,

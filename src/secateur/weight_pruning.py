@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from secateur.arguments import require_whole
+from secateur.arguments import describe, require_whole
 from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.curvature.weight_loss import WeightLoss
 from secateur.cutting.trained import Retrain
@@ -53,8 +53,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         require_whole("rounds", self.rounds, 1, "a number above 0")
-        if self.retrain is not None and not callable(self.retrain):
-            raise ArgumentError(f"retrain: expected a function of the model, got {self.retrain!r}")
+        if self.retrain is not None and (not callable(self.retrain) or isinstance(self.retrain, type)):
+            raise ArgumentError(f"retrain: expected a function of the model, got {describe(self.retrain)}")
 
     @property
     def in_one_go(self) -> bool:
