@@ -201,19 +201,36 @@ def test_units_that_share_a_tensor_are_found_again() -> None:
         sc.Budget(bytes=2_500, params=120, remove_fraction=0.3),
         sc.Budget(params=120, min_units=4),
         sc.Budget(params=120, protect="2"),
+        sc.Budget(params=120, protect="0"),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("ranking", ["single", "layerwise"])
 def test_a_budget_is_met_by_the_fewest_removals(budget: sc.Budget, ranking: str) -> None:
     result = shrink("dense", budget, criterion="taylor1", ranking=ranking, compensate=False, rounds=3)
+    plan = met_by_the_fewest(result, budget)
+    assert all(len(kept) >= budget.min_units for kept in plan.kept.values())
+    assert all(len(plan.kept[name]) == plan.sizes[name] for name in budget.protect)
+
+
+def met_by_the_fewest(result: Result, budget: sc.Budget) -> Plan:
+    """Return the plan, at whose end a budget holds for the first time."""
     plan = plan_of(result)
     gone = [{n: sum(s.set == n for s in plan.steps[:end]) for n in plan.sizes} for end in range(len(plan.steps) + 1)]
     holds = [budget.holds(plan.states[0], state, gone[n], plan.sizes) for n, state in enumerate(plan.states)]
     assert holds == [False] * len(plan.steps) + [True]
-    assert all(len(kept) >= budget.min_units for kept in plan.kept.values())
-    assert len(plan.kept["2"]) == 9 or not budget.protect
     assert [state.bytes for state in plan.states] == sorted({state.bytes for state in plan.states}, reverse=True)
+    return plan
+
+
+def test_a_file_of_exactly_the_bytes_allowed_is_small_enough() -> None:
+    options: dict[str, Any] = {"criterion": "taylor1", "ranking": "single", "compensate": False, "rounds": 2}
+    for units in (3, 8, 13):
+        once = shrink("dense", sc.Budget(remove_units=units), **options)
+        budget = sc.Budget(bytes=once.after.bytes)
+        result = shrink("dense", budget, **options)
+        assert result.after.bytes <= once.after.bytes
+        met_by_the_fewest(result, budget)
 
 
 def test_each_set_loses_its_share_and_no_more() -> None:
@@ -302,6 +319,31 @@ def test_outputs_are_compared_with_the_originals_in_all_rounds() -> None:
         gap = 0.5 * (result.model(x) - model(x)).square().sum(1).mean()
     assert result.after.loss == pytest.approx(gap.item(), rel=1e-12)
     assert (result.before.loss or 0.0) < 1e-20
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "output"])
+def test_every_step_is_measured_against_the_original_on_what_judges(loss: str) -> None:
+    model, x, y = made("dense")
+    held = (x[:24] + 1, y[:24])
+    result = sc.shrink(
+        model, (x, y), loss, sc.Budget(remove_units=8), validation=held, compensate=False, rounds=3, progress=False
+    )
+    plan = plan_of(result)
+    for n, state in enumerate(plan.states):
+        small = sc.cut(model, plan.prefix(n))
+        with torch.no_grad():
+            gap = 0.5 * (small(held[0]) - model(held[0])).square().sum(1).mean()
+            expected = F.cross_entropy(small(held[0]), held[1]) if loss == "cross_entropy" else gap
+        assert state.loss == pytest.approx(expected.item(), rel=1e-9, abs=1e-15)
+
+
+def test_every_step_is_predicted_by_what_the_original_gives() -> None:
+    result = shrink("dense", sc.Budget(remove_units=8), loss="output", compensate=False, criterion="oracle", rounds=3)
+    states = plan_of(result).states
+    for before, step in zip(states, plan_of(result).steps, strict=False):
+        assert before.loss is not None
+        assert step.loss is not None
+        assert step.predicted == pytest.approx(step.loss - before.loss, rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize("validated", [False, True])
