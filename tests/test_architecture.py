@@ -20,8 +20,8 @@ STAGES = [
     "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference", "structure",
     "own_code",
     "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "cutting", "artifacts",
-    "reporting", "result", "weight_pruning", "ordering", "estimating", "shrinking", "secateur", "optim", "cli_options",
-    "cli",
+    "reporting", "result", "weight_pruning", "ordering", "estimating", "retraining", "shrinking", "secateur", "optim",
+    "cli_options", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ROOMS = [

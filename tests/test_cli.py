@@ -46,6 +46,9 @@ def train(model):
     with torch.no_grad():
         model[2].bias += 1
 
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
 def stop(model):
     raise KeyboardInterrupt
 
@@ -176,8 +179,7 @@ def test_score_lists_the_lowest_first(run):
         ((*SHRINK, "--remove-units", "2", "--ranking", "quadratic", "--refresh", "0"), 2, "refresh: expected a number"),
         ((*SHRINK, "--max-loss-increase", "1", "--ranking", "quadratic", "--swaps"), 2, "swaps: improve what a budget"),
         ((*SHRINK, "--remove-units", "2", "--ranking", "quadratic", "--criterion", "oracle"), 2, "takes a criterion"),
-        ((*SHRINK, "--remove-units", "2", "--rounds", "2"), 2, "rounds: has no meaning with granularity='unit'"),
-        ((*SHRINK, "--remove-units", "2", "--retrain", "my_models:train"), 2, "retrain: has no meaning with granu"),
+        ((*SHRINK, "--remove-units", "2", "--retrain", "my_models:count"), 2, "retrain: expected a function that retu"),
         ((*SHRINK, "--remove-units", "2", "--retrain", "train"), 2, "'train': expected package.module:function"),
         ((*SHRINK, "--remove-units", "2", "--granularity", "layer"), 2, "Invalid value for '--granularity'"),
         ((*WEIGHTS, "--rounds", "0"), 2, "rounds: expected a number above 0, got 0"),
@@ -346,6 +348,19 @@ def test_single_weights_on_the_command_line(run, tmp_path):
     code, out, _ = run(*WEIGHTS)
     assert code == 0
     assert "21 of 42 weights removed, obd\n" in out
+
+
+def test_units_in_rounds_on_the_command_line(run, tmp_path):
+    code, out, err = run(*SHRINK, "--remove-units", "3", "--rounds", "2", "--retrain", "my_models:train", "--json")
+    data = json.loads(out)
+    assert (code, data["removed"], data["rounds"], data["retrained"]) == (0, 3, 2, True)
+    assert data["artifact"]["bytes"] == (tmp_path / "small.safetensors").stat().st_size
+    assert err == "training\n" * 2
+    small = load(tmp_path / "small.safetensors", logistic_network([4, 6, 3]).double())
+    assert small[0].out_features == 3
+    code, out, _ = run(*SHRINK, "--remove-units", "3", "--rounds", "2")
+    assert code == 0
+    assert "3 of 6 units removed, obs / iterative, 2 rounds, compensated" in out
 
 
 def test_what_the_users_code_prints_is_not_among_the_json(run):

@@ -596,8 +596,6 @@ class Uncopied(nn.Linear):
         ({"retrain": True}, ArgumentError, "retrain: expected a function of the model, got True"),
         ({"criterion": "oracle"}, ArgumentError, "weight criterion 'oracle'; one of: magnitude, obd"),
         ({"criterion": ""}, ArgumentError, "unknown weight criterion ''; one of: magnitude"),
-        ({"granularity": "unit", "retrain": train}, ArgumentError, "retrain: has no meaning with granularity='unit'"),
-        ({"granularity": "unit", "rounds": 2}, ArgumentError, "rounds: has no meaning with granularity='unit'"),
         ({"granularity": "layer"}, ArgumentError, "unknown granularity 'layer'; one of: unit, weight"),
         ({"loss": None}, DataError, "criterion 'obd' needs a loss; without them: magnitude, random"),
         ({"criterion": "obs", "max_memory": "100 kB"}, ArgumentError, "inverse Hessian of 180 weights takes 777.6 kB"),

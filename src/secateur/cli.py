@@ -181,13 +181,16 @@ def _measured(result: Result) -> dict[str, Any] | None:
 def _options(plan: Plan | WeightPlan) -> dict[str, Any]:
     """Return how a plan of units was made, as plain data."""
     if isinstance(plan, WeightPlan):
-        return {"ranking": None, "compensation": None, "swaps": None, "reason": None, "unfitted": {}}
+        none: dict[str, Any] = {"ranking": None, "compensation": None, "swaps": None, "reason": None, "unfitted": {}}
+        return {**none, "rounds": plan.rounds, "retrained": any(step.trained for step in plan.steps)}
     return {
         "ranking": plan.made_by and plan.made_by.to_json(),
         "compensation": plan.compensation and plan.compensation.to_json(),
         "swaps": plan.swaps and asdict(plan.swaps),
         "reason": plan.reason,
         "unfitted": dict(plan.unfitted),
+        "rounds": plan.rounds,
+        "retrained": plan.retrained,
     }
 
 

@@ -112,9 +112,9 @@ Swaps = Annotated[
     bool, typer.Option("--swaps", help="with the quadratic ranking: exchange units as long as that helps")
 ]
 Retrain = Annotated[
-    str | None, typer.Option(metavar="package.module:function", help="with weights: trains the network it is given")
+    str | None, typer.Option(metavar="package.module:function", help="trains the network it is given, after each round")
 ]
-Rounds = Annotated[int, typer.Option(help="with weights: how often to score, remove and retrain")]
+Rounds = Annotated[int, typer.Option(help="how often to score, remove and retrain")]
 NoCompensate = Annotated[bool, typer.Option("--no-compensate", help="leave all other weights as they are, bit by bit")]
 Ridge = Annotated[
     float | None, typer.Option(help="how much the weights are held back in that; chosen on the data if left out")

@@ -33,12 +33,14 @@ class Result:
     Attributes:
         model: The smaller network; without single weights one of the same sizes, these zero and frozen.
         plan: The removals; `secateur.cut(original, plan)` makes the same network again, with
-            ``compensate=data, loss=loss`` where weights made up for them. For single weights, their masks.
+            ``compensate=data, loss=loss`` where weights made up for them; of one made in rounds the same structure, its
+            weights are in `model`. For single weights, their masks.
         curve: One row per step of the plan.
         before: Sizes, loss and accuracy of the original; `before.bytes` is its file's size with the same metadata.
         after: Sizes, loss and accuracy of the smaller network; `after.bytes` is the written file's size.
-        max_difference: The largest difference between its outputs and those of the gated original; where weights were
-            trained, those of the original's graph with its weights and the masks.
+        max_difference: The largest difference between its outputs and those of the gated original, with the trained
+            weights where there are such; of single weights, those of the original's graph with its weights and the
+            masks.
         captured: The submodules of `model` whose own code cannot compute with the sizes left, and that compute by
             their part of the captured graph instead, as in eval mode; ("",) if that is the whole network.
         proven: The numbers of samples and the sizes of inputs that the proof is for, and how it generates, in words.

@@ -24,10 +24,12 @@ from secateur.ordering import Ranked, make_order, prepared, require_budget, reso
 from secateur.own_code.probe_weights import holding
 from secateur.phases import phase
 from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan
 from secateur.planning.state import State
 from secateur.process_state import one_at_a_time
 from secateur.reporting.progress import progress_bar, showing
 from secateur.result import Result, Row
+from secateur.retraining import shrink_in_rounds
 from secateur.saliency.criterion import GRANULARITIES, Criterion, Saliency, as_criterion
 from secateur.structure.units import Units
 from secateur.weight_pruning import Loop, shrink_weights
@@ -69,6 +71,12 @@ def shrink(
     on the first batch or the example inputs. The weights left make up for what goes, in closed form, as `cut` says;
     with ``compensate=False`` no weight that stays is changed.
 
+    With `retrain` or `rounds` this is done in rounds: what is left is cut, proven, trained by `retrain`, and ranked
+    again. What the budget counts (bytes, parameters, units, units of each set) falls by the same share in each round,
+    to the budget in the last one; with a budget of quality alone each round removes as many as it allows, and one
+    that training does not bring back within it is undone. The plan is in the original's numbers; sets of units that
+    the code of a cut network ties together otherwise lose no more. Losses are measured on the same samples throughout.
+
     With ``granularity="weight"`` single weights are removed instead, by Optimal Brain Damage's loop (note 004): score
     all that are left, set the least salient ones to zero and freeze them, `retrain`, repeat. The network keeps its
     sizes, and its file is written without them: smaller from about 1 weight removed in 32 (in float32). The number of
@@ -93,9 +101,10 @@ def shrink(
         refresh: As for `rank`.
         swaps: As for `rank`.
         granularity: "unit" or "weight".
-        retrain: A function that is called with the network after each round, with single weights; removed ones stay
-            zero through it (make the optimiser inside).
-        rounds: The number of rounds, with single weights.
+        retrain: A function that is called with the network after each round, the last one too, and trains it in place
+            (make the optimiser inside); of units it may return it, and must not change its structure. Removed single
+            weights stay zero through it.
+        rounds: The number of rounds.
         max_memory: As for `score`.
         mask: As for `rank`.
         compensate: Whether the weights left make up for the units that go; fitted on `data`, where there is any.
@@ -144,14 +153,16 @@ def shrink(
         weight_criterion = as_criterion("obd" if criterion is None else criterion, "weight")
         with showing(progress):
             return _without_weights(question, weight_criterion, loop, budget)
-    loop.refuse_for_units()
     compensation = _compensation(compensate, fitting, data)
     resolve(Ranking(criterion, **order), compensation, budget)
     with showing(progress) as shown:
         job = prepared(question, Ranking(criterion, **order), compensation, budget)
         if progress and long_job(job):
-            shown.say(estimate_of(job).summary)
-        return _shrunk(question, make_order(job), budget)
+            shown.say(("" if loop.in_one_go else "each round ") + estimate_of(job).summary)
+        if loop.in_one_go:
+            return _shrunk(question, make_order(job), budget)
+        cut = shrink_in_rounds(job, loop, budget)
+        return _result(question, job.question, cut.plan, (cut.network, cut.difference), cut.end, budget)
 
 
 def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compensation | None:
@@ -184,25 +195,40 @@ def _refuse_for_weights(options: dict[str, Any], compensate: Any) -> None:
 
 
 def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
-    """Cut what the plan says, with the weights fitted at its end, and prove it.
-
-    Raises:
-        BudgetError: The file is larger than the budget allows.
-    """
+    """Cut what the plan says, with the weights fitted at its end, and prove it."""
     plan, with_bias, weights = ranked.plan.at(budget), ranked.question, dict[str, Tensor]()
     if ranked.compensator is not None:
         plan, weights = fitted_plan(with_bias, ranked.compensator, plan, budget)
     with holding(with_bias.model, weights), phase("cutting and proving"):
-        small, difference = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)
-        proven = proven_for(with_bias.model, small, with_bias.units, with_bias.call)
-        after = measure_units(with_bias.model, with_bias.units, plan)
-    start, end = plan.states[0], plan.states[-1]
+        proven = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)
+    return _result(question, with_bias, plan, proven, plan.states[-1], budget)
+
+
+def _result(
+    question: Question, with_bias: Question, plan: Plan, proven: tuple[nn.Module, float], end: State, budget: Budget
+) -> Result:
+    """Return what shrinking gives.
+
+    Args:
+        question: The original's.
+        with_bias: The same with the biases that the plan adds.
+        plan: The removals.
+        proven: The network that is left, and its largest difference from the gated original.
+        end: The network's loss and accuracy, and the size expected of its file.
+        budget: The bounds.
+
+    Raises:
+        BudgetError: The file is larger than the budget allows.
+    """
+    small, difference = proven
+    sizes = proven_for(with_bias.model, small, with_bias.units, with_bias.call)
+    after, start = measure_units(with_bias.model, with_bias.units, plan), plan.states[0]
     written = len(safetensors.to_bytes(small, plan))
     if isinstance(budget.bytes, int) and written > budget.bytes:
         raise BudgetError(f"{budget} does not hold: the file has {written:,} bytes, {end.bytes:,} expected")
     before = _sizes(measure_units(question.model, question.units), start, start.bytes)
     rows = tuple(_row(n, step) for n, step in enumerate(plan.steps, 1))
-    return Result(small, plan, rows, before, _sizes(after, end, written), difference, captured_parts(small), proven)
+    return Result(small, plan, rows, before, _sizes(after, end, written), difference, captured_parts(small), sizes)
 
 
 def _sizes(sizes: Sizes, state: State, written: int) -> Sizes:

@@ -12,9 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from secateur.arguments import require_whole
+from secateur.arguments import describe, require_whole
 from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.curvature.weight_loss import WeightLoss
+from secateur.cutting.trained import Retrain
 from secateur.cutting.verify import check_masked
 from secateur.cutting.weight_masks import freeze, rezero
 from secateur.errors import ArgumentError, BudgetError, ModelError
@@ -31,7 +32,6 @@ from secateur.structure.capture import check_finite
 from secateur.structure.inputs import named_tensors
 from secateur.structure.units import Units
 
-Retrain = Callable[[nn.Module], object]
 OnRound = Callable[[int, int], None]  # rounds made, rounds there are
 POINTS = 20  # that are measured on the way where nothing is trained in between
 
@@ -53,18 +53,13 @@ class Loop:
 
     def __post_init__(self) -> None:
         require_whole("rounds", self.rounds, 1, "a number above 0")
-        if self.retrain is not None and not callable(self.retrain):
-            raise ArgumentError(f"retrain: expected a function of the model, got {self.retrain!r}")
+        if self.retrain is not None and (not callable(self.retrain) or isinstance(self.retrain, type)):
+            raise ArgumentError(f"retrain: expected a function of the model, got {describe(self.retrain)}")
 
-    def refuse_for_units(self) -> None:
-        """Refuse settings that have no meaning where whole units are removed.
-
-        Raises:
-            ArgumentError: A setting is not the default.
-        """
-        for name, changed in (("retrain", self.retrain is not None), ("rounds", self.rounds != 1)):
-            if changed:
-                raise ArgumentError(f"{name}: has no meaning with granularity='unit'")
+    @property
+    def in_one_go(self) -> bool:
+        """Whether there is one round and no training."""
+        return self.rounds == 1 and self.retrain is None
 
 
 def shrink_weights(

@@ -148,11 +148,14 @@ class Budget:
 
     def removed_enough(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
         """Return whether as many units are gone, of each set or of all, as have to go."""
-        if self.scope == "set":
-            enough = all(gone.get(name, 0) >= quota for name, quota in self.removable(sizes).items())
-        else:
-            enough = sum(gone.values()) >= _share(self.remove_fraction or 0.0, sum(sizes.values()))
-        return enough and sum(gone.values()) >= (self.remove_units or 0)
+        if self.scope == "set" and any(gone.get(name, 0) < quota for name, quota in self.removable(sizes).items()):
+            return False
+        return sum(gone.values()) >= self.fewest(sum(sizes.values()))
+
+    def fewest(self, total: int) -> int:
+        """Return how many units of so many have to go at least, whatever their sets."""
+        share = _share(self.remove_fraction or 0.0, total) if self.scope == "global" else 0
+        return max(share, self.remove_units or 0)
 
     def good_enough(self, start: State, state: State) -> bool:
         """Return whether loss and accuracy have changed no more since the start than is allowed.

@@ -70,6 +70,8 @@ class Plan:
         curves: The curves of all sets, from which a layerwise plan allots any budget again; None of other rankings.
         reason: Why this ranking was taken where none was asked for; plans are not compared by it.
         unfitted: Weights that cannot make up for removed units and stay as they are, each with the reason.
+        rounds: The number of rounds, each ranked on the network that the one before left; 0 for one order.
+        retrained: Whether the user's function trained the network after each round.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -88,6 +90,8 @@ class Plan:
     curves: Curves | None = None
     reason: str | None = field(default=None, compare=False)
     unfitted: tuple[tuple[str, str], ...] = ()
+    rounds: int = 0
+    retrained: bool = False
 
     @property
     def criterion(self) -> str:
@@ -103,6 +107,12 @@ class Plan:
     def compensated(self) -> bool:
         """Whether the weights that stay make up for those that go."""
         return self.compensation is not None and self.compensation.fit
+
+    @property
+    def in_rounds(self) -> str:
+        """How often units were ranked again, in words."""
+        rounds = "1 round" if self.rounds == 1 else f"{self.rounds} rounds"
+        return f"{rounds}, trained after each" if self.retrained else rounds
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -145,11 +155,13 @@ class Plan:
 
         Raises:
             BudgetError: No prefix does; the message says how far one can get.
-            ArgumentError: The budget is no `Budget`, or bounds what was not measured.
+            ArgumentError: The budget is no `Budget`, or bounds what was not measured, or the plan was made in rounds.
         """
         require_instance("budget", budget, Budget, "secateur.Budget(...)")
         if self.start is None:
             raise ArgumentError("a plan written by hand has no order to take a prefix of")
+        if self.rounds:
+            raise ArgumentError("a plan made in rounds is for its own budget alone; shrink again for another one")
         if self.basis is not None:
             if self.basis.fitted and budget.bounds_quality:
                 raise ArgumentError(
@@ -218,6 +230,8 @@ class Plan:
             "made_by": self.made_by and self.made_by.to_json(),
             "compensation": self.compensation and self.compensation.to_json(),
             "biases": self.biases,
+            "rounds": self.rounds or None,
+            "retrained": self.retrained or None,
         }
         return {name: value for name, value in options.items() if value not in (None, ())}
 
@@ -229,6 +243,8 @@ class Plan:
             "made_by": None if ranking is None else Ranking.from_json(ranking),
             "compensation": None if compensation is None else Compensation.from_json(compensation),
             "biases": tuple(map(str, data.get("biases", ()))),
+            "rounds": int(data.get("rounds", 0)),
+            "retrained": bool(data.get("retrained", False)),
         }
 
     @classmethod
@@ -279,6 +295,7 @@ class Plan:
 
     def _title(self) -> str:
         title = f"{len(self.steps)} of {sum(self.sizes.values())} units removed, {self.criterion} / {self.ranking}"
+        title += f", {self.in_rounds}" if self.rounds else ""
         if self.compensation is None:
             return title
         return f"{title}, compensated" if self.compensation.fit else f"{title}, BatchNorm recalibrated"

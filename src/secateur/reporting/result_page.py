@@ -108,6 +108,8 @@ def _settings(plan: Plan | WeightPlan) -> dict[str, str]:
         "Compensated": "yes, the weights left make up for the units that went" if plan.compensated else "no",
         **_changed(plan.compensation, "fit"),
     }
+    if plan.rounds:
+        settings["Rounds"] = plan.in_rounds
     if plan.biases:
         settings["Layers given a bias"] = ", ".join(plan.biases)
     if plan.unfitted:
