@@ -1,6 +1,6 @@
 """Removing units in rounds, with training in between, through the public interface alone.
 
-Also covers secateur.cutting.trained.
+Also covers secateur.cutting.trained and secateur.cutting.original.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Units removed in rounds, with training in between."""
