@@ -6,8 +6,8 @@ import pytest
 
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
-from secateur.planning.rounds import RoundBudget, enough, round_budget, share_left
 from secateur.planning.state import Basis, State, Step
+from secateur.retraining.targets import RoundBudget, enough, round_budget, share_left
 
 
 def state(params: int, size: int, loss: float | None = None, accuracy: float | None = None) -> State:

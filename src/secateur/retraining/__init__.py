@@ -1,0 +1,1 @@
+"""Removing units in rounds, with training in between."""
