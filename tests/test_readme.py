@@ -14,7 +14,7 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert sum(parameter.numel() for parameter in names["smaller"].parameters()) <= 2000
     assert (tmp_path / "small.safetensors").stat().st_size <= 15_000
     assert "units removed, obs / iterative, compensated" in capsys.readouterr().out

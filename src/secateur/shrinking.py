@@ -29,7 +29,7 @@ from secateur.planning.state import State
 from secateur.process_state import one_at_a_time
 from secateur.reporting.progress import progress_bar, showing
 from secateur.result import Result, Row
-from secateur.retraining.unit_rounds import shrink_in_rounds
+from secateur.retraining.loop import shrink_in_rounds
 from secateur.saliency.criterion import GRANULARITIES, Criterion, Saliency, as_criterion
 from secateur.structure.units import Units
 from secateur.weight_pruning import Loop, shrink_weights

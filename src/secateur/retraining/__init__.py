@@ -1,1 +1,1 @@
-"""Units removed in rounds, with training in between."""
+"""Removing units in rounds, with training in between."""

@@ -28,7 +28,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.removal_order import basis_of, check_start
 from secateur.planning.state import State, Step
-from secateur.retraining.round_budget import RoundBudget, enough, round_budget
+from secateur.retraining.targets import RoundBudget, enough, round_budget
 from secateur.structure.inputs import named_tensors
 from secateur.weight_pruning import Loop
 

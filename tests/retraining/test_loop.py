@@ -1,6 +1,6 @@
 """Removing units in rounds, with training in between, through the public interface alone.
 
-Also covers secateur.cutting.trained and secateur.cutting.original.
+Also covers secateur.cutting.trained.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.state import Basis, State, Step
-from secateur.retraining.round_budget import RoundBudget, enough, round_budget, share_left
+from secateur.retraining.targets import RoundBudget, enough, round_budget, share_left
 
 
 def state(params: int, size: int, loss: float | None = None, accuracy: float | None = None) -> State:
