@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from secateur.structure.axis import BATCH, leaf
 from secateur.structure.capture import Captured
 from secateur.structure.ops.net import Axes, Net, NotCoveredError
+from secateur.structure.ops.places import follow_places
 from secateur.structure.ops.registry import arguments, blamed, find_op, load_rules, name_of
 
 NOT_COVERED = "does not cover"
@@ -35,6 +36,7 @@ def infer(captured: Captured) -> Net:
             _call(net, node)
         elif node.op == "output":
             net.fix_all([net.axes(n) for n in node.all_input_nodes if net.is_tensor(n)], "a model output")
+            net.fix_all([[net.places[n, 0] for n in node.all_input_nodes if (n, 0) in net.places]], "a model output")
     return net
 
 
@@ -75,6 +77,7 @@ def _call(net: Net, node: fx.Node) -> None:
     try:
         with blamed(op.infer, node):
             net.known[node] = op.infer(net, node, arguments(node))
+            follow_places(net, node)
             if _shapes(net.outputs_of(node)) != _shapes(net.fresh_outputs(node)):
                 raise NotCoveredError
     except NotCoveredError as form:
@@ -88,5 +91,6 @@ def _shapes(tensors: Sequence[Axes]) -> list[list[int]]:
 def _fix(net: Net, node: fx.Node, reason: str) -> None:
     """State that none of the axes that reach a call can lose units, nor those of its results."""
     net.fix_all([axes for n in node.all_input_nodes if n in net.known for axes in net.outputs_of(n)], reason)
+    net.fix_all([[place for (n, _), place in net.places.items() if n in node.all_input_nodes]], reason)
     results = net.fresh_outputs(node, reason)
     net.known[node] = results[0] if isinstance(node.meta["val"], Tensor) else results

@@ -110,10 +110,10 @@ def grouped_matmul(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State a mixture of experts: rows sorted by expert, y[n, m] = Σ_k x[n, k] W[expert(n), k, m]."""
     tensors = node.all_input_nodes
     x, weight = net.axes(tensors[0]), net.axes(tensors[1])
-    if len(x) != 2 or len(weight) != 3:
+    if len(x) != 2 or len(weight) != 3 or len(tensors) != 3:
         net.fix_all([x, weight], f"{name_of(node)} of other than rows and one matrix for each expert")
         return net.fresh_outputs(node, "of a grouped product")[0]
-    fix(weight[0], "experts are chosen by index")
+    unify(weight[0], net.axes(tensors[2])[0])
     unify(x[1], weight[1])
     net.consume(node, tensors[0], 1, tensors[1], 1)
     net.macs.append([x[0], weight[1], weight[2]])

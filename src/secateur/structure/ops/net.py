@@ -17,7 +17,7 @@ Axes = list[Axis]  # of one tensor, one per dimension
 
 OF_INPUTS = "how many positions there are depends on the inputs"
 
-Kind = Literal["head", "head width", "recurrent width"]
+Kind = Literal["expert", "head", "head width", "feed-forward width", "recurrent width"]
 
 
 class NotCoveredError(Exception):
@@ -89,6 +89,9 @@ class Net:
     of_inputs: set[fx.Node] = field(default_factory=set)  # nodes that depend on the model's inputs
     groups: dict[fx.Node, Axis] = field(default_factory=dict)  # of grouped convolutions and norms
     kinds: list[tuple[Axis, Kind]] = field(default_factory=list)  # what an operation says its units are
+    places: dict[tuple[fx.Node, int], Axis] = field(default_factory=dict)  # call, output → the axis it has places along
+    looked_up: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)  # calls, and the places that they look up
+    choices: list[tuple[Axis, int]] = field(default_factory=list)  # among the units of an axis, and of how many
     used: bool = True  # whether the outputs depend on the call whose rule runs
 
     def axes(self, node: fx.Node) -> Axes:

@@ -14,6 +14,7 @@ from secateur.structure.axis import Axis, fix, leaf, product, unify
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.movement import shape_left
 from secateur.structure.ops.net import Axes, Net, dim_of, require_form
+from secateur.structure.ops.places import choose
 from secateur.structure.ops.registry import StoredStatistics, first_operand, module_sizes, name_of, resize, rule
 
 STATISTICS = StoredStatistics("input", "running_mean", "running_var")
@@ -149,10 +150,13 @@ def statistic(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[
 
 @rule("argmax", "argmin")
 def argmax(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
-    """State that a place counts the units before it."""
+    """State the place of one value; over several dimensions at once it counts the units before it."""
     axes = net.axes(operands["self"])
     dims = reduced(operands.get("dim"), len(axes))
-    net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} counts along it")
+    if isinstance(operands.get("dim"), int):
+        choose(net, node, operands["self"], *dims, number=1, output=int(not net.is_tensor(node)))
+    else:
+        net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} counts along it")
     return without(axes, dims, operands.get("keepdim"))
 
 
@@ -165,9 +169,9 @@ def _statistic(net: Net, operands: dict[str, Any], reason: str) -> Axes:
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
 def softmax(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
-    """State that each value depends on all along the axis, which is therefore fixed."""
+    """State that each value depends on all along the axis."""
     axes = net.axes(operands["self"])
-    fix(axes[dim_of(operands, axes)], f"{name_of(node)} normalises over it")
+    net.slice_all([axes[dim_of(operands, axes)]], f"{name_of(node)} normalises over it")
     return axes
 
 
