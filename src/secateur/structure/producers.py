@@ -119,7 +119,7 @@ class Kinds:
     """The kinds of the leaves of a network."""
 
     def __init__(self, net: Net) -> None:
-        ranked = sorted(net.kinds, key=lambda pair: ("recurrent width", "head", "head width").index(pair[1]))
+        ranked = sorted(net.kinds, key=lambda pair: ("expert", "recurrent width", "head", "head width").index(pair[1]))
         self._stated: dict[Axis, str] = {}
         for axis, kind in ranked:
             for leaf in leaves(axis):
@@ -127,7 +127,7 @@ class Kinds:
         self._residual = _residual(net)
 
     def of(self, axis: Axis, maker: Producer | None, consumers: tuple[Consumer, ...]) -> str:
-        """Return an axis's kind: "channel", "head", "head width", "recurrent width", "residual width", "neuron" ...
+        """Return an axis's kind: "channel", "expert", "head", "head width", "recurrent width", "residual width", "neuron" ...
 
         A neuron becomes a width where a layer is applied at every position of a sequence.
         """

@@ -16,6 +16,7 @@ from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sli
 from secateur.structure.capture import Captured, sizes
 from secateur.structure.inputs import named_tensors
 from secateur.structure.ops.net import Axes, Net
+from secateur.structure.ops.places import units_chosen
 from secateur.structure.ops.registry import name_of
 from secateur.structure.producers import Kinds, Producer, distinct, find_producers, name_leaves
 from secateur.structure.unit_set import Fixed, UnitSet
@@ -52,6 +53,7 @@ class Units:
         makers = find_producers(captured, net)
         self._names = names = name_leaves(captured, net, makers) | dict(names or {})
         _mark_statistics(net, makers)
+        self._chosen = units_chosen(net, self.axes.values())
         met = makers.keys() | {leaf for consumer in net.consumers for leaf in leaves(consumer.axis)}
         reasons = {axis: _why_fixed(axis, met, include) for axis in names}
         self.fixed = tuple(Fixed(names[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
@@ -73,7 +75,9 @@ class Units:
                 params, size = params + gone * is_parameter, size + gone * element
             cost = [_macs(macs.get(axis, []), counts) for counts in ({}, one_less)]
             kind, removal = kinds.of(axis, makers.get(axis), consuming), "sliced" if axis.sliced else "gated"
-            sets.append(UnitSet(name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, consuming, self))
+            sets.append(UnitSet(
+                name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, consuming, self._chosen.get(axis, 1), self
+            ))
         return tuple(sets)
 
     def __iter__(self) -> Iterator[UnitSet]:

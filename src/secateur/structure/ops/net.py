@@ -17,7 +17,7 @@ Axes = list[Axis]  # of one tensor, one per dimension
 
 OF_INPUTS = "how many positions there are depends on the inputs"
 
-Kind = Literal["expert", "head", "head width", "feed-forward width", "recurrent width"]
+Kind = Literal["expert", "head", "head width", "recurrent width"]
 
 
 class NotCoveredError(Exception):
@@ -91,6 +91,7 @@ class Net:
     kinds: list[tuple[Axis, Kind]] = field(default_factory=list)  # what an operation says its units are
     places: dict[tuple[fx.Node, int], Axis] = field(default_factory=dict)  # call, output → the axis it has places along
     looked_up: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)  # calls, and the places that they look up
+    gathered: set[fx.Node] = field(default_factory=set)  # weights at places that a choice found
     choices: list[tuple[Axis, int]] = field(default_factory=list)  # among the units of an axis, and of how many
     used: bool = True  # whether the outputs depend on the call whose rule runs
 
@@ -119,6 +120,10 @@ class Net:
     def depends_on_inputs(self, node: fx.Node) -> bool:
         """Return whether a value is an activation, not a weight."""
         return node in self.of_inputs
+
+    def is_activation(self, node: fx.Node) -> bool:
+        """Return whether a value depends on the inputs otherwise than by the choice of a weight."""
+        return node in self.of_inputs and node not in self.gathered
 
     def fresh_outputs(self, node: fx.Node, reason: str | None = None) -> list[Axes]:
         """Return new axes for each output of a node."""

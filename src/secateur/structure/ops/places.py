@@ -6,10 +6,12 @@ with such numbers depends on how many units there were before each: the axis is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import fx
 
-from secateur.structure.axis import Axis, find, fix, mark_sliced, unify
-from secateur.structure.ops.net import Net
+from secateur.structure.axis import Axis, find, fix, leaves, mark_sliced, unify
+from secateur.structure.ops.net import Axes, Net
 from secateur.structure.ops.registry import name_of
 
 KEEPING = frozenset(
@@ -47,10 +49,15 @@ def look_up(net: Net, node: fx.Node, index: fx.Node, axis: Axis, otherwise: str)
     else:
         unify(axis, place)
         net.looked_up.add((node, index))
+        if not net.depends_on_inputs(node.all_input_nodes[0]):
+            net.gathered.add(node)
 
 
 def follow_places(net: Net, node: fx.Node) -> None:
     """State where the places go that a call is given, after its rule has stated which of them it looks up."""
+    first = node.all_input_nodes[:1]
+    if net.gathered.issuperset(first) and len(node.all_input_nodes) == 1:
+        net.gathered.add(node)
     op, operands = name_of(node), [n for n in node.all_input_nodes if (n, 0) in net.places or _several(net, n)]
     for operand in operands:
         if op == "getitem":
@@ -74,3 +81,18 @@ def _take_output(net: Net, node: fx.Node, operand: fx.Node) -> None:
         net.places[node, 0] = place
 
 
+
+
+def units_chosen(net: Net, weights: Iterable[Axes]) -> dict[Axis, int]:
+    """Return how many units of an axis must stay, so that a choice among them finds as many as it always does.
+
+    Those that have matrices of their own are experts.
+    """
+    chosen: dict[Axis, int] = {}
+    for axis, number in net.choices:
+        if len(leaves(axis)) > 1:
+            fix(axis, "a choice is made among the units of several axes")
+        chosen[find(axis)] = max(number, chosen.get(find(axis), 1))
+    for axes in weights:
+        net.kinds += [(axes[0], "expert")] if len(axes) > 2 and find(axes[0]) in chosen else []
+    return chosen
