@@ -117,7 +117,8 @@ class OwnCode:
         recording, net = self.recording, self.units.net
         value = recording.bound[node] if node in recording.bound else recording.values[node]
         axes = net.axes(node) if node in net.known and isinstance(value, Tensor) else []
-        return slice_tensor(value, axes, left)
+        piece = slice_tensor(value, axes, left)
+        return piece if (node, 0) not in net.places else left.renumbered(net.places[node, 0], piece)
 
     def arguments(self, call: ModuleCall, values: Mapping[fx.Node, Any]) -> Call:
         """Return the arguments of a call, with copies of the values of its inputs."""
