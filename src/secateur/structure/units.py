@@ -117,6 +117,16 @@ class Units:
                 raise ModelError(f"units: found on a model whose {name} is {wanted}, this model's is {got}")
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """The number of units of each set."""
+        return {unit_set.name: unit_set.size for unit_set in self.sets}
+
+    @property
+    def least(self) -> dict[str, int]:
+        """The number of units of each set that must stay."""
+        return {unit_set.name: unit_set.least for unit_set in self.sets}
+
+    @property
     def total(self) -> int:
         """The number of units in all sets together."""
         return sum(unit_set.size for unit_set in self.sets)
