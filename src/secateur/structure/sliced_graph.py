@@ -57,6 +57,8 @@ def slice_graph(
         copies[node] = graph.node_copy(node, copies.__getitem__)
         if changed:
             _apply(copies[node], changed, copies)
+        if left.masks and copies[node].target is torch.ops.aten.view.default:
+            copies[node].target = torch.ops.aten.reshape.default  # what is left need not lie in memory as all did
     graph.output(fx.map_arg(returned, copies.__getitem__))
     return Sliced(graph, copies, net, left)
 

@@ -92,6 +92,8 @@ def units_chosen(net: Net, weights: Iterable[Axes]) -> dict[Axis, int]:
     for axis, number in net.choices:
         if len(leaves(axis)) > 1:
             fix(axis, "a choice is made among the units of several axes")
+        if number >= axis.size:
+            fix(axis, "all of it are chosen")
         chosen[find(axis)] = max(number, chosen.get(find(axis), 1))
     for axes in weights:
         net.kinds += [(axes[0], "expert")] if len(axes) > 2 and find(axes[0]) in chosen else []
