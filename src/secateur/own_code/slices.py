@@ -31,10 +31,8 @@ def keep_mask_of(units: Units, kept: Mapping[str, tuple[int, ...]]) -> KeepMask:
         if not indices or min(indices) < 0 or max(indices) >= unit_set.size:
             raise PlanError(f"the plan keeps {list(indices)} of {name!r}, which has units 0 to {unit_set.size - 1}")
         if len(set(indices)) < unit_set.least:
-            raise PlanError(
-                f"the plan keeps {len(set(indices))} of {name!r}; the network chooses {unit_set.least} of them at once, so "
-                "that as many must stay"
-            )
+            asked, least = len(set(indices)), unit_set.least
+            raise PlanError(f"the plan keeps {asked} of {name!r}, and as many as are chosen at once must stay: {least}")
         masks[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
         masks[unit_set.axis][list(indices)] = True
     return KeepMask(masks)

@@ -57,7 +57,7 @@ class KeepMask:
         return int(self.mask(axis)[:position].sum())
 
     def renumbered(self, axis: Axis, places: Tensor) -> Tensor:
-        """Return whole numbers that are positions along an axis in the numbering of those left, another for one gone."""
+        """Return positions along an axis in the numbering of those left; one that is gone becomes another."""
         numbers = (self.mask(axis).cumsum(0) - 1).clamp(min=0).to(places)
         return numbers[places.long()]
 

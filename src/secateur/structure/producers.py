@@ -127,7 +127,7 @@ class Kinds:
         self._residual = _residual(net)
 
     def of(self, axis: Axis, maker: Producer | None, consumers: tuple[Consumer, ...]) -> str:
-        """Return an axis's kind: "channel", "expert", "head", "head width", "recurrent width", "residual width", "neuron" ...
+        """Return an axis's kind: "channel", "expert", "head", "head width", "residual width", "neuron" ...
 
         A neuron becomes a width where a layer is applied at every position of a sequence.
         """

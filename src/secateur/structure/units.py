@@ -75,9 +75,21 @@ class Units:
                 params, size = params + gone * is_parameter, size + gone * element
             cost = [_macs(macs.get(axis, []), counts) for counts in ({}, one_less)]
             kind, removal = kinds.of(axis, makers.get(axis), consuming), "sliced" if axis.sliced else "gated"
-            sets.append(UnitSet(
-                name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, consuming, self._chosen.get(axis, 1), self
-            ))
+            sets.append(
+                UnitSet(
+                    name,
+                    kind,
+                    axis.size,
+                    removal,
+                    params,
+                    size,
+                    cost[0] - cost[1],
+                    axis,
+                    consuming,
+                    self._chosen.get(axis, 1),
+                    self,
+                )
+            )
         return tuple(sets)
 
     def __iter__(self) -> Iterator[UnitSet]:

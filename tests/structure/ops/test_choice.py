@@ -6,6 +6,7 @@ Covers also secateur.structure.ops.places.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.cutting.captured_forward import captured_parts
+from secateur_experiments.bench.suite.run import importable
 
 EXPERTS, WIDTH, NEURONS = 5, 8, 12
 
@@ -130,8 +132,8 @@ def test_a_neuron_of_all_experts_is_gated(form: str) -> None:
 
 
 def test_fewer_experts_than_are_chosen_are_refused() -> None:
-    model, units = mixture("scattered shares")
-    with pytest.raises(sc.SecateurError, match="keeps 1 of 'router'; the network chooses 2 of them at once"):
+    model, _ = mixture("scattered shares")
+    with pytest.raises(sc.SecateurError, match="keeps 1 of 'router', and as many as are chosen at once must stay: 2"):
         sc.cut(model, sc.Plan.from_kept({"router": [3]}, X))
 
 
@@ -200,9 +202,12 @@ def test_experts_of_grouped_products_are_units() -> None:
     assert captured_parts(small) == ()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("implementation", ["batched_mm", "grouped_mm"])
 @pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
 def test_experts_of_hugging_face_decoders(kind: str, implementation: str) -> None:
+    importable(os.environ.get("ZOO_DIR"))
     transformers = pytest.importorskip("transformers", exc_type=ImportError)
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=16, hidden_size=16, intermediate_size=32, moe_intermediate_size=32, num_hidden_layers=1,

@@ -153,8 +153,8 @@ def argmax(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State the place of one value; over several dimensions at once it counts the units before it."""
     axes = net.axes(operands["self"])
     dims = reduced(operands.get("dim"), len(axes))
-    if isinstance(operands.get("dim"), int):
-        choose(net, node, operands["self"], *dims, number=1, output=int(not net.is_tensor(node)))
+    if isinstance(operands.get("dim"), int) and axes:
+        choose(net, node, operands["self"], operands["dim"] % len(axes), 1, output=int(not net.is_tensor(node)))
     else:
         net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} counts along it")
     return without(axes, dims, operands.get("keepdim"))

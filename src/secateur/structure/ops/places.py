@@ -14,11 +14,12 @@ from secateur.structure.axis import Axis, find, fix, leaves, mark_sliced, unify
 from secateur.structure.ops.net import Axes, Net
 from secateur.structure.ops.registry import name_of
 
-KEEPING = frozenset(
-    "view reshape _unsafe_view flatten unflatten unsqueeze squeeze t transpose permute movedim unbind split chunk "
-    "split_with_sizes slice narrow select expand broadcast_to repeat repeat_interleave clone contiguous detach alias "
-    "to _to_copy getitem index gather index_select".split()
-)  # operations whose results are values of their first operand
+KEEPING = frozenset({
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "t", "transpose", "permute",
+    "movedim", "unbind", "split", "chunk", "split_with_sizes", "slice", "narrow", "select", "expand", "broadcast_to",
+    "repeat", "repeat_interleave", "clone", "contiguous", "detach", "alias", "to", "_to_copy", "index", "gather",
+    "index_select",
+})  # fmt: skip  # operations whose results are values of their first operand
 
 
 def choose(net: Net, node: fx.Node, operand: fx.Node, dim: int, number: int, output: int = 0) -> None:
@@ -79,8 +80,6 @@ def _take_output(net: Net, node: fx.Node, operand: fx.Node) -> None:
     place = net.places.get((operand, node.args[1]))  # type: ignore[arg-type]
     if place is not None:
         net.places[node, 0] = place
-
-
 
 
 def units_chosen(net: Net, weights: Iterable[Axes]) -> dict[Axis, int]:
