@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from torch import fx
 
 from secateur.structure.axis import Axis, find, fix, leaves
 from secateur.structure.capture import Captured
-from secateur.structure.ops.net import Consumer, Net
+from secateur.structure.ops.net import Axes, Consumer, Net
 from secateur.structure.ops.registry import find_op
 
 
@@ -113,6 +113,23 @@ def _weight_of(net: Net, consumer: Consumer) -> tuple[fx.Node | None, int]:
 def _uses(node: fx.Node) -> int:
     """Return how many calls use a value, counting through its views."""
     return sum(_uses(user) if _source(user) is not user else 1 for user in node.users)
+
+
+def units_chosen(net: Net, weights: Iterable[Axes]) -> dict[Axis, int]:
+    """Return how many units of an axis must stay, so that a choice among them finds as many as it always does.
+
+    Those that have matrices of their own are experts.
+    """
+    chosen: dict[Axis, int] = {}
+    for axis, number in net.choices:
+        if len(leaves(axis)) > 1:
+            fix(axis, "a choice is made among the units of several axes")
+        if number >= axis.size:
+            fix(axis, "all of it are chosen")
+        chosen[find(axis)] = max(number, chosen.get(find(axis), 1))
+    for axes in weights:
+        net.kinds += [(axes[0], "expert")] if len(axes) > 2 and find(axes[0]) in chosen else []
+    return chosen
 
 
 class Kinds:

@@ -16,9 +16,8 @@ from secateur.structure.axis import BATCH, Axis, count, expand, leaves, mark_sli
 from secateur.structure.capture import Captured, sizes
 from secateur.structure.inputs import named_tensors
 from secateur.structure.ops.net import Axes, Net
-from secateur.structure.ops.places import units_chosen
 from secateur.structure.ops.registry import name_of
-from secateur.structure.producers import Kinds, Producer, distinct, find_producers, name_leaves
+from secateur.structure.producers import Kinds, Producer, distinct, find_producers, name_leaves, units_chosen
 from secateur.structure.unit_set import Fixed, UnitSet
 from secateur.text import format_bytes, table
 

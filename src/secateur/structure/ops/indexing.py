@@ -1,4 +1,4 @@
-"""Operations that look values up: what is counted by an index is fixed, the rest passes through."""
+"""Operations that look values up, or choose them: what is counted by an index is fixed, the rest passes through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from secateur.structure.axis import cat, fix, is_fixed, leaf, product, unify
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.movement import start_of
 from secateur.structure.ops.net import Axes, Net, dim_of, require_form
-from secateur.structure.ops.places import look_up
 from secateur.structure.ops.registry import module_sizes, name_of, resize, rule
 
 
@@ -19,7 +18,7 @@ from secateur.structure.ops.registry import module_sizes, name_of, resize, rule
 def embedding(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State y[..., c] = W[i[...], c]."""
     rows, width = net.axes(operands["weight"])
-    look_up(net, node, operands["indices"], rows, "rows are looked up by index")
+    net.look_up(node, operands["indices"], rows, "rows are looked up by index")
     return [*net.axes(operands["indices"]), width]
 
 
@@ -47,7 +46,7 @@ def _indexed(net: Net, node: fx.Node, axes: Axes, indices: list[fx.Node | None])
     indexed = [(i, node) for i, node in enumerate(indices) if node is not None]
     require_form(bool(indexed), "no index")
     for i, positions in indexed:
-        look_up(net, node, positions, axes[i], "it is indexed")
+        net.look_up(node, positions, axes[i], "it is indexed")
     taken = net.broadcast([net.axes(node) for _, node in indexed], "index")
     net.fix_all([taken], "an index")
     adjacent = indexed[-1][0] - indexed[0][0] == len(indexed) - 1
@@ -79,7 +78,7 @@ def index_select(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State that positions of one dimension are chosen by an index."""
     axes = net.axes(operands["self"])
     dim = dim_of(operands, axes)
-    look_up(net, node, operands["index"], axes[dim], "it is indexed")
+    net.look_up(node, operands["index"], axes[dim], "it is indexed")
     axes[dim] = leaf(net.shape(node)[dim], "an index")
     return axes
 
@@ -91,7 +90,7 @@ def scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     source = net.axes(operands["src"]) if isinstance(operands.get("src"), fx.Node) else taken
     dim = dim_of(operands, axes)
     require_form(len(axes) == len(taken) == len(source), "an index of another rank")
-    look_up(net, node, operands["index"], axes[dim], "it is indexed")
+    net.look_up(node, operands["index"], axes[dim], "it is indexed")
     net.fix_all([[taken[dim], source[dim]]], "it is indexed")
     for i, aligned in enumerate(zip(axes, taken, source, strict=True)):
         if i != dim and len({axis.size for axis in aligned}) > 1:
@@ -130,7 +129,7 @@ def gather(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     axes, taken = net.axes(operands["self"]), net.axes(index)
     dim = dim_of(operands, axes)
     require_form(len(axes) == len(taken), "an index of another rank")
-    look_up(net, node, index, axes[dim], "it is indexed")
+    net.look_up(node, index, axes[dim], "it is indexed")
     fix(taken[dim], "an index")
     for i, (axis, own) in enumerate(zip(axes, taken, strict=True)):
         if i != dim and axis.size != own.size and name_of(node) == "gather":
@@ -204,3 +203,46 @@ def select_scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     if rest:
         net.broadcast([rest, net.axes(operands["src"])], "select_scatter")
     return axes
+
+
+@rule("topk")
+def topk(net: Net, node: fx.Node, operands: dict[str, Any]) -> list[Axes]:
+    """State that the k largest or smallest values along one dimension are chosen, with their places."""
+    axes, k = net.axes(operands["self"]), operands["k"]
+    dim = dim_of(operands, axes)
+    require_form(isinstance(k, int), "as many values as the inputs say")
+    net.choose(node, operands["self"], dim, "topk chooses along it", k, output=1)
+    return [[*axes[:dim], leaf(k, "topk orders it"), *axes[dim + 1 :]] for _ in range(2)]
+
+
+@rule("one_hot")
+def one_hot(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State a new last dimension, with a one at the position that each number tells."""
+    classes = leaf(net.shape(node)[-1])
+    net.look_up(node, operands["self"], classes, "it is indexed")
+    return [*net.axes(operands["self"]), classes]
+
+
+@resize("one_hot")
+def resize_one_hot(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
+    """Return the number of positions left."""
+    return {"num_classes": left.size(net.axes(node)[-1], operands["num_classes"])}
+
+
+@rule("histc")
+def histc(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State how many numbers lie in each bin; where a bin is one whole number, how often each position is there."""
+    bins, of = leaf(operands["bins"]), operands["self"]
+    if (operands["min"], operands["max"]) == (0, bins.size - 1):
+        net.look_up(node, of, bins, "values are counted")
+    else:
+        fix(bins, "values are counted")
+    net.fix_all([net.axes(of)], "values are counted")
+    return [bins]
+
+
+@resize("histc")
+def resize_histc(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
+    """Return as many bins as positions are left."""
+    bins = net.axes(node)[0]
+    return {"bins": left.count(bins), "max": left.count(bins) - 1} if left.count(bins) != bins.size else {}

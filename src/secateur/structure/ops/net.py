@@ -174,6 +174,30 @@ class Net:
             fix(axis, OF_INPUTS)
         self.consumers.append(Consumer(node, operand, dim, axis, partner, partner_dim, occurrence))
 
+    def choose(
+        self, node: fx.Node, operand: fx.Node, dim: int, reason: str, number: int = 1, output: int = 0
+    ) -> None:  # fmt: skip
+        """State that one of a call's outputs holds the places of so many values along a dimension.
+
+        A gate makes a unit's value less likely to be chosen; without the unit the choice is among the others.
+        """
+        axis = self.axes(operand)[dim]
+        mark_sliced(axis, reason)
+        self.consume(node, operand, dim)
+        self.choices.append((axis, number))
+        self.places[node, output] = axis
+
+    def look_up(self, node: fx.Node, index: fx.Node, axis: Axis, otherwise: str) -> None:
+        """State that a call takes what lies at some places of an axis: it is fixed, unless a choice found them."""
+        place = self.places.get((index, 0))
+        if place is None or place.size != axis.size:
+            fix(axis, otherwise)
+            return
+        unify(axis, place)
+        self.looked_up.add((node, index))
+        if not self.depends_on_inputs(node.all_input_nodes[0]):
+            self.gathered.add(node)
+
     def state_kind(self, kind: Kind, *axes: Axis) -> None:
         """State what the units of these axes are."""
         self.kinds += [(axis, kind) for axis in axes]

@@ -14,7 +14,6 @@ from secateur.structure.axis import Axis, fix, leaf, product, unify
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.ops.movement import shape_left
 from secateur.structure.ops.net import Axes, Net, dim_of, require_form
-from secateur.structure.ops.places import choose
 from secateur.structure.ops.registry import StoredStatistics, first_operand, module_sizes, name_of, resize, rule
 
 STATISTICS = StoredStatistics("input", "running_mean", "running_var")
@@ -154,7 +153,8 @@ def argmax(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     axes = net.axes(operands["self"])
     dims = reduced(operands.get("dim"), len(axes))
     if isinstance(operands.get("dim"), int) and axes:
-        choose(net, node, operands["self"], operands["dim"] % len(axes), 1, output=int(not net.is_tensor(node)))
+        reason, output = f"{name_of(node)} chooses along it", int(not net.is_tensor(node))
+        net.choose(node, operands["self"], operands["dim"] % len(axes), reason, output=output)
     else:
         net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} counts along it")
     return without(axes, dims, operands.get("keepdim"))

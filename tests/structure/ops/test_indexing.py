@@ -1,7 +1,4 @@
-"""Mixtures of experts: whole experts, and the neurons of all of them.
-
-Covers also secateur.structure.ops.places.
-"""
+"""Mixtures of experts: whole experts, found by a choice and looked up, and the neurons of all of them."""
 
 from __future__ import annotations
 
@@ -84,8 +81,8 @@ def grouped(m: Mixture, x: Tensor) -> Tensor:
     ids, order = places.reshape(-1).sort()
     counts = torch.histc(ids.float(), bins=m.experts, min=0, max=m.experts - 1)
     ends = counts.cumsum(0, dtype=torch.int32)
-    h = F.relu(torch._grouped_mm(x[order // m.k], m.up.mT, offs=ends))
-    y = torch._grouped_mm(h, m.down.mT, offs=ends) * values.softmax(-1).reshape(-1)[order][:, None]
+    h = F.relu(F.grouped_mm(x[order // m.k], m.up.mT, offs=ends))
+    y = F.grouped_mm(h, m.down.mT, offs=ends) * values.softmax(-1).reshape(-1)[order][:, None]
     return y[order.argsort()].view(-1, m.k, WIDTH).sum(1)
 
 
