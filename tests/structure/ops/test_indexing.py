@@ -230,3 +230,26 @@ def test_experts_of_hugging_face_decoders(kind: str, implementation: str) -> Non
     gated.get_parameter(f"{layer}.experts.down_proj").data[..., 32 - 32 // neurons.size :] = 0
     torch.testing.assert_close(small(other).logits, gated(other).logits)
     assert captured_parts(small) == ()
+
+
+class Shares(nn.Module):
+    """The experts' shares, from places that are handed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = EXPERTS
+
+    def forward(self, places: Tensor, values: Tensor) -> Tensor:
+        return (F.one_hot(places, self.number) * values[..., None]).sum(1)
+
+
+def test_a_module_that_places_are_handed_to_computes_by_its_own_code() -> None:
+    def mix(m: Mixture, x: Tensor) -> Tensor:
+        values, places = m.router(x).topk(m.k, -1)
+        return computed(m, x, m.shares(places, values.softmax(-1)))
+
+    model = Mixture(mix).eval()
+    model.shares = Shares()
+    small = sc.cut(model, sc.Plan.from_kept({"router": [0, 3]}, X))
+    assert small.shares.number == 2
+    assert captured_parts(small) == ()
