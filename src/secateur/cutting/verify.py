@@ -100,9 +100,20 @@ def exact_truths(model: nn.Module, units: Units, kept: Kept, calls: Sequence[Cal
     They are in the model's own dtype where the network runs in no other.
     """
     try:
+        _run_in_double(model, calls[0])
         return probe_truths(model, units, kept, calls, double=True)
     except RuntimeError:
         return probe_truths(model, units, kept, calls, double=False)
+
+
+def _run_in_double(model: nn.Module, call: Call) -> None:
+    """Run the original in float64: its graph may hold other operations than its code, which know this dtype.
+
+    Raises:
+        RuntimeError: It does not run.
+    """
+    with torch.no_grad(), evaluating(model), holding(model, probe_weights(model)):
+        call_model(model, map_tensors(call, in_double))
 
 
 def check_masked(

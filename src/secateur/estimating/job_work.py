@@ -25,7 +25,7 @@ def job_work(job: Job) -> list[Work]:
     """Return what a job takes, about: the ranking, the fit at its end, the proof of the cut."""
     question, ranking, budget = job.question, job.ranking, job.budget or Budget(remove_units=0)
     fitted = job.compensation is not None and job.compensation.fit
-    limits = budget.removable({unit_set.name: unit_set.size for unit_set in question.units})
+    limits = budget.removable(question.units.sizes, question.units.least)
     counts = Counts(question, fitted, limits, job.budget)
     assert ranking.criterion is not None
     if ranking.ranking == "layerwise":

@@ -30,6 +30,9 @@ def keep_mask_of(units: Units, kept: Mapping[str, tuple[int, ...]]) -> KeepMask:
         unit_set = units[name]
         if not indices or min(indices) < 0 or max(indices) >= unit_set.size:
             raise PlanError(f"the plan keeps {list(indices)} of {name!r}, which has units 0 to {unit_set.size - 1}")
+        if len(set(indices)) < unit_set.least:
+            asked, least = len(set(indices)), unit_set.least
+            raise PlanError(f"the plan keeps {asked} of {name!r}, and as many as are chosen at once must stay: {least}")
         masks[unit_set.axis] = torch.zeros(unit_set.size, dtype=torch.bool)
         masks[unit_set.axis][list(indices)] = True
     return KeepMask(masks)

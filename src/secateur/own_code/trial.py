@@ -132,6 +132,8 @@ class OwnCode:
         for dim, axis in enumerate(net.axes(node) if node in net.known and isinstance(value, Tensor) else ()):
             if left.count(axis) != axis.size:
                 value = value.index_select(dim, _positions(axis, value.shape[dim], left).to(value.device))
+        if (node, 0) in net.places:
+            value = left.renumbered(net.places[node, 0], value)
         return in_double(value) if self.double else value
 
     def arguments(self, call: ModuleCall, values: Mapping[fx.Node, Any]) -> Call:

@@ -21,7 +21,7 @@ def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budge
         budget: Says what counts, and how many units each set may lose; None to count units, down to one of each set.
     """
     sizes = dict(network.sets)
-    limits = (budget or Budget(remove_units=0)).removable(sizes)
+    limits = (budget or Budget(remove_units=0)).removable(sizes, dict(network.least))
     shortened = [curve.first(limits[curve.set]) for curve in curves]
     removals = list(allot(shortened, sizes, _worth(network, budget)))
     numbers, of_loss = {name: n for n, name in enumerate(sizes)}, {curve.set for curve in curves if curve.of_loss}

@@ -95,11 +95,12 @@ class Budget:
         changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
         return f"Budget({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
-    def removable(self, sizes: Mapping[str, int]) -> dict[str, int]:
+    def removable(self, sizes: Mapping[str, int], least: Mapping[str, int] | None = None) -> dict[str, int]:
         """Return how many units each set may lose.
 
         Args:
             sizes: The number of units of each set.
+            least: The number of units that must stay, where the network needs more than one.
 
         Raises:
             ArgumentError: A protected name matches no unit set.
@@ -107,12 +108,12 @@ class Budget:
         for pattern in self.protect:
             if not any(_matches(name, pattern) for name in sizes):
                 raise ArgumentError(f"Budget: protect={pattern!r} is no unit set; there are: {', '.join(sizes)}")
-        limits = {name: self._removable(name, size) for name, size in sizes.items()}
+        limits = {name: self._removable(name, size, (least or {}).get(name, 1)) for name, size in sizes.items()}
         return {name: min(limits[name], self._quota(size)) for name, size in sizes.items()}
 
-    def _removable(self, name: str, size: int) -> int:
+    def _removable(self, name: str, size: int, least: int) -> int:
         protected = any(_matches(name, pattern) for pattern in self.protect)
-        return 0 if protected else max(size - self.min_units, 0)
+        return 0 if protected else max(size - max(self.min_units, least), 0)
 
     def _quota(self, size: int) -> int:
         return _share(self.remove_fraction or 0.0, size) if self.scope == "set" else size

@@ -41,6 +41,7 @@ class NetworkSizes:
         multiplications: The multiplications with addition for one sample, likewise.
         tensors: The bytes of each written tensor, in the file's order: a number times dimensions.
         text: The characters of the file's header but for these dimensions, the tensors' offsets and the units kept.
+        least: The number of units that must stay, for the sets where it is more than one.
     """
 
     sets: tuple[tuple[str, int], ...]
@@ -49,6 +50,7 @@ class NetworkSizes:
     multiplications: Sum
     tensors: Sum
     text: int
+    least: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, units: Units, written: Mapping[str, Tensor], text: int) -> NetworkSizes:
@@ -65,7 +67,8 @@ class NetworkSizes:
         macs = [dims.product(axes) for axes in units.net.macs]
         stored = tuple(dims.term(name, tensor, tensor.dtype.itemsize) for name, tensor in written.items())
         sets = tuple((unit_set.name, unit_set.size) for unit_set in units)
-        sizes = cls(sets, tuple(dims.places), _merged(params), _merged(macs), stored, 0)
+        least = tuple((unit_set.name, unit_set.least) for unit_set in units if unit_set.least > 1)
+        sizes = cls(sets, tuple(dims.places), _merged(params), _merged(macs), stored, 0, least)
         written_of_units, _ = sizes._file(sizes._dims(sizes._counts({})), sizes._kept_text)
         return replace(sizes, text=text - int(written_of_units))
 
@@ -128,7 +131,8 @@ class NetworkSizes:
         """Return the sizes that `to_json` wrote."""
         sums = {name: _read_sum(data[name]) for name in ("parameters", "multiplications", "tensors")}
         sets = tuple((str(name), int(size)) for name, size in data["sets"])
-        return cls(sets=sets, dims=tuple(map(_read_sum, data["dims"])), text=int(data["text"]), **sums)
+        least = tuple((str(name), int(number)) for name, number in data.get("least", ()))
+        return cls(sets=sets, least=least, dims=tuple(map(_read_sum, data["dims"])), text=int(data["text"]), **sums)
 
     def _counts(self, counts: Mapping[str, int]) -> Tensor:
         return torch.tensor([[counts.get(name, size) for name, size in self.sets]])

@@ -35,7 +35,8 @@ def choose_ranking(question: Question, ranking: Ranking, fitted: bool, budget: B
     for name in ("threshold", "shortlist", "refresh"):
         if getattr(ranking, name) is not None:
             return replace(ranking, ranking="iterative"), f"it has a {name}"
-    limits = (budget or Budget(remove_units=0)).removable({s.name: s.size for s in question.units})
+    units = question.units
+    limits = (budget or Budget(remove_units=0)).removable(units.sizes, units.least)
     phases = iterative_work(question, ranking.criterion or ("obs" if fitted else "oracle"), limits, budget)
     work = sum(phase.multiplications for phase in phases)
     chosen = "iterative" if work <= SMALL else "layerwise"

@@ -18,8 +18,8 @@ from secateur.planning.state import Basis, State, Step
 
 
 def removable(sizes: NetworkSizes, budget: Budget | None) -> dict[str, int]:
-    """Return how many units each set may lose, by the budget or down to one."""
-    return (budget or Budget(remove_units=0)).removable(dict(sizes.sets))
+    """Return how many units each set may lose, by the budget or down to one, or to as many as are chosen among them."""
+    return (budget or Budget(remove_units=0)).removable(dict(sizes.sets), dict(sizes.least))
 
 
 def state_of_kept(network: NetworkSizes, start: State, kept: Mapping[str, Sequence[int]]) -> State:

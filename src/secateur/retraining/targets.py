@@ -23,9 +23,9 @@ class RoundBudget(Budget):
 
     quotas: tuple[tuple[str, int], ...] = ()
 
-    def removable(self, sizes: Mapping[str, int]) -> dict[str, int]:
+    def removable(self, sizes: Mapping[str, int], least: Mapping[str, int] | None = None) -> dict[str, int]:
         """Return how many units each set may lose in the round."""
-        limits, quotas = super().removable(sizes), dict(self.quotas)
+        limits, quotas = super().removable(sizes, least), dict(self.quotas)
         return limits if self.scope == "global" else {name: min(n, quotas.get(name, 0)) for name, n in limits.items()}
 
 

@@ -56,6 +56,11 @@ class KeepMask:
             return position
         return int(self.mask(axis)[:position].sum())
 
+    def renumbered(self, axis: Axis, places: Tensor) -> Tensor:
+        """Return positions along an axis in the numbering of those left; one that is gone becomes another."""
+        numbers = (self.mask(axis).cumsum(0) - 1).clamp(min=0).to(places)
+        return numbers[places.long()]
+
     def mask(self, axis: Axis) -> Tensor:
         """Return which positions are left."""
         return expand(axis, self.masks, torch.ones(1, dtype=torch.bool)).expand(axis.size)

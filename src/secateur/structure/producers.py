@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import fx
@@ -11,7 +11,7 @@ from torch import fx
 from secateur.structure.axis import Axis, find, fix, leaves, mark_sliced
 from secateur.structure.capture import Captured
 from secateur.structure.infer import ancestors
-from secateur.structure.ops.net import Consumer, Net
+from secateur.structure.ops.net import Axes, Consumer, Net
 from secateur.structure.ops.registry import find_op, name_of
 
 
@@ -134,11 +134,28 @@ def _how_to_fix_weights(captured: Captured, node: fx.Node) -> str:
     return f" ({remove} makes them constant)" if tensor else ""
 
 
+def units_chosen(net: Net, weights: Iterable[Axes]) -> dict[Axis, int]:
+    """Return how many units of an axis must stay, so that a choice among them finds as many as it always does.
+
+    Those that have matrices of their own are experts.
+    """
+    chosen: dict[Axis, int] = {}
+    for axis, number in net.choices:
+        if len(leaves(axis)) > 1:
+            fix(axis, "a choice is made among the units of several axes")
+        if number >= axis.size:
+            fix(axis, "all of it are chosen")
+        chosen[find(axis)] = max(number, chosen.get(find(axis), 1))
+    for axes in weights:
+        net.kinds += [(axes[0], "expert")] if len(axes) > 2 and find(axes[0]) in chosen else []
+    return chosen
+
+
 class Kinds:
     """The kinds of the leaves of a network."""
 
     def __init__(self, net: Net) -> None:
-        ranked = sorted(net.kinds, key=lambda pair: ("recurrent width", "head", "head width").index(pair[1]))
+        ranked = sorted(net.kinds, key=lambda pair: ("expert", "recurrent width", "head", "head width").index(pair[1]))
         self._stated: dict[Axis, str] = {}
         for axis, kind in ranked:
             for leaf in leaves(axis):
@@ -146,7 +163,7 @@ class Kinds:
         self._residual = _residual(net)
 
     def of(self, axis: Axis, maker: Producer | None, consumers: tuple[Consumer, ...]) -> str:
-        """Return an axis's kind: "channel", "head", "head width", "recurrent width", "residual width", "neuron" ...
+        """Return an axis's kind: "channel", "expert", "head", "head width", "residual width", "neuron" ...
 
         A neuron becomes a width where a layer is applied at every position of a sequence.
         """

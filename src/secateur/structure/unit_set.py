@@ -41,7 +41,7 @@ class UnitSet:
 
     Attributes:
         name: The layer that makes the units.
-        kind: The name of one unit: "neuron", "channel", "head", "head width", "feed-forward width", "residual
+        kind: The name of one unit: "neuron", "channel", "expert", "head", "head width", "feed-forward width", "residual
             width", "recurrent width".
         size: The number of units.
         removal: "gated": removing a unit is exactly a gate of zero; "sliced": a norm or another statistic is
@@ -53,6 +53,7 @@ class UnitSet:
         outgoing: The slices of the consumers' weights alone, on which a factor acts as a gate; None where
             a consumer has no weight of its own.
         consumers: The places where the units are summed over.
+        least: The number of units that must stay: as many as are chosen among them at once, where that is done.
     """
 
     name: str
@@ -64,6 +65,7 @@ class UnitSet:
     macs_per_unit: int
     axis: Axis
     consumers: tuple[Consumer, ...]
+    least: int
     _units: Units
 
     @cached_property

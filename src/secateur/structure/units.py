@@ -16,7 +16,15 @@ from secateur.structure.axis import BATCH, Axis, count, expand, leaves
 from secateur.structure.capture import Captured, sizes
 from secateur.structure.inputs import named_tensors
 from secateur.structure.ops.net import Axes, Net
-from secateur.structure.producers import Kinds, Producer, distinct, find_producers, mark_statistics, name_leaves
+from secateur.structure.producers import (
+    Kinds,
+    Producer,
+    distinct,
+    find_producers,
+    mark_statistics,
+    name_leaves,
+    units_chosen,
+)
 from secateur.structure.unit_set import Fixed, UnitSet
 from secateur.text import format_bytes, table
 
@@ -51,6 +59,7 @@ class Units:
         makers = find_producers(captured, net)
         self._names = names = name_leaves(captured, net, makers) | dict(names or {})
         mark_statistics(captured, net, makers)
+        self._chosen = units_chosen(net, self.axes.values())
         met = makers.keys() | {leaf for consumer in net.consumers for leaf in leaves(consumer.axis)}
         reasons = {axis: _why_fixed(axis, met, include) for axis in names}
         self.fixed = tuple(Fixed(names[axis], axis.size, reason) for axis, reason in reasons.items() if reason)
@@ -72,7 +81,21 @@ class Units:
                 params, size = params + gone * is_parameter, size + gone * element
             cost = [_macs(macs.get(axis, []), counts) for counts in ({}, one_less)]
             kind, removal = kinds.of(axis, makers.get(axis), consuming), "sliced" if axis.sliced else "gated"
-            sets.append(UnitSet(name, kind, axis.size, removal, params, size, cost[0] - cost[1], axis, consuming, self))
+            sets.append(
+                UnitSet(
+                    name,
+                    kind,
+                    axis.size,
+                    removal,
+                    params,
+                    size,
+                    cost[0] - cost[1],
+                    axis,
+                    consuming,
+                    self._chosen.get(axis, 1),
+                    self,
+                )
+            )
         return tuple(sets)
 
     def __iter__(self) -> Iterator[UnitSet]:
@@ -110,6 +133,16 @@ class Units:
             wanted, got = self._forms.get(name, "none"), forms.get(name, "none")
             if wanted != got:
                 raise ModelError(f"units: found on a model whose {name} is {wanted}, this model's is {got}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of units of each set."""
+        return {unit_set.name: unit_set.size for unit_set in self.sets}
+
+    @property
+    def least(self) -> dict[str, int]:
+        """The number of units of each set that must stay."""
+        return {unit_set.name: unit_set.least for unit_set in self.sets}
 
     @property
     def total(self) -> int:

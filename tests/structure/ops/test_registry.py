@@ -55,7 +55,9 @@ def reasons(units: Units) -> set[str]:
 def test_a_name_is_that_of_its_namespace() -> None:
     softmax = operation("softmax")
     assert reasons(units_with(softmax)) == {"no rule for rulestests::softmax"}
-    assert reasons(units_with(lambda x: x.softmax(-1))) == {"softmax normalises over it"}
+    assert reasons(units_with(lambda x: x.softmax(-1))) == {
+        "softmax normalises over it; include='all' removes it as sliced"
+    }
 
 
 def test_an_operation_tagged_as_pointwise_needs_no_rule() -> None:

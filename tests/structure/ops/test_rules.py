@@ -155,8 +155,8 @@ EXAMPLES = {
         lambda m, x, h: F.batch_norm(h, None, None, training=True), {},
         made("batch_norm takes its statistics from the batch"),
     ),
-    "softmax": Example(lambda m, x, h: h.softmax(-1), {}, made("softmax normalises over it")),
-    "log_softmax": Example(lambda m, x, h: h.log_softmax(1), {}, made("log_softmax normalises over it")),
+    "softmax": Example(lambda m, x, h: h.softmax(-1), {}, sliced("softmax normalises over it")),
+    "log_softmax": Example(lambda m, x, h: h.log_softmax(1), {}, sliced("log_softmax normalises over it")),
     "softmax over positions": Example(lambda m, x, h: h.softmax(1).sum(1), FREE, positions=3),
     "softmax over a factor": Example(
         lambda m, x, h: h.view(-1, 2, 3).softmax(1).flatten(1), {"first": 3}, made("softmax normalises over it")
@@ -194,7 +194,7 @@ EXAMPLES = {
         lambda m, x, h: h - h.max(-1, keepdim=True).values, {}, sliced("max is taken over it")
     ),
     "the place of the maximum": Example(
-        lambda m, x, h: h * h.max(-1, keepdim=True).indices, {}, made("max counts along it")
+        lambda m, x, h: h * h.max(-1, keepdim=True).indices, {}, made("mul counts along it")
     ),
     "the larger of two": Example(lambda m, x, h: torch.max(h, -2 * h), FREE),
     "layer_norm": Example(
@@ -215,7 +215,7 @@ EXAMPLES = {
     ),
     "all": Example(lambda m, x, h: h * (h > -0.3).all(-1, keepdim=True), {}, sliced("all is taken over it")),
     # some positions or units
-    "cumsum": Example(lambda m, x, h: h.cumsum(-1), {}, made("cumsum goes along it")),
+    "cumsum": Example(lambda m, x, h: h.cumsum(-1), {}, sliced("cumsum goes along it")),
     "cumsum over positions": Example(lambda m, x, h: h.cumsum(1).sum(1), FREE, positions=3),
     "sort, which has two outputs": Example(lambda m, x, h: h.sort(-1).values, {}, both("sort orders it")),
     "sort of positions": Example(lambda m, x, h: h.sort(1).values[:, -1], FREE, positions=3),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from secateur.structure.axis import Axis, fix, unify
+from secateur.structure.axis import Axis, fix, leaf, product, unify
 from secateur.structure.ops.attention import state_heads
 from secateur.structure.ops.dense import factors_of
 from secateur.structure.ops.linear import Operands
@@ -89,7 +89,7 @@ def einsum(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     for letter in sorted(by_letter.keys() - set(result)):
         _consume_letter(net, node, letter, list(zip(tensors, terms, strict=True)))
     net.macs.append(list(by_letter.values()))
-    if sum(map(net.depends_on_inputs, tensors)) > 1:
+    if sum(map(net.is_activation, tensors)) > 1:
         shared = set(terms[0]).intersection(*terms) & set(result)
         state_heads(net, [by_letter[c] for c in shared], [axis for c, axis in by_letter.items() if c not in shared])
     return [by_letter[letter] for letter in result]
@@ -98,11 +98,21 @@ def einsum(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
 def _consume_letter(net: Net, node: fx.Node, letter: str, operands: list[tuple[fx.Node, str]]) -> None:
     """Let one operand carry the gates: an activation before a weight, never two (that would be g²)."""
     having = [(tensor, term.index(letter), i) for i, (tensor, term) in enumerate(operands) if letter in term]
-    having.sort(key=lambda operand: (-net.axes(operand[0])[operand[1]].size, not net.depends_on_inputs(operand[0])))
+    having.sort(key=lambda operand: (-net.axes(operand[0])[operand[1]].size, not net.is_activation(operand[0])))
     (tensor, dim, place), *others = having
     partner, partner_dim = others[0][:2] if len(others) == 1 and len(operands) == 2 else (None, 0)
     before = sum(operand is tensor for operand, _ in operands[:place])
     net.consume(node, tensor, dim, partner, partner_dim, occurrence=before)
+
+
+ROW_BYTES = 16  # a grouped product takes rows of multiples of so many bytes alone; a fallback stands for it
+
+
+def _in_groups(axis: Axis, members: int) -> None:
+    """State that only whole groups of neighbours can be removed; a network of other widths has another kernel."""
+    if axis.size % members == 0:
+        reason = f"a grouped product takes rows of multiples of {ROW_BYTES} bytes"
+        unify(axis, product([leaf(axis.size // members), leaf(members, reason)]))
 
 
 @rule("transformers::grouped_mm_fallback", "_grouped_mm")
@@ -110,11 +120,14 @@ def grouped_matmul(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State a mixture of experts: rows sorted by expert, y[n, m] = Σ_k x[n, k] W[expert(n), k, m]."""
     tensors = node.all_input_nodes
     x, weight = net.axes(tensors[0]), net.axes(tensors[1])
-    if len(x) != 2 or len(weight) != 3:
+    if len(x) != 2 or len(weight) != 3 or len(tensors) != 3:
         net.fix_all([x, weight], f"{name_of(node)} of other than rows and one matrix for each expert")
         return net.fresh_outputs(node, "of a grouped product")[0]
-    fix(weight[0], "experts are chosen by index")
+    unify(weight[0], net.axes(tensors[2])[0])
     unify(x[1], weight[1])
+    matrices = tensors[1].meta["val"]
+    for axis in (weight[1], weight[2]) if matrices.stride(2) == 1 else (weight[1],):
+        _in_groups(axis, ROW_BYTES // matrices.element_size())
     net.consume(node, tensors[0], 1, tensors[1], 1)
     net.macs.append([x[0], weight[1], weight[2]])
     return [x[0], weight[2]]

@@ -146,9 +146,9 @@ def _matmul(net: Net, node: fx.Node, left: fx.Node, right: fx.Node) -> Axes:
     lead = net.broadcast([a[:-2], b[:-2]], "matmul") if max(len(a), len(b)) > 2 else []
     out = [*lead, *(a[-2:-1] if len(a) > 1 else []), *(b[-1:] if len(b) > 1 else [])]
     net.macs.append([*out, a[-1]])
-    if net.depends_on_inputs(left) and net.depends_on_inputs(right):
+    if net.is_activation(left) and net.is_activation(right):
         state_heads(net, lead, [a[-1], *out[len(lead) :]])
-    if net.depends_on_inputs(left) or not net.depends_on_inputs(right):
+    if net.is_activation(left) or not net.is_activation(right):
         net.consume(node, left, len(a) - 1, right, inner)
     else:
         net.consume(node, right, inner, left, len(a) - 1, occurrence=int(left is right))

@@ -1,4 +1,4 @@
-"""Operations that look values up: what is counted by an index is fixed, the rest passes through."""
+"""Operations that look values up, or choose them: what is counted by an index is fixed, the rest passes through."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.structure.ops.registry import module_sizes, name_of, resize, rule
 def embedding(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State y[..., c] = W[i[...], c]."""
     rows, width = net.axes(operands["weight"])
-    fix(rows, "rows are looked up by index")
+    net.look_up(node, operands["indices"], rows, "rows are looked up by index")
     return [*net.axes(operands["indices"]), width]
 
 
@@ -32,7 +32,7 @@ def attributes(module: nn.Module, shape: tuple[int, ...], groups: int | None) ->
 def index(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """Replace dimensions with an index by those of the indices, at the place of the first, or in front."""
     axes, indices = net.axes(operands["self"]), operands["indices"]
-    at, taken = _indexed(net, axes, indices)
+    at, taken = _indexed(net, node, axes, indices)
     rest = [axis for i, axis in enumerate(axes) if i >= len(indices) or indices[i] is None]
     out = [*rest[:at], *taken, *rest[at:]]
     if [axis.size for axis in out] == list(net.shape(node)):
@@ -41,11 +41,12 @@ def index(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     return net.fresh_outputs(node, "it is indexed")[0]
 
 
-def _indexed(net: Net, axes: Axes, indices: list[fx.Node | None]) -> tuple[int, Axes]:
+def _indexed(net: Net, node: fx.Node, axes: Axes, indices: list[fx.Node | None]) -> tuple[int, Axes]:
     """Return where the indices' own dimensions come, and their axes."""
     indexed = [(i, node) for i, node in enumerate(indices) if node is not None]
     require_form(bool(indexed), "no index")
-    net.fix_all([[axes[i]] for i, _ in indexed], "it is indexed")
+    for i, positions in indexed:
+        net.look_up(node, positions, axes[i], "it is indexed")
     taken = net.broadcast([net.axes(node) for _, node in indexed], "index")
     net.fix_all([taken], "an index")
     adjacent = indexed[-1][0] - indexed[0][0] == len(indexed) - 1
@@ -61,7 +62,7 @@ def index_put(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
             [axes, net.axes(operands["values"]), *(net.axes(n) for n in indices if n is not None)], "it is indexed"
         )
         return axes
-    at, taken = _indexed(net, axes, indices)
+    at, taken = _indexed(net, node, axes, indices)
     rest = [axis for i, axis in enumerate(axes) if i >= len(indices) or indices[i] is None]
     values = net.axes(operands["values"])
     where = [*rest[:at], *taken, *rest[at:]]
@@ -77,7 +78,7 @@ def index_select(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State that positions of one dimension are chosen by an index."""
     axes = net.axes(operands["self"])
     dim = dim_of(operands, axes)
-    fix(axes[dim], "it is indexed")
+    net.look_up(node, operands["index"], axes[dim], "it is indexed")
     axes[dim] = leaf(net.shape(node)[dim], "an index")
     return axes
 
@@ -89,7 +90,8 @@ def scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     source = net.axes(operands["src"]) if isinstance(operands.get("src"), fx.Node) else taken
     dim = dim_of(operands, axes)
     require_form(len(axes) == len(taken) == len(source), "an index of another rank")
-    net.fix_all([[axes[dim], taken[dim], source[dim]]], "it is indexed")
+    net.look_up(node, operands["index"], axes[dim], "it is indexed")
+    net.fix_all([[taken[dim], source[dim]]], "it is indexed")
     for i, aligned in enumerate(zip(axes, taken, source, strict=True)):
         if i != dim and len({axis.size for axis in aligned}) > 1:
             net.fix_all([list(aligned)], f"{name_of(node)} writes over some of it")
@@ -123,10 +125,11 @@ def embedding_bag(net: Net, node: fx.Node, operands: dict[str, Any]) -> list[Axe
 @rule("gather", "take_along_dim", derivative="pick")
 def gather(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     """State one position of a dimension for each value of an index of the same rank."""
-    axes, taken = net.axes(operands["self"]), net.axes(operands["index" if "index" in operands else "indices"])
+    index = operands["index" if "index" in operands else "indices"]
+    axes, taken = net.axes(operands["self"]), net.axes(index)
     dim = dim_of(operands, axes)
     require_form(len(axes) == len(taken), "an index of another rank")
-    fix(axes[dim], "it is indexed")
+    net.look_up(node, index, axes[dim], "it is indexed")
     fix(taken[dim], "an index")
     for i, (axis, own) in enumerate(zip(axes, taken, strict=True)):
         if i != dim and axis.size != own.size and name_of(node) == "gather":
@@ -143,13 +146,16 @@ def gather(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     )
 
 
-@rule("topk", "sort", "argsort", "kthvalue")
+@rule("sort", "argsort", "kthvalue")
 def order(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes]:
     """State that positions of one dimension are chosen or reordered by value."""
     axes = net.axes(operands["self"])
     reason = f"{name_of(node)} orders it"
     dim = dim_of(operands, axes)
     fix(axes[dim], reason)
+    if name_of(node) == "sort" and (operands["self"], 0) in net.places:
+        net.places[node, 0] = net.places[operands["self"], 0]
+        net.looked_up.add((node, operands["self"]))
     outputs = []
     for fresh in net.fresh_outputs(node, reason):
         own = fresh[dim : dim + 1] if len(fresh) == len(axes) else []  # or without the dimension
@@ -197,3 +203,46 @@ def select_scatter(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     if rest:
         net.broadcast([rest, net.axes(operands["src"])], "select_scatter")
     return axes
+
+
+@rule("topk")
+def topk(net: Net, node: fx.Node, operands: dict[str, Any]) -> list[Axes]:
+    """State that the k largest or smallest values along one dimension are chosen, with their places."""
+    axes, k = net.axes(operands["self"]), operands["k"]
+    dim = dim_of(operands, axes)
+    require_form(isinstance(k, int), "as many values as the inputs say")
+    net.choose(node, operands["self"], dim, "topk chooses along it", k, output=1)
+    return [[*axes[:dim], leaf(k, "topk orders it"), *axes[dim + 1 :]] for _ in range(2)]
+
+
+@rule("one_hot")
+def one_hot(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State a new last dimension, with a one at the position that each number tells."""
+    classes = leaf(net.shape(node)[-1])
+    net.look_up(node, operands["self"], classes, "it is indexed")
+    return [*net.axes(operands["self"]), classes]
+
+
+@resize("one_hot")
+def resize_one_hot(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
+    """Return the number of positions left."""
+    return {"num_classes": left.size(net.axes(node)[-1], operands["num_classes"])}
+
+
+@rule("histc")
+def histc(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State how many numbers lie in each bin; where a bin is one whole number, how often each position is there."""
+    bins, of = leaf(operands["bins"]), operands["self"]
+    if (operands["min"], operands["max"]) == (0, bins.size - 1):
+        net.look_up(node, of, bins, "values are counted")
+    else:
+        fix(bins, "values are counted")
+    net.fix_all([net.axes(of)], "values are counted")
+    return [bins]
+
+
+@resize("histc")
+def resize_histc(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepMask) -> dict[str, Any]:
+    """Return as many bins as positions are left."""
+    bins = net.axes(node)[0]
+    return {"bins": left.count(bins), "max": left.count(bins) - 1} if left.count(bins) != bins.size else {}

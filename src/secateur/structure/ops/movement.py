@@ -315,7 +315,7 @@ def reorder(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
     return axes
 
 
-@rule("cumsum", "cumprod", "diff", "tril", "triu", "cummax", "logcumsumexp")
+@rule("diff", "tril", "triu", "cummax")
 def along(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes]:
     """State that each value depends on its neighbours along the dimension."""
     axes = net.axes(operands["self"])
@@ -324,6 +324,14 @@ def along(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[Axes
     fresh = net.fresh_outputs(node, f"{name_of(node)} goes along it")
     out = [[new if old.size != new.size else old for old, new in zip(axes, result, strict=True)] for result in fresh]
     return out if isinstance(node.meta["val"], tuple | list) else out[0]
+
+
+@rule("cumsum", "cumprod", "logcumsumexp")
+def cumulated(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
+    """State that each value is taken over all before it along the dimension."""
+    axes = net.axes(operands["self"])
+    net.slice_all([axes[dim_of(operands, axes)]], f"{name_of(node)} goes along it")
+    return axes
 
 
 @rule("operator::getitem", derivative="output")

@@ -17,7 +17,7 @@ Axes = list[Axis]  # of one tensor, one per dimension
 
 OF_INPUTS = "how many positions there are depends on the inputs"
 
-Kind = Literal["head", "head width", "recurrent width"]
+Kind = Literal["expert", "head", "head width", "recurrent width"]
 
 
 class NotCoveredError(Exception):
@@ -89,6 +89,10 @@ class Net:
     of_inputs: set[fx.Node] = field(default_factory=set)  # nodes that depend on the model's inputs
     groups: dict[fx.Node, Axis] = field(default_factory=dict)  # of grouped convolutions and norms
     kinds: list[tuple[Axis, Kind]] = field(default_factory=list)  # what an operation says its units are
+    places: dict[tuple[fx.Node, int], Axis] = field(default_factory=dict)  # call, output → the axis it has places along
+    looked_up: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)  # calls, and the places that they look up
+    gathered: set[fx.Node] = field(default_factory=set)  # weights at places that a choice found
+    choices: list[tuple[Axis, int]] = field(default_factory=list)  # among the units of an axis, and of how many
     used: bool = True  # whether the outputs depend on the call whose rule runs
 
     def axes(self, node: fx.Node) -> Axes:
@@ -116,6 +120,10 @@ class Net:
     def depends_on_inputs(self, node: fx.Node) -> bool:
         """Return whether a value is an activation, not a weight."""
         return node in self.of_inputs
+
+    def is_activation(self, node: fx.Node) -> bool:
+        """Return whether a value depends on the inputs otherwise than by the choice of a weight."""
+        return node in self.of_inputs and node not in self.gathered
 
     def fresh_outputs(self, node: fx.Node, reason: str | None = None) -> list[Axes]:
         """Return new axes for each output of a node."""
@@ -165,6 +173,30 @@ class Net:
         if is_free(operand.meta["val"].shape[dim]):
             fix(axis, OF_INPUTS)
         self.consumers.append(Consumer(node, operand, dim, axis, partner, partner_dim, occurrence))
+
+    def choose(
+        self, node: fx.Node, operand: fx.Node, dim: int, reason: str, number: int = 1, output: int = 0
+    ) -> None:  # fmt: skip
+        """State that one of a call's outputs holds the places of so many values along a dimension.
+
+        A gate makes a unit's value less likely to be chosen; without the unit the choice is among the others.
+        """
+        axis = self.axes(operand)[dim]
+        mark_sliced(axis, reason)
+        self.consume(node, operand, dim)
+        self.choices.append((axis, number))
+        self.places[node, output] = axis
+
+    def look_up(self, node: fx.Node, index: fx.Node, axis: Axis, otherwise: str) -> None:
+        """State that a call takes what lies at some places of an axis: it is fixed, unless a choice found them."""
+        place = self.places.get((index, 0))
+        if place is None or place.size != axis.size:
+            fix(axis, otherwise)
+            return
+        unify(axis, place)
+        self.looked_up.add((node, index))
+        if not self.depends_on_inputs(node.all_input_nodes[0]):
+            self.gathered.add(node)
 
     def state_kind(self, kind: Kind, *axes: Axis) -> None:
         """State what the units of these axes are."""

@@ -149,10 +149,14 @@ def statistic(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes | list[
 
 @rule("argmax", "argmin")
 def argmax(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
-    """State that a place counts the units before it."""
+    """State the place of one value; over several dimensions at once it counts the units before it."""
     axes = net.axes(operands["self"])
     dims = reduced(operands.get("dim"), len(axes))
-    net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} counts along it")
+    if isinstance(operands.get("dim"), int) and axes:
+        reason, output = f"{name_of(node)} chooses along it", int(not net.is_tensor(node))
+        net.choose(node, operands["self"], operands["dim"] % len(axes), reason, output=output)
+    else:
+        net.fix_all([[axes[i] for i in dims]], f"{name_of(node)} counts along it")
     return without(axes, dims, operands.get("keepdim"))
 
 
@@ -165,9 +169,9 @@ def _statistic(net: Net, operands: dict[str, Any], reason: str) -> Axes:
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
 def softmax(net: Net, node: fx.Node, operands: dict[str, Any]) -> Axes:
-    """State that each value depends on all along the axis, which is therefore fixed."""
+    """State that each value depends on all along the axis."""
     axes = net.axes(operands["self"])
-    fix(axes[dim_of(operands, axes)], f"{name_of(node)} normalises over it")
+    net.slice_all([axes[dim_of(operands, axes)]], f"{name_of(node)} normalises over it")
     return axes
 
 
