@@ -100,7 +100,14 @@ class OwnCode:
         """Return what tries a module in float64, or else in the model's dtype; None where it cannot be tried alone."""
         double = copy.copy(self)
         double.double, double.allowed = True, TOLERANCE[torch.float64]
-        return next((code for code in (double, self) if code.follows(call, KeepMask({})).changes == []), None)
+        return next((code for code in (double, self) if code.works(call)), None)
+
+    def works(self, call: ModuleCall) -> bool:
+        """Return whether a trial with all units there succeeds, as it should."""
+        try:
+            return self.follows(call, KeepMask({})).changes == []
+        except RuntimeError:  # of the graph: some operations know no float64
+            return False
 
     def drop(self, call: ModuleCall) -> None:
         """Try a module no more alone, but as a part of those around it."""
