@@ -50,6 +50,7 @@ def find_units(model: nn.Module, example_inputs: Any, include: Include = "gated"
         ArgumentError: The model or the inputs are no such thing, or `include` is neither of the two.
         ModelError: The model cannot be captured, or its weights are not finite.
 
+    >>> import torch
     >>> from torch import nn
     >>> units = find_units(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), torch.zeros(2, 3))
     >>> [(s.name, s.size, s.params_per_unit) for s in units], [f.reason for f in units.fixed]

@@ -51,10 +51,9 @@ def subject(name: str) -> Callable[[Callable[[], Subject]], Callable[[], Subject
 
 
 def suite() -> dict[str, Callable[[], Subject]]:
-    """Return what builds each network, by name."""
-    for family in FAMILIES:
-        importlib.import_module(f"{__package__}.models.{family}")
-    return SUITE
+    """Return what builds each network, by name, in the order of the families."""
+    modules = [importlib.import_module(f"{__package__}.models.{family}").__name__ for family in FAMILIES]
+    return {name: build for module in modules for name, build in SUITE.items() if build.__module__ == module}
 
 
 def images(samples: int, size: int | tuple[int, int]) -> tuple[Tensor]:
