@@ -316,6 +316,9 @@ def _plain(values: list[Any]) -> list[Any]:
     return [_plain(v) if isinstance(v, list) else v if math.isfinite(v) else None for v in values]
 
 
+INTERRUPTED = 130  # the exit code
+
+
 def interrupt(*_: object) -> None:
     """Raise KeyboardInterrupt now and every second until the program ends: imports of libraries drop or replace it.
 
@@ -340,6 +343,10 @@ def main() -> None:
     except SecateurError as error:
         typer.echo(f"secateur: {error}", err=True)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interrupt that is raised again must not end the end
+        raise
 
 
 if __name__ == "__main__":
