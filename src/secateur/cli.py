@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import math
 import signal
 import sys
-import threading
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -32,6 +30,7 @@ from secateur.own_code.find_units import find_units, units_of
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
+from secateur.process_state import INTERRUPTED, interrupt
 from secateur.reporting.paths import check_page
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
@@ -316,25 +315,13 @@ def _plain(values: list[Any]) -> list[Any]:
     return [_plain(v) if isinstance(v, list) else v if math.isfinite(v) else None for v in values]
 
 
-INTERRUPTED = 130  # the exit code
-
-
-def interrupt(*_: object) -> None:
-    """Raise KeyboardInterrupt now and every second until the program ends: imports of libraries drop or replace it.
-
-    Raises:
-        KeyboardInterrupt: Always.
-    """
-    again = threading.Timer(1, _thread.interrupt_main)
-    again.daemon = True
-    again.start()
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run a command; exit with 0 when done, 1 if the work failed or a budget cannot be met, 2 on wrong usage.
 
     An interrupt exits with 130.
+
+    Raises:
+        SystemExit: Always; its code is the exit code.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, interrupt)

@@ -7,6 +7,7 @@ if nothing else happened in between.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import threading
@@ -62,3 +63,18 @@ def one_at_a_time(function: Callable[Parameters, Returned]) -> Callable[Paramete
             return function(*args, **kwargs)
 
     return alone
+
+
+INTERRUPTED = 130  # the exit code
+
+
+def interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt now and every second until the program ends: imports of libraries drop or replace it.
+
+    Raises:
+        KeyboardInterrupt: Always.
+    """
+    again = threading.Timer(1, _thread.interrupt_main)
+    again.daemon = True
+    again.start()
+    raise KeyboardInterrupt
