@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         y = torch.tanh(self.up(x))
-        y = torch.tanh(self.flat(y.flatten(0, 1))).unflatten(0, x.shape[:2])
+        y = torch.tanh(self.flat(y.reshape(-1, 6))).reshape(x.shape[0], -1, 5)
         y = torch.nn.functional.scaled_dot_product_attention(y, y, y, attention_mask[:, None].bool())
         y = torch.tanh(self.down(y)) * attention_mask[..., None]
         return self.last(y.sum(1) / attention_mask.sum(1, keepdim=True))
@@ -117,7 +117,7 @@ def encoded(length: int, cuts: list[int]) -> GatedLoss:
     batches = [
         ({"x": padded[a:b], "attention_mask": mask[a:b].long()}, targets[a:b]) for a, b in itertools.pairwise(ends)
     ]
-    units = find_units(model, batches[0][0])
+    units = gated_units(model, batches[0][0])
     return GatedLoss(model, units, batches, "cross_entropy")
 
 
