@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import in_batches
+from cases import gated_units, in_batches
 from secateur import find_units
 from secateur.compensation import calibration as collecting
 from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, counted_rows, observe
