@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import in_batches
+from cases import gated_units, in_batches
 from secateur import find_units
 from secateur.compensation import calibration as collecting
 from secateur.compensation.calibration import BatchPlace, batch_places, collect_moments, counted_rows, observe
@@ -117,7 +117,7 @@ def encoded(length: int, cuts: list[int]) -> GatedLoss:
     batches = [
         ({"x": padded[a:b], "attention_mask": mask[a:b].long()}, targets[a:b]) for a, b in itertools.pairwise(ends)
     ]
-    units = find_units(model, batches[0][0])
+    units = gated_units(model, batches[0][0])
     return GatedLoss(model, units, batches, "cross_entropy")
 
 

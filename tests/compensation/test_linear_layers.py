@@ -466,7 +466,7 @@ def test_layers_come_in_order_of_execution() -> None:
 
 
 def test_head_widths_of_queries_are_not_compensable() -> None:
-    made = Made(Heads(), (5, 3))
+    made = Made(Heads(), (5, 3), "all")
     assert {s.name: compensable(s, made.layers) for s in made.units} == {
         "q[0]": True, "q[1]": False, "v": True, "out": True,
     }  # fmt: skip

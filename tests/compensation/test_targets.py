@@ -92,10 +92,10 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(3, 6) for _ in range(3))
-        self.out, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.out, self.last, self.heads = nn.Linear(6, 4), nn.Linear(4, 3), 3
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (one(x).unflatten(-1, (3, 2)).transpose(1, 2) for one in (self.q, self.k, self.v))
+        q, k, v = (one(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.last(torch.tanh(self.out(attended)).mean(1))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from cases import CASES, Case
+from cases import CASES, Case, gated_units
 from rounding import assert_close_ulps
 from secateur import find_units, reference
 from secateur.errors import DataError, ModelError
@@ -429,7 +429,7 @@ def test_a_value_in_several_places_of_a_call_is_gated_once_for_each_sum(name: st
     gated, plain, shape, width = SEVERAL_PLACES[name]
     torch.manual_seed(0)
     model, x = Between(plain, width).double(), torch.randn(6, *shape).double()
-    units = find_units(model, x)
+    units = gated_units(model, x)
     assert units["a"].size == 4
     graph, given = GatedGraph(units), frontier(GatedGraph(units), model, x)
     model.function = gated

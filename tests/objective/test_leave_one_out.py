@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cases import CASES, in_batches, random_kept, randomise
+from cases import CASES, gated_units, in_batches, random_kept, randomise
 from random_networks import RandomArchitecture
 from secateur import find_units
 from secateur.errors import DataError
@@ -83,7 +83,7 @@ class Attention(nn.Module):
 def test_every_set_of_attention_is_stacked() -> None:
     torch.manual_seed(0)
     model, x = Attention().double(), torch.randn(5, 4, 6).double()
-    units = find_units(model, x)
+    units = gated_units(model, x)
     assert {s.kind for s in units} == {"head", "head width", "neuron"}
     gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
     assert assert_equal_one_by_one(gated, ones(model, units)) == 3
@@ -293,7 +293,7 @@ class TokenModel(nn.Module):
 def test_only_the_rows_that_are_read_are_computed(read: Any, rows: int) -> None:
     torch.manual_seed(0)
     model, x = TokenModel(read).double(), torch.randn(5, 4, 6).double()
-    units = find_units(model, x)
+    units = gated_units(model, x)
     gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
     assert assert_equal_one_by_one(gated, ones(model, units)) >= 3
     gelu = []
@@ -344,7 +344,7 @@ def test_two_sets_along_one_dimension(gone: list[int]) -> None:
 def test_heads_beside_widths_that_are_gone() -> None:
     torch.manual_seed(0)
     model, x = Attention().double(), torch.randn(5, 4, 6).double()
-    units = find_units(model, x)
+    units = gated_units(model, x)
     gated = GatedLoss(model, units, (x, torch.tensor([0, 1, 2, 0, 1])), "cross_entropy")
     for gone in ([1], [3], [0, 3, 6, 7, 8]):
         g = ones(model, units)
