@@ -305,7 +305,7 @@ def test_a_network_is_shrunk_on_batches_of_different_lengths(name: str, ranking:
     )  # fmt: skip
     measured = average(data, lambda x, t: error(result.model(*x).detach(), t))
     assert result.after.loss == pytest.approx(float(measured), rel=1e-9)
-    units, kept = sc.find_units(model, data[0][0]), result.plan.kept
+    units, kept = gated_units(model, data[0][0]), result.plan.kept
     plain, expected = sc.cut(model, sc.Plan.from_kept(kept, data[0][0])), zeroed(model, units, kept)
     for x, _ in data:
         assert torch.allclose(plain(*x), expected(*x), rtol=0, atol=1e-12)
