@@ -90,6 +90,24 @@ class Uneven(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).reshape(n, t, c))
 
 
+class Cached(nn.Module):
+    """A layer that keeps in eval mode what it made of its weights in its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Cached:
+        self.kept = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.first.weight.sum(1)
+        return self.last(torch.relu(self.first(x)) * self.kept)
+
+
 class Network(nn.Module):
     """Two modules of a kind in residual branches, and a hidden layer between."""
 
@@ -105,7 +123,7 @@ class Network(nn.Module):
 
 
 X = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-KINDS = {"fused": Fused, "rotated": Rotated, "halves": Halves, "written": Written, "uneven": Uneven}
+KINDS = {"fused": Fused, "rotated": Rotated, "halves": Halves, "written": Written, "uneven": Uneven, "cached": Cached}
 
 
 def network(kind: str) -> nn.Module:
@@ -135,6 +153,7 @@ TIED = {
     "halves": {"first[0]+first[1]": 5, "inner": 7},
     "written": {},
     "uneven": {},
+    "cached": {"first": 8},
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from cases import CASES, Heads, randomise
+from cases import CASES, Heads, gated_units, randomise
 from secateur.errors import ArgumentError, BudgetError
 from secateur.planning import set_curves
 from secateur.planning.curves import Curve
@@ -159,13 +159,14 @@ def test_units_that_no_layer_makes_up_for_go_by_their_slope_and_the_others_are_f
     torch.manual_seed(1)
     model = randomise(Heads().double().eval())
     x, y = torch.randn(40, 5, 3).double(), torch.randn(40, 5, 2).double()
-    plan = rank(model, (x, y), "squared_error")
-    slopes = sc.score(model, (x, y), "squared_error", criterion="taylor1")
+    units = gated_units(model, x)
+    plan = rank(model, (x, y), "squared_error", units=units)
+    slopes = sc.score(model, (x, y), "squared_error", criterion="taylor1", units=units)
     widths, heads = curves(plan)["q[1]"], curves(plan)["q[0]"]  # of queries and keys, which a product sums up
     assert widths.order == (int(slopes["q[1]"].argmin()),) == (1,)
     assert heads.order != tuple(slopes["q[0]"].argsort()[:-1].tolist())
     result = sc.shrink(
-        model, (x, y), "squared_error", sc.Budget(remove_fraction=0.4), ranking="layerwise", progress=False
+        model, (x, y), "squared_error", sc.Budget(remove_fraction=0.4), ranking="layerwise", progress=False, units=units
     )
     assert result.max_difference < 1e-9
 

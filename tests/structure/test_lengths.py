@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
+from cases import gated_units
 from secateur.errors import DataError
 from secateur.objective.data import batches
 from secateur.reference import dense_gauss_newton, dense_hessian, leave_one_out, weight_ggn, weight_hessian
@@ -236,7 +237,7 @@ def with_weights(units: sc.Units) -> list[UnitSet]:
 def test_scores_are_those_of_the_reference_batch_by_batch(name: str, criterion: str) -> None:
     model = made(name)
     data = data_of(name, model)
-    units = sc.find_units(model, data[0][0])
+    units = gated_units(model, data[0][0])
     sets = with_weights(units)
     scores = sc.score(model, data, "squared_error", units=units, criterion=criterion)
 
@@ -256,7 +257,7 @@ def test_scores_are_those_of_the_reference_batch_by_batch(name: str, criterion: 
 def test_interactions_are_those_of_the_reference_batch_by_batch(name: str) -> None:
     model = made(name)
     data = data_of(name, model)
-    units = sc.find_units(model, data[0][0])
+    units = gated_units(model, data[0][0])
     sets = with_weights(units)
     got = sc.interactions(model, data, "squared_error", units=units, curvature="ggn")
     places = [i for i, (owner, _) in enumerate(units.places) if owner in {s.name for s in sets}]
@@ -300,11 +301,11 @@ def test_a_network_is_shrunk_on_batches_of_different_lengths(name: str, ranking:
     data = data_of(name, model)
     result = sc.shrink(
         model, data, "squared_error", budget=sc.Budget(remove_units=3), ranking=ranking, criterion="hessian",
-        progress=False,
+        progress=False, units=gated_units(model, data[0][0]),
     )  # fmt: skip
     measured = average(data, lambda x, t: error(result.model(*x).detach(), t))
     assert result.after.loss == pytest.approx(float(measured), rel=1e-9)
-    units, kept = sc.find_units(model, data[0][0]), result.plan.kept
+    units, kept = gated_units(model, data[0][0]), result.plan.kept
     plain, expected = sc.cut(model, sc.Plan.from_kept(kept, data[0][0])), zeroed(model, units, kept)
     for x, _ in data:
         assert torch.allclose(plain(*x), expected(*x), rtol=0, atol=1e-12)

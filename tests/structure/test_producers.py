@@ -9,15 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cases import First
-from secateur import find_units
+from cases import First, gated_units
+from secateur import Units, find_units
 from secateur.structure.units import Include
 
 IMAGES, SEQUENCES, VECTORS = torch.randn(2, 3, 6, 6), torch.randn(2, 5, 4), torch.randn(2, 4)
 
 
 def kinds(model: nn.Module, x: Tensor, include: Include = "all") -> dict[str, tuple[str, int, str]]:
-    return {s.name: (s.kind, s.size, s.removal) for s in find_units(model.double().eval(), x, include)}
+    return kinds_of(find_units(model.double().eval(), x, include))
+
+
+def kinds_of(units: Units) -> dict[str, tuple[str, int, str]]:
+    return {s.name: (s.kind, s.size, s.removal) for s in units}
 
 
 class Residual(nn.Module):
@@ -120,7 +124,7 @@ def test_a_transformer_block_has_widths_and_heads(attend: Attend) -> None:
         "1.up": ("feed-forward width", 10, "gated"),
     }
     assert kinds(model, SEQUENCES) == {"0": ("residual width", 8, "sliced")} | gated
-    assert kinds(model, SEQUENCES, "gated") == gated
+    assert kinds_of(gated_units(model, SEQUENCES.double())) == gated
 
 
 def test_the_layer_of_pytorch_has_the_same_kinds() -> None:

@@ -155,6 +155,10 @@ EXAMPLES = {
         lambda m, x: m.b(m.a(x).repeat(1, 2)), (4,), {"a": 8, "b.weight[1]": 2}, {"a": (1, 4), "b.weight[1]": (1,)},
         [("repeat", {"repeats": [1, 1]})], {"a": dense(4, 8), "b": dense(16, 2)},
     ),
+    "repeat of nothing": Example(
+        lambda m, x: m.b(torch.cat([(h := m.a(x)), h[:, :0].repeat(1, 2), h[:, :0].repeat_interleave(2, 1)], 1)), (4,),
+        {"a": 8}, {"a": (1, 4)}, [], AB,
+    ),
     "repeat as units of another layer": Example(
         lambda m, x: m.b(m.a(x).repeat(1, 2) * m.c(x)), (4,), {"a": 8, "c": 2}, {"a": (1, 4), "c": (1,)},
         [("repeat", {"repeats": [1, 1]})], {"a": dense(4, 8), "c": dense(4, 16), "b": dense(16, 2)},

@@ -100,6 +100,8 @@ def record_calls(model: nn.Module, captured: Captured, call: Call, allowed: floa
     with noise_of(captured):
         run.run(*values)
         watched = _watched(model, call)
+    model.train()  # modules drop what they made of their weights in the call: trials have others
+    model.eval()
     known = _Known(captured.graph, run.seen, allowed)
     calls = [known.call(name, *seen) for name, seen in watched.items()]
     found = sorted((c for c in calls if c is not None), key=lambda module_call: -module_call.name.count("."))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cases import gated_units
 from installed import install, run_with
 from secateur import Plan, Units, cut, find_units
 from secateur.errors import ArgumentError, ModelError, VerificationError
@@ -45,7 +46,7 @@ class Applied(nn.Module):
 
 def units_with(function: Callable[[Tensor], Tensor]) -> Units:
     """Those of four neurons that an operation is done to."""
-    return find_units(nn.Sequential(nn.Linear(3, 4), Applied(function), nn.Linear(4, 2)), torch.ones(2, 3))
+    return gated_units(nn.Sequential(nn.Linear(3, 4), Applied(function), nn.Linear(4, 2)), torch.ones(2, 3))
 
 
 def reasons(units: Units) -> set[str]:

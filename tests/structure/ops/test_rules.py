@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from cases import gated_units
 from rounding import assert_close_ulps
 from secateur import Plan, Units, find_units, score
 from secateur.cutting.cut import cut_units
@@ -62,7 +63,7 @@ class Example:
 def found(name: str) -> tuple[Between, Tensor, Units]:
     """The example's model, inputs and units, found once for all tests."""
     model, x = EXAMPLES[name].build()
-    return model, x, find_units(model, x)
+    return model, x, gated_units(model, x)
 
 
 def weight(*shape: int) -> Callable[[], nn.Parameter]:
@@ -531,7 +532,7 @@ def test_what_a_statistic_is_taken_over_is_removed_as_sliced(name: str) -> None:
 def test_units_that_a_slice_leaves_out_are_free() -> None:
     torch.manual_seed(0)
     model, x = Between(lambda m, x, h: h[:, 1:4], 3, {}).double(), torch.randn(5, 4).double()
-    units = find_units(model, x)
+    units = gated_units(model, x)
     assert {s.name: (s.size, len(s.consumers)) for s in units} == {
         "first[0]": (1, 0), "first[1]": (3, 1), "first[2]": (2, 0),
     }  # fmt: skip

@@ -291,7 +291,7 @@ def resize_repeat(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepM
     before, after = net.axes(operands["self"]), net.axes(node)
     if isinstance(operands.get("repeats"), int):
         dim = operands["dim"]
-        changed = {"repeats": left.count(after[dim]) // left.count(before[dim])}
+        changed = {"repeats": _times(before[dim], after[dim], operands["repeats"], left)}
         return changed | (
             {} if operands["output_size"] is None else {"output_size": left.size(after[dim], operands["output_size"])}
         )
@@ -299,8 +299,14 @@ def resize_repeat(net: Net, node: fx.Node, operands: dict[str, Any], left: KeepM
     times = list(operands[name])
     for k in range(1, len(times) + 1):
         if isinstance(times[-k], int):
-            times[-k] = left.count(after[-k]) // (left.count(before[-k]) if k <= len(before) else 1)
+            times[-k] = _times(before[-k] if k <= len(before) else leaf(1), after[-k], times[-k], left)
     return {name: times}
+
+
+def _times(before: Axis, after: Axis, times: int, left: KeepMask) -> int:
+    """Return how often a dimension is repeated; as often as it was where it has no values."""
+    size = left.count(before)
+    return left.count(after) // size if size else times
 
 
 @rule("flip", "roll", "rot90", "fliplr", "flipud", derivative="pick")
