@@ -142,7 +142,7 @@ def zeroed(model: nn.Module, units: sc.Units, gone: dict[str, list[int]]) -> nn.
         for name, indices in gone.items():
             for part in units[name].slices:
                 model.get_parameter(part.tensor).index_fill_(part.dim, part.index[indices].flatten(), 0)
-    return model
+    return model.train().eval()  # without what it keeps of its weights
 
 
 # ---------------------------------------------------------------- what is found

@@ -160,7 +160,8 @@ EXAMPLES = {
     "log_softmax": Example(lambda m, x, h: h.log_softmax(1), {}, sliced("log_softmax normalises over it")),
     "softmax over positions": Example(lambda m, x, h: h.softmax(1).sum(1), FREE, positions=3),
     "softmax over a factor": Example(
-        lambda m, x, h: h.view(-1, 2, 3).softmax(1).flatten(1), {"first": 3}, made("softmax normalises over it")
+        lambda m, x, h: h.view(-1, 2, 3).softmax(1).flatten(1), {"first[1]": 3},
+        {"first[0]": "softmax normalises over it; include='all' removes it as sliced"},
     ),
     # sums
     "sum": Example(lambda m, x, h: h * h.sum(-1, keepdim=True), FREE),
