@@ -49,9 +49,11 @@ def test_all_rows_of_all_batches_are_taken_and_every_fifth_sample_is_held_out() 
     assert int(held.sum()) == 12
 
 
+@pytest.mark.parametrize("piece", [1, 4, 100])
 @pytest.mark.parametrize("most", [1, 7, 20, 59, 60])
-def test_of_too_many_rows_so_many_are_taken_evenly(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_too_many_rows_so_many_are_taken_evenly(most: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "ROWS", most)
+    monkeypatch.setattr(collecting, "PIECE", piece)
     monkeypatch.setattr(collecting, "EACH", 0)
     made = Made()
     found = observe(made.gated, made.ones, [made.layer], []).moments[made.layer]

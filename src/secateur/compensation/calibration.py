@@ -25,8 +25,8 @@ from secateur.phases import phase
 
 ROWS = 20_000  # of a layer's inputs that are taken at most, samples and positions,
 FEWER = 5_000  # where each output weighs them in its own way, and so has moments of its own;
-PIECE = 2**13  # rows that are unfolded at a time
 EACH = 50  # or so many for each row and column of its matrix
+PIECE = 2**13  # rows that are unfolded at a time
 HELD_OUT = 5  # every fifth sample is held out to choose the ridge
 
 
