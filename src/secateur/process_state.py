@@ -13,6 +13,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
+from unittest.mock import patch
 
 import torch
 
@@ -48,6 +49,13 @@ def own_forwards() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def as_exported() -> Iterator[None]:
+    """Let modules compute as torch.export saw them: some ask whether they are traced, and leave masks out if not."""
+    with own_forwards(), patch.multiple("torch.compiler", _is_compiling_flag=True, _is_exporting_flag=True):
+        yield
 
 
 def one_at_a_time(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:

@@ -108,6 +108,23 @@ class Cached(nn.Module):
         return self.last(torch.relu(self.first(x)) * self.kept)
 
 
+class Grouped(nn.Module):
+    """Attention of two heads for four queries, whose code repeats the heads only where it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups = 2
+        self.q, self.k, self.v = nn.Linear(6, 12), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.o = nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], -1, 3).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if torch.compiler.is_compiling():
+            k, v = k.repeat_interleave(self.groups, 1), v.repeat_interleave(self.groups, 1)
+        a = F.scaled_dot_product_attention(q, k, v, scale=0.5, enable_gqa=True)
+        return self.o(a.transpose(1, 2).flatten(2))
+
+
 class Network(nn.Module):
     """Two modules of a kind in residual branches, and a hidden layer between."""
 
@@ -123,7 +140,10 @@ class Network(nn.Module):
 
 
 X = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-KINDS = {"fused": Fused, "rotated": Rotated, "halves": Halves, "written": Written, "uneven": Uneven, "cached": Cached}
+KINDS = {
+    "fused": Fused, "rotated": Rotated, "halves": Halves, "written": Written, "uneven": Uneven, "cached": Cached,
+    "grouped": Grouped,
+}  # fmt: skip
 
 
 def network(kind: str) -> nn.Module:
@@ -154,6 +174,7 @@ TIED = {
     "written": {},
     "uneven": {},
     "cached": {"first": 8},
+    "grouped": {"q[0]": 2, "q[1]": 2},
 }
 
 
@@ -210,6 +231,20 @@ def test_any_units_of_these_go_and_the_code_stays_the_models_own(kind: str, data
     for x in (X, longer):
         torch.testing.assert_close(small(x), zeroed(model, units, gone)(x), rtol=1e-10, atol=1e-10)
     assert sum(p.numel() for p in small.parameters()) == units.params({name: len(k) for name, k in kept.items()})
+
+
+def test_a_number_that_only_traced_code_uses_is_set_and_the_result_is_cut_again() -> None:
+    model = network("grouped")
+    small = sc.cut(model, sc.Plan.from_kept({"one.q[1]": [0]}, X))
+    assert (small.one.groups, small.two.groups) == (1, 2)
+    assert sizes(sc.find_units(small, X)) == {"one.q[0]": 2, "two.q[0]": 2, "two.q[1]": 2, "up": 5}
+
+
+def test_what_a_module_keeps_of_its_weights_is_that_of_its_own_after_a_cut() -> None:
+    model = network("cached")
+    before = model(X)
+    sc.cut(model, sc.Plan.from_kept({"one.first": [0, 3]}, X))
+    assert torch.equal(model(X), before)
 
 
 def test_a_plan_of_tied_sets_is_written_read_and_cut() -> None:

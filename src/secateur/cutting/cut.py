@@ -26,7 +26,7 @@ from secateur.own_code.module_calls import whole_call
 from secateur.own_code.probe_weights import holding
 from secateur.own_code.slices import keep_mask_of, sliced_copy
 from secateur.planning.plan import Plan
-from secateur.process_state import one_at_a_time
+from secateur.process_state import as_exported, one_at_a_time
 from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.lengths import few, one_shorter
 from secateur.structure.rewrites.writes import has_writes
@@ -187,7 +187,9 @@ def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[n
     probes += [one_shorter(probes[0], units.captured.spec)] if units.captured.spec.free else []
     expected, exact = truth(model, units, plan.kept, call), exact_truths(model, units, plan.kept, probes)
     update_attributes(small, units.net, units.axes, keep_mask)
-    if not _proven(small, expected, *exact) or not _trainable(small, units, call):
+    with as_exported():
+        traced = _proven(small, *exact)  # with masks, for example, that are left out at other times
+    if not traced or not _proven(small, expected, *exact) or not _trainable(small, units, call):
         settle_modules(model, small, units, sliced, probes[0])
         if not _proven(small, expected, *exact) or not _trainable(small, units, call):
             replace_forward(small, units.captured, sliced, whole_call(units.captured))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_structure
 
-from secateur.process_state import own_forwards
+from secateur.process_state import as_exported
 from secateur.structure.calls.tensor_spec import TensorSpec
 from secateur.structure.calls.trees import pack
 from secateur.structure.capture import Captured, twice
@@ -190,7 +190,7 @@ def _watched(model: nn.Module, call: Call) -> dict[str, _Seen]:
     handles = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in named]
     handles += [module.register_forward_hook(after(name)) for name, module in named]
     try:
-        with own_forwards():
+        with as_exported():
             call_on_copies(model, call)
     finally:
         for handle in handles:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer, sizes_at, slots, trials
 from secateur.own_code.module_attributes import update_attributes
 from secateur.own_code.module_calls import ModuleCall, Recording, copied_leaf, modules_of, near, noise_of, whole_call
-from secateur.process_state import own_forwards
+from secateur.process_state import as_exported
 from secateur.structure.axis import BATCH, Axis, expand, leaves
 from secateur.structure.calls.trees import pack, unpack
 from secateur.structure.exporting.outputs import flatten_outputs
@@ -243,7 +243,7 @@ class _Part:
         call = self.call
         args, kwargs = self.code.arguments(call, self.values)
         try:
-            with torch.no_grad(), own_forwards(), noise_of(self.code.units.captured):
+            with torch.no_grad(), as_exported(), noise_of(self.code.units.captured):
                 returned = module(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, its code cannot follow
             return _line_of(error)

@@ -142,6 +142,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        model.train()  # and they forget what they made of other weights meanwhile
+        model.eval()
         for module, mode in modes:  # the outer ones first: they take those within along
             if module.training != mode:
                 module.train() if mode else module.eval()
