@@ -391,9 +391,12 @@ def test_an_estimate_is_printed_and_nothing_else_is_done(run, tmp_path):
         "capturing the model", "ranking by obs", "measuring along the order", "fitting layers", "measuring",
         "cutting and proving", "together",
     ]  # fmt: skip
-    code, out, _ = run(*SHRINK, "--remove-fraction", "0.5", "--estimate", "--no-compensate", "--json")
+    asked = (*SHRINK, "--remove-fraction", "0.5", "--estimate", "--rounds", "3")
+    assert run(*asked)[1].startswith("each of 3 rounds, without the training: about ")
+    code, out, _ = run(*asked, "--no-compensate", "--json")
     estimate = json.loads(out)
     assert (code, estimate["ranking"], estimate["phases"][1]["name"]) == (0, "iterative", "ranking by oracle")
+    assert estimate["rounds"] == 3
     assert estimate["seconds"] == pytest.approx(sum(phase["seconds"] for phase in estimate["phases"]))
     assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before
 

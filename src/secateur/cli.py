@@ -112,7 +112,8 @@ def shrink(
     if estimate:
         compensation = compensation_of(not no_compensate, **fitting)
         estimated = run_estimate(network, batches, loss, budget, **options, compensate=compensation or False)
-        print_json(estimated.to_json()) if as_json else typer.echo(str(estimated))
+        each = f"each of {rounds} rounds, without the training: " if rounds > 1 else ""
+        print_json({**estimated.to_json(), "rounds": rounds}) if as_json else typer.echo(f"{each}{estimated}")
         return
     result = run_shrink(
         network, batches, loss, budget, **options, seed=seed, granularity=granularity, retrain=train, rounds=rounds,

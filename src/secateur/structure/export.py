@@ -91,6 +91,15 @@ def export_model(model: nn.Module, call: Call, spec: InputSpec, **options: Any) 
     return exported
 
 
+def _part_of(model: nn.Module) -> str:
+    """Return what can be done where the whole cannot be exported: its largest part may be cut alone."""
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    if len(sizes) < 2:
+        return ""
+    part = max(sizes, key=lambda name: sizes[name])
+    return f"; a part that needs none can be cut alone and put back: model.{part} = secateur.cut(model.{part}, plan)"
+
+
 @contextlib.contextmanager
 def _true_reasons(model: nn.Module) -> Iterator[None]:
     """Let whatever torch.export raises be an error that says why.
@@ -109,7 +118,9 @@ def _true_reasons(model: nn.Module) -> Iterator[None]:
         lines = re.findall(r'File "([^"]*)", line (\d+), in .*\n +(.*)', str(error))
         own = [line for line in lines if line[0] != value_checks.__file__]
         where = "".join(f", at {line!r} ({Path(file).name}:{number})" for file, number, line in own[-1:])
-        raise ValuesError(f"{name} needs the values of tensors to go on{where}: {first_line(error)}") from error
+        raise ValuesError(
+            f"{name} needs the values of tensors to go on{where}: {first_line(error)}{_part_of(model)}"
+        ) from error
     except Exception as error:
         if "specialized it to be a constant" in str(error):
             raise FixedSizeError(f"{name} has code for one size of the inputs alone, such as a loop over it") from error
