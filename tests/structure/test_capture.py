@@ -241,7 +241,8 @@ def branch_on_the_batch(model: nn.Module, h: Tensor) -> Tensor:
         (
             read_a_value,
             r"needs the values of tensors to go on, at '.*' \(test_capture.py:\d+\): Could.*; "
-            r"a part that needs none can be cut alone and put back: model\.first = secateur\.cut\(model\.first, plan\)$",
+            r"a part that needs none can be cut alone and put back: "
+            r"model\.first = secateur\.cut\(model\.first, plan\)$",
         ),
     ],
 )
