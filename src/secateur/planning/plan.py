@@ -4,52 +4,22 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from secateur.arguments import describe, require_instance
 from secateur.errors import ArgumentError, PlanError
 from secateur.options import Compensation, Ranking
-from secateur.planning.allotment import allotted_steps, end_of
+from secateur.planning.allotment import Curves, allotted_steps, end_of
 from secateur.planning.budget import Budget
-from secateur.planning.curves import Curve
-from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.state import Basis, State, Step, Swaps, accuracy_of, three_digits
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.text import format_bytes, table
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Curves:
-    """The curves of all sets and the sizes of the network: all that it takes to allot any budget.
-
-    Attributes:
-        sets: The curve of each set that may lose units.
-        network: The sizes of the network for any units kept.
-    """
-
-    sets: tuple[Curve, ...]
-    network: NetworkSizes
-
-    @property
-    def whole(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """The indices of all units of each set."""
-        return tuple((name, tuple(range(size))) for name, size in self.network.sets)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data; `from_json` reads it."""
-        return {"sets": [asdict(curve) for curve in self.sets], "network": self.network.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Curves:
-        """Return the curves that `to_json` wrote."""
-        curves = (Curve(c["set"], tuple(c["order"]), tuple(c["rises"]), c["of_loss"]) for c in data["sets"])
-        return cls(tuple(curves), NetworkSizes.from_json(data["network"]))
 
 
 @dataclass(frozen=True)
@@ -150,12 +120,28 @@ class Plan:
         pairs = tuple((name, _indices(name, indices)) for name, indices in kept.items())
         return cls(pairs, inputs=None if example_inputs is None else InputSpec.of(as_call(example_inputs)))
 
-    def at(self, budget: Budget) -> Plan:
-        """Return the prefix of the plan that satisfies a budget.
+    @overload
+    def at(self, budget: Budget) -> Plan: ...
+
+    @overload
+    def at(self, budget: Sequence[Budget]) -> list[Plan]: ...
+
+    def at(self, budget: Budget | Sequence[Budget]) -> Plan | list[Plan]:
+        """Return the prefix of the plan that satisfies a budget; of a list of budgets the prefixes, in their order.
 
         Raises:
             BudgetError: No prefix does; the message says how far one can get.
             ArgumentError: The budget is no `Budget`, or bounds what was not measured, or the plan was made in rounds.
+        """
+        if isinstance(budget, list | tuple):
+            return [self._at(each) for each in budget]
+        return self._at(budget)
+
+    def _at(self, budget: Any) -> Plan:
+        """Return the prefix of the plan that satisfies one budget.
+
+        Raises:
+            ArgumentError: It is no budget, or not for this plan.
         """
         require_instance("budget", budget, Budget, "secateur.Budget(...)")
         if self.start is None:
