@@ -50,7 +50,12 @@ SizesPicture = Annotated[
     Path | None,
     typer.Option("--picture", metavar="FILE", help="a picture of the loss against bytes, .png", callback=_checked),
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory, which returns the trained model")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="a .pt2 file of torch.export.save, or package.module:factory, which returns the model"
+    ),
+]
 Data = Annotated[
     str, typer.Option(metavar="DATA", help="a .npz or .safetensors file with x and y, or package.module:loader")
 ]

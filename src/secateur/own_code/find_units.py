@@ -10,6 +10,7 @@ from secateur.arguments import checked_call, require_model
 from secateur.errors import choose
 from secateur.own_code.followed import followed
 from secateur.process_state import one_at_a_time
+from secateur.structure.exporting.programs import ProgramModule
 from secateur.structure.infer import NOT_COVERED, infer
 from secateur.structure.inputs import Call, as_call, like_model
 from secateur.structure.lengths import capture_fixed, capture_lengths, few
@@ -68,4 +69,6 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
     if captured.spec.free and any(OF_INPUTS in fixed.reason or NOT_COVERED in fixed.reason for fixed in units.fixed):
         captured = capture_fixed(model, call, captured.spec.without_free())  # for one length a rule may cover more
         units = max(units, Units(captured, infer(captured), model, include), key=lambda known: known.total)
-    return followed(model, units, few(call, captured.spec)) if include == "gated" else units
+    if include == "all" or isinstance(model, ProgramModule):  # whose graph is cut: it has no other code to follow
+        return units
+    return followed(model, units, few(call, captured.spec))
