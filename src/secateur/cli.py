@@ -128,7 +128,7 @@ def shrink(
             )
         ]  # fmt: skip
     written = outputs.write(results)
-    print_json(outputs.to_json(results, written)) if as_json else typer.echo(outputs.text(results, written))
+    print_json(outputs.to_json(results, written, units)) if as_json else typer.echo(outputs.text(results, written))
 
 
 def _data(network: nn.Module, name: str, loss: str | None) -> Any:

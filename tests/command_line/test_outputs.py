@@ -60,6 +60,8 @@ def test_a_file_for_each_budget_is_within_it_and_keeps_what_the_smaller_ones_kee
         assert result["artifact"]["bytes"] == (tmp_path / name).stat().st_size <= most
         assert most - result["artifact"]["bytes"] < 60  # a unit has 10 numbers, and its index in the header
         assert result["picture"] == "p.png"
+        left = result["kept"]["0"]
+        assert result["index_map"] == {"0.weight": [left, None], "0.bias": [left], "2.weight": [None, left]}
     kept = [set(result["kept"]["0"]) for result in results]
     assert kept[0] > kept[1] > kept[2]
     assert first["before"] == second["before"] == third["before"]

@@ -10,11 +10,13 @@ from typing import Any
 from secateur.artifacts.measure import Sizes
 from secateur.artifacts.safetensors import check_path
 from secateur.errors import ArgumentError
+from secateur.own_code.slices import index_map
 from secateur.planning.plan import Plan
 from secateur.planning.state import accuracy_of, three_digits
 from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.paths import check_page
 from secateur.result import Result
+from secateur.structure.units import Units
 from secateur.text import table
 
 PLACE = "{bytes}"  # stands in a file's name for what --bytes gives
@@ -88,13 +90,20 @@ class Outputs:
             )
         return written
 
-    def to_json(self, results: Sequence[Result], written: Sequence[int]) -> Any:
-        """Return the results as plain data: one object, of several budgets a list of them."""
+    def to_json(self, results: Sequence[Result], written: Sequence[int], units: Units) -> Any:
+        """Return the results as plain data: one object, of several budgets a list of them.
+
+        Args:
+            results: The result for each budget.
+            written: The bytes of each file.
+            units: The original's units, which tell from where each slice of the weights comes.
+        """
         reports: list[str | None] = [*map(str, self.reports)] or [None for _ in results]
         files = zip(results, self.files, written, reports, strict=True)
         every = [
             {
                 **_result_to_json(result),
+                "index_map": index_map(units, result.plan.kept) if isinstance(result.plan, Plan) else None,
                 "artifact": {"path": str(path), "bytes": size},
                 "report": report,
                 "picture": None if self.picture is None else str(self.picture),
