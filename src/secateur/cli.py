@@ -17,7 +17,7 @@ from secateur import cli_options as opt
 from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.cli_options import Commands, print_json
 from secateur.command_line.outputs import Outputs
-from secateur.errors import ArgumentError, SecateurError
+from secateur.errors import ArgumentError, DataError, SecateurError
 from secateur.estimating.estimate import estimate as run_estimate
 from secateur.objective.data import first_inputs
 from secateur.objective.kept_outputs import KEPT
@@ -261,6 +261,8 @@ def _plain(values: list[Any]) -> list[Any]:
 def main() -> None:
     """Run a command; exit with 0 when done, 1 if the work failed or a budget cannot be met, 2 on wrong usage.
 
+    Wrong usage is also a model or data that are none, and a path that nothing can be written to.
+
     An interrupt exits with 130.
 
     Raises:
@@ -272,7 +274,7 @@ def main() -> None:
         command_line()()
     except SecateurError as error:
         typer.echo(f"secateur: {error}", err=True)
-        sys.exit(2 if isinstance(error, ArgumentError) else 1)
+        sys.exit(2 if isinstance(error, ArgumentError | DataError) else 1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interrupt that is raised again must not end the end

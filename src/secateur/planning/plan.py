@@ -137,7 +137,7 @@ class Plan:
             BudgetError: No prefix does; the message says how far one can get.
             ArgumentError: The budget is no `Budget`, or bounds what was not measured, or the plan was made in rounds.
         """
-        if isinstance(budget, list | tuple):
+        if isinstance(budget, list | tuple) and budget:
             return [self._at(each) for each in budget]
         return self._at(budget)
 
