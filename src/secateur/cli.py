@@ -97,7 +97,7 @@ def shrink(
         for size in sizes
     ]  # fmt: skip
     outputs = Outputs.of(bytes or [], out or [], report, picture)
-    outputs.check(estimate, granularity == "unit", rounds == 1 and retrain is None)
+    outputs.check(estimate, granularity == "unit", rounds == 1 and retrain is None, loss is not None)
     network = find_model(model)
     batches = _data(network, data, loss)
     validation_data = None if validation is None else _data(network, validation, loss)

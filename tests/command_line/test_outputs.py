@@ -109,6 +109,28 @@ def test_the_table_has_a_row_for_each_file_and_the_original(run: Run, tmp_path: 
     assert all((tmp_path / f"{size}.html").exists() for size in ("1250", "1.1kB", "1kB"))
 
 
+def test_a_picture_needs_a_loss_and_single_weights_have_one(run: Run, tmp_path: Path) -> None:
+    words = ("--bytes", "1.1kB", "--out", "s.safetensors", "--picture", "p.png")
+    text = "secateur: --picture: shows the loss against bytes; give --loss\n"
+    assert run(*SHRINK[:4], *words, "--criterion", "magnitude") == (2, "", text)
+    assert new_files(tmp_path) == set()
+    code, out, _ = run(*SHRINK, *words, "--granularity", "weight")
+    assert (code, out.splitlines()[-1]) == (0, "written to s.safetensors, the picture to p.png")
+    assert new_files(tmp_path) == {"s.safetensors", "p.png"}
+
+
+def test_a_bound_of_quality_holds_for_every_size(run: Run, tmp_path: Path) -> None:
+    words = (*SHRINK[:4], *THREE, "--out", "{bytes}.safetensors", "--json", "--loss", "output")
+    results = json.loads(run(*words, "--max-loss-increase", "0.5")[1])
+    assert [result["measured"]["on"] for result in results] == ["held back"] * 3
+    assert all(result["after"]["loss"] <= result["before"]["loss"] + 0.5 for result in results)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    code, out, err = run(*words, "--max-loss-increase", "1e-9")
+    assert (code, out, new_files(tmp_path)) == (1, "", set())
+    assert "cannot be met" in err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [

@@ -51,17 +51,18 @@ class Outputs:
         reports = () if report is None else _names("--report", report, asked)
         return cls(tuple(asked), files, reports, picture)
 
-    def check(self, estimate: bool, of_units: bool, in_one_go: bool) -> None:
+    def check(self, estimate: bool, of_units: bool, in_one_go: bool, measured: bool) -> None:
         """Refuse what cannot be written, before the work.
 
         Args:
             estimate: Whether nothing but an estimate is asked for.
             of_units: Whether units are removed, not single weights.
             in_one_go: Whether there are no rounds and no training.
+            measured: Whether there is a loss.
 
         Raises:
             ArgumentError: There is no file and the network shall be shrunk, or an estimate is asked for that there is
-                not, or several budgets where there is not one order.
+                not, or several budgets where there is not one order, or a picture of no loss.
             ArtifactError: A folder does not exist or cannot be written to.
         """
         if not self.files and not estimate:
@@ -70,6 +71,8 @@ class Outputs:
             raise ArgumentError("--estimate: there is none with --granularity weight")
         if len(self.asked) > 1 and not (of_units and in_one_go):
             raise ArgumentError("--bytes: several are cut from one order; not with --rounds, --retrain or weights")
+        if self.picture is not None and not measured:
+            raise ArgumentError("--picture: shows the loss against bytes; give --loss")
         for path in self.files:
             check_path(path)
         for path in self.reports:
