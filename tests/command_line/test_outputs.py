@@ -75,8 +75,9 @@ def test_each_file_is_the_one_that_its_budget_alone_would_write_from_that_order(
     assert (tmp_path / "small-1kB.safetensors").read_bytes() == alone
 
 
-def test_the_loss_of_each_file_is_that_of_the_network_in_it(run: Run, tmp_path: Path) -> None:
-    results = json.loads(run(*SHRINK, *THREE, "--no-compensate", "--out", "{bytes}.safetensors", "--json")[1])
+@pytest.mark.parametrize("options", [(), ("--ranking", "layerwise"), ("--ranking", "layerwise", "--no-compensate")])
+def test_the_loss_of_each_file_is_that_of_the_network_in_it(run: Run, tmp_path: Path, options: tuple[str, ...]) -> None:
+    results = json.loads(run(*SHRINK, *THREE, *options, "--out", "{bytes}.safetensors", "--json")[1])
     nets = sys.modules["nets"]
     x, y = nets.data()
     for result in results:
