@@ -16,7 +16,7 @@ from typer.main import get_group
 from secateur import cli_options as opt
 from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.cli_options import Commands, print_json
-from secateur.command_line.outputs import Outputs
+from secateur.commands.outputs import Outputs
 from secateur.errors import ArgumentError, DataError, SecateurError
 from secateur.estimating.estimate import estimate as run_estimate
 from secateur.objective.data import first_inputs

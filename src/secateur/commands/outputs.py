@@ -78,44 +78,41 @@ class Outputs:
         for path in self.reports:
             check_page(path)
 
-    def write(self, results: Sequence[Result]) -> list[int]:
-        """Write all files, and return the bytes of the networks'."""
-        written = [result.save(path) for path, result in zip(self.files, results, strict=True)]
+    def write(self, results: Sequence[Result]) -> list[dict[str, Any]]:
+        """Write all files, and return what was written of each network."""
+        pairs = zip(self.files, results, strict=True)
+        written: list[dict[str, Any]] = [{"path": str(path), "bytes": result.save(path)} for path, result in pairs]
         for path, result in zip(self.reports, results, strict=False):
             result.report(path)
         if self.picture is not None:
             from secateur.reporting.size_curve import loss_by_bytes  # matplotlib is slow to import
 
-            loss_by_bytes(
-                _longest(results).curve,
-                [(size, r.after.loss) for size, r in zip(written, results, strict=True)],
-                self.picture,
-            )
+            dots = [(file["bytes"], result.after.loss) for file, result in zip(written, results, strict=True)]
+            loss_by_bytes(_longest(results).curve, dots, self.picture)
         return written
 
-    def to_json(self, results: Sequence[Result], written: Sequence[int], units: Units) -> Any:
+    def to_json(self, results: Sequence[Result], written: Sequence[dict[str, Any]], units: Units) -> Any:
         """Return the results as plain data: one object, of several budgets a list of them.
 
         Args:
             results: The result for each budget.
-            written: The bytes of each file.
+            written: The path and the bytes of each file.
             units: The original's units, which tell from where each slice of the weights comes.
         """
         reports: list[str | None] = [*map(str, self.reports)] or [None for _ in results]
-        files = zip(results, self.files, written, reports, strict=True)
         every = [
             {
                 **_result_to_json(result),
                 "index_map": index_map(units, result.plan.kept) if isinstance(result.plan, Plan) else None,
-                "artifact": {"path": str(path), "bytes": size},
+                "artifact": file,
                 "report": report,
                 "picture": None if self.picture is None else str(self.picture),
             }
-            for result, path, size, report in files
+            for result, file, report in zip(results, written, reports, strict=True)
         ]
         return every if len(self.asked) > 1 else every[0]
 
-    def text(self, results: Sequence[Result], written: Sequence[int]) -> str:
+    def text(self, results: Sequence[Result], written: Sequence[dict[str, Any]]) -> str:
         """Return the results as people read them: one with all of its steps, several as a table."""
         files = [*self.reports, *([] if self.picture is None else [self.picture])]
         if len(self.asked) > 1:
@@ -124,13 +121,12 @@ class Outputs:
         picture = "" if self.picture is None else f", the picture to {self.picture}"
         return f"{results[0]}\nwritten to {self.files[0]}{report}{picture}"
 
-    def _comparison(self, results: Sequence[Result], written: Sequence[int]) -> str:
+    def _comparison(self, results: Sequence[Result], written: Sequence[dict[str, Any]]) -> str:
         """Lay out one row per file, and one of the original."""
         columns = ["asked", "written", "units removed", "parameters", "loss", "accuracy", "file"]
-        files = zip(self.asked, written, results, self.files, strict=True)
         rows = [
-            (asked, f"{size:,}", len(result.curve), *_quality(result.after, result.plan), path)
-            for asked, size, result, path in files
+            (asked, f"{file['bytes']:,}", len(result.curve), *_quality(result.after, result.plan), file["path"])
+            for asked, file, result in zip(self.asked, written, results, strict=True)
         ]
         before, plan = results[0].before, results[0].plan
         whole = ("all", f"{before.bytes:,}", 0, *_quality(before, plan), "")
