@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from cases import CASES, Case
-from secateur.errors import ArgumentError, ArtifactError, BudgetError, DataError, ModelError, SecateurError
+from secateur.errors import ArgumentError, ArtifactError, BudgetError, DataError, InputsError, ModelError, SecateurError
 from secateur.planning.plan import Plan
 from secateur.result import Result
 
@@ -524,7 +524,7 @@ ERRORS: dict[str, tuple[dict[str, Any], type[SecateurError], str]] = {
     ),
     "inputs that do not fit": (
         {"data": (X[:, :4], Y)},
-        ModelError,
+        InputsError,
         "Sequential does not run on the inputs given, of shape (6, 4): ",
     ),
     "nothing to remove": (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import os
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Number, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -15,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.export import UnflattenedModule
 
-from secateur.errors import ArgumentError, CallError
+from secateur.errors import ArgumentError, CallError, PlanError
 
 Kind = TypeVar("Kind")
 Parameters = ParamSpec("Parameters")
@@ -182,3 +183,24 @@ def require_path(path: object, name: str = "path") -> Path:
     if not isinstance(text, str):
         raise ArgumentError(f"{name}: expected a path, a str or an os.PathLike, got {describe(path)}")
     return Path(text)
+
+
+def require_indices(name: str, indices: Iterable[int]) -> tuple[int, ...]:
+    """Return the indices that stay of one unit set, in order.
+
+    Raises:
+        ArgumentError: The unit set is not given by its name.
+        PlanError: They are negative or repeated, none is left, or they are no whole numbers.
+    """
+    require_instance("kept", name, str, "names of unit sets, each a str")
+    expected = f"kept[{name!r}]: expected one or more different indices from 0, got "
+    try:
+        listed = list(indices)
+        chosen = tuple(sorted(map(operator.index, listed)))
+    except TypeError:
+        raise PlanError(f"{expected}{indices!r}") from None
+    if any(isinstance(index, bool) or getattr(index, "dtype", None) == torch.bool for index in listed):
+        raise PlanError(f"{expected}a mask of True and False")
+    if not chosen or chosen[0] < 0 or len(set(chosen)) < len(chosen):
+        raise PlanError(f"{expected}{list(chosen)}")
+    return chosen

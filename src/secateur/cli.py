@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from dataclasses import asdict
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,31 +14,28 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from secateur import cli_options as opt
-from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.cli_options import Commands, print_json
-from secateur.errors import ArgumentError, SecateurError
+from secateur.commands.outputs import Outputs
+from secateur.errors import ArgumentError, DataError, SecateurError
 from secateur.estimating.estimate import estimate as run_estimate
 from secateur.objective.data import first_inputs
 from secateur.objective.kept_outputs import KEPT
 from secateur.objective.question import Question
 from secateur.objective.unlabelled import data_for
-from secateur.options import compensation_of
+from secateur.options import Ranking, compensation_of
 from secateur.own_code.find_units import find_units, units_of
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan
-from secateur.planning.weight_plan import WeightPlan
 from secateur.process_state import INTERRUPTED, interrupt
-from secateur.reporting.paths import check_page
 from secateur.reporting.progress import progress_bar
 from secateur.reporting.tables import pairs, saliencies, spread
-from secateur.result import Result
 from secateur.saliency.criterion import criteria
 from secateur.saliency.interactions import correlation
 from secateur.saliency.interactions import interactions as run_interactions
 from secateur.saliency.score import score as run_score
 from secateur.saliency.score import standard_errors
 from secateur.shrinking import shrink as run_shrink
+from secateur.shrinking import shrink_to_each, tightest
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.text import table
 
@@ -59,6 +54,7 @@ def shrink(
     data: opt.Data,
     out: opt.Out = None,
     report: opt.Report = None,
+    picture: opt.SizesPicture = None,
     bytes: opt.Bytes = None,
     params: opt.Params = None,
     remove_fraction: opt.RemoveFraction = None,
@@ -91,107 +87,53 @@ def shrink(
     as_json: opt.Json = False,
 ) -> None:
     """Remove units until the budget is met, and write the small network."""
-    budget = Budget(
-        bytes=bytes, params=params, remove_fraction=remove_fraction,
-        remove_units=remove_units, max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop,
-        scope=scope, min_units=min_units, protect=tuple(protect or ()),
-    )  # fmt: skip
-    _check_output(out, estimate, granularity)
-    if report is not None:
-        check_page(report)
+    sizes: list[str | None] = list(bytes) if bytes else [None]
+    budgets = [
+        Budget(
+            bytes=size, params=params, remove_fraction=remove_fraction, remove_units=remove_units,
+            max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop, scope=scope,
+            min_units=min_units, protect=tuple(protect or ()),
+        )
+        for size in sizes
+    ]  # fmt: skip
+    outputs = Outputs.of(bytes or [], out or [], report, picture)
+    outputs.check(estimate, granularity == "unit", rounds == 1 and retrain is None, loss is not None)
     network = find_model(model)
     batches = _data(network, data, loss)
     validation_data = None if validation is None else _data(network, validation, loss)
     train = None if retrain is None else find_function("--retrain", retrain)
     fitting: dict[str, Any] = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
-    options: dict[str, Any] = {
-        "units": find_units(network, first_inputs(batches), include), "criterion": criterion, "ranking": ranking,
-        "threshold": threshold, "validation": validation_data, "shortlist": shortlist, "refresh": refresh,
-        "swaps": swaps, "max_memory": max_memory,
+    order: dict[str, Any] = {
+        "criterion": criterion, "ranking": ranking, "threshold": threshold, "shortlist": shortlist,
+        "refresh": refresh, "swaps": swaps,
     }  # fmt: skip
+    units = find_units(network, first_inputs(batches), include)
+    options: dict[str, Any] = {"units": units, "validation": validation_data, "max_memory": max_memory}
     if estimate:
         compensation = compensation_of(not no_compensate, **fitting)
-        estimated = run_estimate(network, batches, loss, budget, **options, compensate=compensation or False)
+        estimated = run_estimate(
+            network, batches, loss, tightest(budgets), **options, **order, compensate=compensation or False
+        )
         each = f"each of {rounds} rounds, without the training: " if rounds > 1 else ""
         print_json({**estimated.to_json(), "rounds": rounds}) if as_json else typer.echo(f"{each}{estimated}")
         return
-    result = run_shrink(
-        network, batches, loss, budget, **options, seed=seed, granularity=granularity, retrain=train, rounds=rounds,
-        compensate=not no_compensate, **fitting,
-    )  # fmt: skip
-    assert out is not None
-    written = result.save(out)
-    if report is not None:
-        result.report(report)
-    if as_json:
-        artifact = {"path": str(out), "bytes": written}
-        print_json({**_to_json(result), "artifact": artifact, "report": None if report is None else str(report)})
+    if len(budgets) > 1:
+        question = Question(network, batches, loss, seed=seed, **options)
+        results = shrink_to_each(question, Ranking(**order), compensation_of(not no_compensate, **fitting), budgets)
     else:
-        typer.echo(f"{result}\nwritten to {out}" + ("" if report is None else f", the report to {report}"))
-
-
-def _check_output(out: Path | None, estimate: bool, granularity: str) -> None:
-    """Refuse a file that cannot be written, before the work.
-
-    Raises:
-        ArgumentError: There is none and the network shall be shrunk, or an estimate is asked for that there is not.
-    """
-    if out is not None:
-        check_path(out)
-    elif not estimate:
-        raise ArgumentError("--out: needs the file to write the small network to, or --estimate")
-    if estimate and granularity != "unit":
-        raise ArgumentError("--estimate: there is none with --granularity weight")
+        results = [
+            run_shrink(
+                network, batches, loss, budgets[0], **options, **order, seed=seed, granularity=granularity,
+                retrain=train, rounds=rounds, compensate=not no_compensate, **fitting,
+            )
+        ]  # fmt: skip
+    written = outputs.write(results)
+    print_json(outputs.to_json(results, written, units)) if as_json else typer.echo(outputs.text(results, written))
 
 
 def _data(network: nn.Module, name: str, loss: str | None) -> Any:
     """Return what a name stands for; where the loss needs no targets there may be none."""
     return data_for(network, find_data(name, labelled=loss not in KEPT), loss)
-
-
-def _to_json(result: Result) -> dict[str, Any]:
-    """Return a result as plain data."""
-    return {
-        "before": asdict(result.before),
-        "after": asdict(result.after),
-        "removed": len(result.plan.steps) if isinstance(result.plan, Plan) else result.plan.removed,
-        "kept": result.plan.kept,
-        "measured": _measured(result),
-        **_options(result.plan),
-        "verified": True,
-        "max_difference": result.max_difference,
-        "captured": result.captured,
-        "proven": result.proven,
-    }
-
-
-def _measured(result: Result) -> dict[str, Any] | None:
-    """Return on which samples loss and accuracy were measured, as plain data."""
-    basis, accuracy = result.plan.basis, result.after.accuracy
-    if basis is None:
-        return None
-    return {
-        "on": basis.where,
-        "samples": basis.samples,
-        "fitted_on": basis.fitted,
-        "accuracy_standard_error": None if accuracy is None else basis.standard_error(accuracy),
-    }
-
-
-def _options(plan: Plan | WeightPlan) -> dict[str, Any]:
-    """Return how a plan of units was made, as plain data."""
-    if isinstance(plan, WeightPlan):
-        none: dict[str, Any] = {"ranking": None, "compensation": None, "swaps": None, "reason": None, "unfitted": {}}
-        return {**none, "rounds": plan.rounds, "retrained": any(step.trained for step in plan.steps)}
-    return {
-        "ranking": plan.made_by and plan.made_by.to_json(),
-        "compensation": plan.compensation and plan.compensation.to_json(),
-        "swaps": plan.swaps and asdict(plan.swaps),
-        "reason": plan.reason,
-        "unfitted": dict(plan.unfitted),
-        "rounds": plan.rounds,
-        "retrained": plan.retrained,
-    }
 
 
 @app.command()
@@ -319,6 +261,8 @@ def _plain(values: list[Any]) -> list[Any]:
 def main() -> None:
     """Run a command; exit with 0 when done, 1 if the work failed or a budget cannot be met, 2 on wrong usage.
 
+    Wrong usage is also a model or data that are none, and a path that nothing can be written to.
+
     An interrupt exits with 130.
 
     Raises:
@@ -330,7 +274,7 @@ def main() -> None:
         command_line()()
     except SecateurError as error:
         typer.echo(f"secateur: {error}", err=True)
-        sys.exit(2 if isinstance(error, ArgumentError) else 1)
+        sys.exit(2 if isinstance(error, ArgumentError | DataError) else 1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interrupt that is raised again must not end the end

@@ -46,7 +46,16 @@ def _checked(path: Path | None) -> Path | None:
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else", callback=_leave_stdout)]
 PicturePath = Annotated[Path | None, typer.Option(metavar="FILE", help="a picture, .png", callback=_checked)]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory, which returns the trained model")]
+SizesPicture = Annotated[
+    Path | None,
+    typer.Option("--picture", metavar="FILE", help="a picture of the loss against bytes, .png", callback=_checked),
+]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="a .pt2 file of torch.export.save, or package.module:factory, which returns the model"
+    ),
+]
 Data = Annotated[
     str, typer.Option(metavar="DATA", help="a .npz or .safetensors file with x and y, or package.module:loader")
 ]
@@ -76,15 +85,22 @@ Granularity = Annotated[
 ]
 Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="where to write the small network, .safetensors; needed to shrink")
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="where to write the small network, .safetensors; needed to shrink; {bytes} stands for what --bytes gives",
+    ),
 ]
 Estimate = Annotated[
     bool, typer.Option("--estimate", help="print how long it would take and what memory, and do nothing else")
 ]
 Report = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="where to write a page on it with figures and tables, .html")
+    str | None, typer.Option(metavar="FILE", help="where to write a page on it with figures and tables, .html")
 ]
-Bytes = Annotated[str | None, typer.Option(help="of the written file: 200kB, 64KiB, 1.5MB")]
+Bytes = Annotated[
+    list[str] | None,
+    typer.Option(help="of the written file: 200kB, 64KiB, 1.5MB; may be repeated, for a file of each size"),
+]
 Params = Annotated[int | None, typer.Option(help="parameters left")]
 RemoveFraction = Annotated[float | None, typer.Option(help="share of all units to remove")]
 RemoveUnits = Annotated[int | None, typer.Option(help="units to remove")]
@@ -125,6 +141,6 @@ AddBias = Annotated[bool, typer.Option("--add-bias", help="give layers without a
 Seed = Annotated[int, typer.Option(help="of criteria that draw random numbers")]
 
 
-def print_json(data: dict[str, Any]) -> None:
-    """Print one object on stdout, whatever that was redirected to."""
+def print_json(data: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """Print one object, or one list of them, on stdout, whatever that was redirected to."""
     typer.echo(json.dumps(data), file=sys.__stdout__)

@@ -3,12 +3,14 @@
     SecateurError
     ├── ModelError          the model: cannot be captured, holds NaN, has nothing to remove
     ├── DataError           the data or the loss: empty, read once, NaN, targets out of range
+    │   └── InputsError     inputs that the model does not run on (also a ModelError)
     ├── ArgumentError       a name or a value that is not one of those possible (also a ValueError)
     │   ├── CallError       an argument too many, missing, or of an unknown name (also a TypeError)
     │   └── PlanError       a plan that does not fit the model
     ├── BudgetError         a budget that cannot be met; says how far one can get
     ├── VerificationError   the cut network does not compute what the gated one does
     └── ArtifactError       a file that cannot be written or read
+        └── PathError       a path that nothing can be written to, told before the work (also an ArgumentError)
 
 Every message says where, what was given and what is possible.
 """
@@ -29,6 +31,10 @@ class ModelError(SecateurError):
 
 class DataError(SecateurError):
     """Data or a loss that cannot be used."""
+
+
+class InputsError(ModelError, DataError):
+    """Inputs that the model does not run on."""
 
 
 class ArgumentError(SecateurError, ValueError):
@@ -53,6 +59,10 @@ class VerificationError(SecateurError):
 
 class ArtifactError(SecateurError):
     """A file that cannot be written or read."""
+
+
+class PathError(ArtifactError, ArgumentError):
+    """A path that nothing can be written to, told before the work."""
 
 
 def choose(what: str, name: str, table: Mapping[str, Value], note: str = "") -> Value:

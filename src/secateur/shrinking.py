@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from secateur.artifacts import safetensors
 from secateur.artifacts.measure import Sizes, measure_units
 from secateur.cutting.captured_forward import captured_parts
 from secateur.cutting.cut import cut_units
-from secateur.cutting.final_fit import fitted_plan
+from secateur.cutting.final_fit import fitted_plan, measured_plan
 from secateur.cutting.generation import proven_for
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.estimating.estimate import estimate_of, long_job
@@ -154,15 +154,52 @@ def shrink(
         with showing(progress):
             return _without_weights(question, weight_criterion, loop, budget)
     compensation = _compensation(compensate, fitting, data)
-    resolve(Ranking(criterion, **order), compensation, budget)
+    ranked_by = Ranking(criterion, **order)
+    if loop.in_one_go:
+        return shrink_to_each(question, ranked_by, compensation, [budget], progress)[0]
+    resolve(ranked_by, compensation, budget)
     with showing(progress) as shown:
-        job = prepared(question, Ranking(criterion, **order), compensation, budget)
+        job = prepared(question, ranked_by, compensation, budget)
         if progress and long_job(job):
-            shown.say(("" if loop.in_one_go else "each round ") + estimate_of(job).summary)
-        if loop.in_one_go:
-            return _shrunk(question, make_order(job), budget)
+            shown.say(f"each round {estimate_of(job).summary}")
         cut = shrink_in_rounds(job, loop, budget)
         return _result(question, job.question, cut.plan, (cut.network, cut.difference), cut.end, budget)
+
+
+@one_at_a_time
+def shrink_to_each(
+    question: Question,
+    ranking: Ranking,
+    compensation: Compensation | None,
+    budgets: Sequence[Budget],
+    progress: bool = True,
+) -> list[Result]:
+    """Return a smaller network for each budget, all from one order: units are scored once, for the tightest one.
+
+    Each network is cut, fitted and proven by itself; its loss and accuracy are measured.
+
+    Args:
+        question: The model, its units and the data.
+        ranking: The settings of the order.
+        compensation: How weights are fitted; None to leave them as they are.
+        budgets: One budget, or several that differ in `bytes` alone.
+        progress: Whether to show on stderr what is done.
+
+    Raises:
+        SecateurError: As for `shrink`; the first budget that cannot be met ends it.
+    """
+    resolve(ranking, compensation, tightest(budgets))
+    with showing(progress) as shown:
+        job = prepared(question, ranking, compensation, tightest(budgets))
+        if progress and long_job(job):
+            shown.say(estimate_of(job).summary)
+        ranked = make_order(job)
+        return [_shrunk(question, ranked, budget) for budget in budgets]
+
+
+def tightest(budgets: Sequence[Budget]) -> Budget:
+    """Return the budget of the smallest file."""
+    return min(budgets, key=lambda budget: int(budget.bytes or 0))
 
 
 def _compensation(compensate: Any, fitting: dict[str, Any], data: Any) -> Compensation | None:
@@ -197,7 +234,10 @@ def _refuse_for_weights(options: dict[str, Any], compensate: Any) -> None:
 def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
     """Cut what the plan says, with the weights fitted at its end, and prove it."""
     plan, with_bias, weights = ranked.plan.at(budget), ranked.question, dict[str, Tensor]()
-    if ranked.compensator is not None:
+    plan = dataclasses.replace(plan, basis=ranked.plan.basis)
+    if ranked.compensator is None:
+        plan = measured_plan(with_bias, plan)
+    else:
         plan, weights = fitted_plan(with_bias, ranked.compensator, plan, budget)
     with holding(with_bias.model, weights), phase("cutting and proving"):
         proven = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)

@@ -118,7 +118,7 @@ def test_the_demo_prints_its_reports_or_one_json_object(command_line, monkeypatc
 def test_a_folder_without_mnist_is_refused(command_line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = command_line("demo", "--mnist", "nowhere")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert err.startswith("secateur: nowhere/train-images-idx3-ubyte.gz: expected a gzipped IDX file")
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from secateur import SecateurError
-from secateur.errors import ArgumentError, ArtifactError
+from secateur.errors import ArgumentError, PathError
 from secateur.reporting.page import Page, Picture, Section, Table, environment, html, svg, write_page
 
 
@@ -192,7 +192,7 @@ def test_the_environment_is_the_same_each_time():
     ("name", "kind", "text"),
     [
         ("a.pdf", ArgumentError, "{}: pages are written as .html or .htm, not as '.pdf'"),
-        ("no/a.html", ArtifactError, "{}: cannot be written (No such file or directory)"),
+        ("no/a.html", PathError, "{}: cannot be written (No such file or directory)"),
     ],
 )
 def test_a_path_that_no_page_can_be_written_to_is_refused(tmp_path, name, kind, text):

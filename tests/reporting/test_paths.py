@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from secateur import SecateurError
-from secateur.errors import ArgumentError, ArtifactError
+from secateur.errors import ArgumentError, PathError
 from secateur.reporting.paths import check_page, check_picture
 
 
@@ -14,8 +14,8 @@ from secateur.reporting.paths import check_page, check_picture
     [
         ("a.pdf", ArgumentError, "{}: pages are written as .html or .htm, not as '.pdf'"),
         ("a", ArgumentError, "{}: pages are written as .html or .htm, not as 'no extension'"),
-        ("no/a.html", ArtifactError, "{}: cannot be written (No such file or directory)"),
-        ("folder.html", ArtifactError, "{}: cannot be written, it is a folder"),
+        ("no/a.html", PathError, "{}: cannot be written (No such file or directory)"),
+        ("folder.html", PathError, "{}: cannot be written, it is a folder"),
     ],
 )
 def test_a_path_that_no_page_can_be_written_to_is_refused(tmp_path, name, kind, text):

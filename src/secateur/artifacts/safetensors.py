@@ -23,7 +23,7 @@ from secateur.artifacts.header import FORMAT, KEY, metadata, metadata_of, tensor
 from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
 from secateur.cutting.weight_masks import Masks, count_moved, freeze
-from secateur.errors import ArgumentError, ArtifactError, ModelError
+from secateur.errors import ArgumentError, ArtifactError, ModelError, PathError
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
 from secateur.structure.inputs import InputSpec
@@ -95,19 +95,20 @@ def check_path(path: str | os.PathLike[str]) -> None:
 
     Raises:
         ArgumentError: It is no path, or ends in something else than .safetensors.
-        ArtifactError: Its folder does not exist or cannot be written to.
+        PathError: Its folder does not exist or cannot be written to.
     """
     path = require_path(path)
     if path.suffix != ".safetensors":
         raise ArgumentError(f"{path}: files are written as .safetensors, not as {path.suffix or 'no extension'!r}")
     try:
         folder = path.resolve().parent
-        if not folder.is_dir():
-            raise ArtifactError(f"{path}: cannot be written, there is no folder {folder}")
-        if path.is_dir() or not os.access(folder, os.W_OK):
-            raise ArtifactError(f"{path}: cannot be written, {folder} allows no new file or this is a folder")
+        there, writable = folder.is_dir(), not path.is_dir() and os.access(folder, os.W_OK)
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be written ({error})") from error
+        raise PathError(f"{path}: cannot be written ({error})") from error
+    if not there:
+        raise PathError(f"{path}: cannot be written, there is no folder {folder}")
+    if not writable:
+        raise PathError(f"{path}: cannot be written, {folder} allows no new file or this is a folder")
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -21,14 +21,18 @@ from torch import Tensor, nn
 from secateur.arguments import require_instance
 from secateur.errors import ArgumentError, DataError
 from secateur.objective.kept_outputs import KEPT
+from secateur.structure.exporting.programs import load_program
 
 
 def find_model(name: str) -> nn.Module:
-    """Return what the factory ``package.module:factory`` returns; modules in the current folder are found.
+    """Return the network of a .pt2 file, or what ``package.module:factory`` returns; the current folder is looked in.
 
     Raises:
-        ArgumentError: There is no such factory, it needs arguments, or it returns no module.
+        ArgumentError: The file cannot be read, or there is no such factory, it needs arguments, or returns no module.
     """
+    if Path(name).suffix == ".pt2":
+        return load_program(name)
+    _refuse_pickle("MODEL", name, "a .pt2 file of torch.export.save or package.module:factory")
     return require_instance(f"MODEL {name!r}", _call("MODEL", name), nn.Module, "a torch.nn.Module")
 
 
@@ -44,6 +48,7 @@ def find_data(name: str, labelled: bool = True) -> Any:
         DataError: The file cannot be read, or has no x, or no y where that is needed.
     """
     path = Path(name)
+    _refuse_pickle("DATA", name, "a .npz or .safetensors file with x and y, or package.module:loader")
     if path.suffix not in (".npz", ".safetensors"):
         return _call("DATA", name)
     try:
@@ -56,6 +61,19 @@ def find_data(name: str, labelled: bool = True) -> Any:
     return arrays["x"], arrays.get("y")
 
 
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy")
+
+
+def _refuse_pickle(what: str, name: str, expected: str) -> None:
+    """Refuse a file that holds a pickle by its name, or may do so.
+
+    Raises:
+        ArgumentError: It is one.
+    """
+    if Path(name).suffix in PICKLES:
+        raise ArgumentError(f"{what} {name!r}: such a file can hold a pickle, which is never read; expected {expected}")
+
+
 _UNREADABLE = (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, SafetensorError)
 
 
@@ -63,7 +81,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     with path.open("rb") as file:  # numpy leaves a broken one open
-        return {name: torch.as_tensor(array) for name, array in dict(np.load(file)).items()}
+        return {name: torch.as_tensor(array) for name, array in dict(np.load(file, allow_pickle=False)).items()}
 
 
 def find_function(what: str, name: str) -> Callable[..., Any]:
@@ -73,7 +91,7 @@ def find_function(what: str, name: str) -> Callable[..., Any]:
         ArgumentError: There is no such function.
     """
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-        files = " or a .npz or .safetensors file" if what == "DATA" else ""
+        files = {"DATA": " or a .npz or .safetensors file", "MODEL": " or a .pt2 file"}.get(what, "")
         raise ArgumentError(f"{what} {name!r}: expected package.module:function{files}")
     if str(Path.cwd()) not in sys.path:  # for good: what is called may import more
         sys.path.insert(0, str(Path.cwd()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -15,12 +14,12 @@ from secateur.cutting.captured_forward import replace_forward
 from secateur.cutting.live_modules import settle_modules
 from secateur.cutting.slices import gates
 from secateur.cutting.verify import Truth, exact_truths, truth
-from secateur.errors import ArgumentError, ModelError, PlanError, VerificationError
+from secateur.errors import ArgumentError, PlanError, VerificationError
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
 from secateur.options import Compensation
 from secateur.own_code.differentiable import is_differentiable
-from secateur.own_code.find_units import units_of
+from secateur.own_code.find_units import all_units, units_of_sets
 from secateur.own_code.module_attributes import update_attributes, update_own_sizes
 from secateur.own_code.module_calls import whole_call
 from secateur.own_code.probe_weights import holding
@@ -31,7 +30,7 @@ from secateur.structure.inputs import Call, InputSpec
 from secateur.structure.lengths import few, one_shorter
 from secateur.structure.rewrites.writes import has_writes
 from secateur.structure.sliced_graph import slice_graph
-from secateur.structure.units import Include, Units, require_units
+from secateur.structure.units import Units, require_units
 
 
 @checked_call
@@ -102,9 +101,9 @@ def cut(
     )  # which refuses what is none of these
     spec = plan.inputs or InputSpec.guess(model)
     if settings is not None and settings.add_bias and not plan.biases:
-        plan = dataclasses.replace(plan, biases=without_bias(model, _units(model, spec)))
+        plan = dataclasses.replace(plan, biases=without_bias(model, all_units(model, spec)))
     model = with_biases(model, plan.biases)
-    units = require_units(_units_of_plan(model, spec, plan))
+    units = require_units(units_of_sets(model, spec, plan.kept))
     _check_sizes(units, plan)
     weights = {}
     if settings is not None:
@@ -150,28 +149,6 @@ def _settings(plan: Plan, data: Any, changed: dict[str, Any]) -> Compensation | 
             raise ArgumentError("ridge, weighting, recalibrate and add_bias: are for compensate=data")
         return None
     return dataclasses.replace(plan.compensation or Compensation(), **changed)
-
-
-def _units_of_plan(model: nn.Module, spec: InputSpec, plan: Plan) -> Units:
-    """Return all units; where the plan names sets that code ties together, those that the model's code can follow."""
-    units = _units(model, spec)
-    others = plan.kept.keys() - {unit_set.name for unit_set in units}
-    if others:
-        followed = _units(model, spec, "gated")
-        if others <= {unit_set.name for unit_set in followed}:
-            return followed
-    return units
-
-
-def _units(model: nn.Module, spec: InputSpec, include: Include = "all") -> Units:
-    """Return the units; where the code fixes the number of samples, for as many samples as the example had."""
-    if spec.samples is None:
-        return units_of(model, spec.sample(model), include)
-    with contextlib.suppress(ModelError):
-        units = units_of(model, spec.sample(model), include)
-        if units.captured.spec.fixed is None:
-            return units
-    return units_of(model, spec.sample(model, spec.samples), include)
 
 
 def cut_units(model: nn.Module, units: Units, plan: Plan, call: Call) -> tuple[nn.Module, float]:

@@ -46,3 +46,14 @@ def fitted_plan(
         if budget.least:
             raise budget.unmet(len(plan.steps) - 1, question.units.total, end)
         plan = plan.prefix(len(plan.steps) - 1)
+
+
+def measured_plan(question: Question, plan: Plan) -> Plan:
+    """Return the plan with loss and accuracy at its end, which are measured where the order left them out."""
+    judge = question.judge
+    if not plan.steps or plan.steps[-1].loss is not None or not (judge.has_data and judge.has_loss):
+        return plan
+    loss, accuracy = judge.measure(gates(question.model, question.units, plan.kept))
+    return dataclasses.replace(
+        plan, steps=(*plan.steps[:-1], dataclasses.replace(plan.steps[-1], loss=loss, accuracy=accuracy))
+    )

@@ -26,14 +26,14 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     """
     logits = logits_of(outputs)
     if not tensor_of(targets, "cross_entropy").is_floating_point():
-        return F.cross_entropy(logits, classes_of(logits, targets, "cross_entropy"))
+        return F.cross_entropy(_precise(logits), classes_of(logits, targets, "cross_entropy"))
     if targets.shape != logits.shape or logits.ndim < 2:
         raise DataError(
             f"cross_entropy: expected whole-number classes or probabilities of shape {tuple(logits.shape)}, "
             f"got {targets.dtype} of shape {tuple(targets.shape)}; targets.long() makes classes of whole numbers"
         )
     check_probabilities(targets)
-    return F.cross_entropy(logits, targets)
+    return F.cross_entropy(_precise(logits), _precise(targets))
 
 
 def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
@@ -49,7 +49,8 @@ def binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     if targets.numel() and not (0 <= targets.min() and targets.max() <= 1):
         span = f"{targets.min().item():g} to {targets.max().item():g}"
         raise DataError(f"binary_cross_entropy: targets must be in 0 to 1, got {span}")
-    return F.binary_cross_entropy_with_logits(logits, targets.reshape(logits.shape).to(logits.dtype))
+    precise = _precise(logits)
+    return F.binary_cross_entropy_with_logits(precise, targets.reshape(logits.shape).to(precise.dtype))
 
 
 def squared_error(outputs: Any, targets: Tensor) -> Tensor:
@@ -59,7 +60,12 @@ def squared_error(outputs: Any, targets: Tensor) -> Tensor:
         DataError: A target is no class, or targets and outputs differ in shape.
     """
     logits = logits_of(outputs)
-    return 0.5 * (logits - _values(targets, logits)).square().reshape(len(logits), -1).sum(1).mean()
+    return 0.5 * (_precise(logits) - _values(targets, logits)).square().reshape(len(logits), -1).sum(1).mean()
+
+
+def _precise(values: Tensor) -> Tensor:
+    """Return values of half precision in float32: in a mean of two digits no two units would differ."""
+    return values.float() if values.element_size() < 4 else values
 
 
 def _values(targets: Tensor, outputs: Tensor) -> Tensor:
@@ -185,14 +191,14 @@ def stacked(loss: LossFunction, outputs: Any, targets: Any, own: bool = False) -
         own: Whether the outputs of the C batches may be overwritten.
     """
     if loss is squared_error:
-        values = _values(targets, logits_of(outputs)).to(logits_of(outputs).dtype)
-        return lambda out, count: _squared(logits_of(out), values, count, own)
+        values = _precise(_values(targets, logits_of(outputs)).to(logits_of(outputs).dtype))
+        return lambda out, count: _squared(_precise(logits_of(out)), values, count, own)
     if loss is cross_entropy:
-        values = targets if targets.is_floating_point() else targets.long()
-        return lambda out, count: _means(F.cross_entropy, logits_of(out), values, count)
+        values = _precise(targets) if targets.is_floating_point() else targets.long()
+        return lambda out, count: _means(F.cross_entropy, _precise(logits_of(out)), values, count)
     if loss is binary_cross_entropy:
-        values = targets.reshape(logits_of(outputs).shape).to(logits_of(outputs).dtype)
-        return lambda out, count: _means(F.binary_cross_entropy_with_logits, logits_of(out), values, count)
+        values = targets.reshape(logits_of(outputs).shape).to(_precise(logits_of(outputs)).dtype)
+        return lambda out, count: _means(F.binary_cross_entropy_with_logits, _precise(logits_of(out)), values, count)
     if loss is output:
         return lambda out, count: _half_squares(gaps(out, targets).reshape(count, -1)) / len(targets.values)
     if loss is distribution:

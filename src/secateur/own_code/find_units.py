@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from secateur.arguments import checked_call, require_model
-from secateur.errors import choose
+from secateur.errors import ModelError, choose
 from secateur.own_code.followed import followed
 from secateur.process_state import one_at_a_time
+from secateur.structure.exporting.programs import ProgramModule
 from secateur.structure.infer import NOT_COVERED, infer
-from secateur.structure.inputs import Call, as_call, like_model
+from secateur.structure.inputs import Call, InputSpec, as_call, like_model
 from secateur.structure.lengths import capture_fixed, capture_lengths, few
 from secateur.structure.ops.net import OF_INPUTS
 from secateur.structure.units import Include, Units
@@ -68,4 +71,34 @@ def units_of(model: nn.Module, call: Call, include: Include = "gated") -> Units:
     if captured.spec.free and any(OF_INPUTS in fixed.reason or NOT_COVERED in fixed.reason for fixed in units.fixed):
         captured = capture_fixed(model, call, captured.spec.without_free())  # for one length a rule may cover more
         units = max(units, Units(captured, infer(captured), model, include), key=lambda known: known.total)
-    return followed(model, units, few(call, captured.spec)) if include == "gated" else units
+    if include == "all" or isinstance(model, ProgramModule):  # whose graph is cut: it has no other code to follow
+        return units
+    return followed(model, units, few(call, captured.spec))
+
+
+def units_of_sets(model: nn.Module, spec: InputSpec, names: Collection[str]) -> Units:
+    """Return all units; where sets of these names are tied by code, those that the model's code can follow.
+
+    Args:
+        model: The network.
+        spec: The form of its inputs.
+        names: The unit sets of a plan.
+    """
+    units = all_units(model, spec)
+    others = set(names) - {unit_set.name for unit_set in units}
+    if others:
+        tied = all_units(model, spec, "gated")
+        if others <= {unit_set.name for unit_set in tied}:
+            return tied
+    return units
+
+
+def all_units(model: nn.Module, spec: InputSpec, include: Include = "all") -> Units:
+    """Return the units; where the code fixes the number of samples, for as many samples as the example had."""
+    if spec.samples is None:
+        return units_of(model, spec.sample(model), include)
+    with contextlib.suppress(ModelError):
+        units = units_of(model, spec.sample(model), include)
+        if units.captured.spec.fixed is None:
+            return units
+    return units_of(model, spec.sample(model, spec.samples), include)

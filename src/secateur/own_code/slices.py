@@ -38,6 +38,24 @@ def keep_mask_of(units: Units, kept: Mapping[str, tuple[int, ...]]) -> KeepMask:
     return KeepMask(masks)
 
 
+def index_map(units: Units, kept: Mapping[str, tuple[int, ...]]) -> dict[str, list[list[int] | None]]:
+    """Return, for each parameter and buffer that loses something, the old indices that stay along each dimension.
+
+    They are in their new order; None stands for a dimension that stays whole.
+
+    >>> from secateur.own_code.find_units import find_units
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> index_map(find_units(model, torch.zeros(2, 3)), {"0": (1, 3)})
+    {'0.weight': [[1, 3], None], '0.bias': [[1, 3]], '2.weight': [None, [1, 3]]}
+    """
+    keep_mask = keep_mask_of(units, kept)
+    indices = {
+        name: [None if keep_mask.count(axis) == axis.size else keep_mask.indices(axis).tolist() for axis in axes]
+        for name, axes in units.axes.items()
+    }
+    return {name: dims for name, dims in indices.items() if any(left is not None for left in dims)}
+
+
 def sliced_copy(model: nn.Module, units: Units, keep_mask: KeepMask) -> nn.Module:
     """Return a copy of the model with only the kept units' slices of every parameter and buffer.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -10,6 +12,34 @@ from secateur.planning.budget import Budget
 from secateur.planning.curves import Curve, Worth, allot
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.state import State, Step
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of all sets and the sizes of the network: all that it takes to allot any budget.
+
+    Attributes:
+        sets: The curve of each set that may lose units.
+        network: The sizes of the network for any units kept.
+    """
+
+    sets: tuple[Curve, ...]
+    network: NetworkSizes
+
+    @property
+    def whole(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The indices of all units of each set."""
+        return tuple((name, tuple(range(size))) for name, size in self.network.sets)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; `from_json` reads it."""
+        return {"sets": [asdict(curve) for curve in self.sets], "network": self.network.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Curves:
+        """Return the curves that `to_json` wrote."""
+        curves = (Curve(c["set"], tuple(c["order"]), tuple(c["rises"]), c["of_loss"]) for c in data["sets"])
+        return cls(tuple(curves), NetworkSizes.from_json(data["network"]))
 
 
 def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budget | None) -> tuple[Step, ...]:

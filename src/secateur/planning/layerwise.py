@@ -16,10 +16,10 @@ from torch import Tensor
 from secateur.compensation.compensator import Compensator
 from secateur.objective.question import Question
 from secateur.options import Ranking
-from secateur.planning.allotment import allotted_steps, end_of
+from secateur.planning.allotment import Curves, allotted_steps, end_of
 from secateur.planning.budget import Budget
 from secateur.planning.network_sizes import NetworkSizes
-from secateur.planning.plan import Curves, Plan
+from secateur.planning.plan import Plan
 from secateur.planning.removal_order import basis_of, check_start, removable
 from secateur.planning.set_curves import set_curves
 from secateur.planning.state import State, Step

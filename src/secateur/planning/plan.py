@@ -4,52 +4,26 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
-import torch
+from torch import nn
 
-from secateur.arguments import describe, require_instance
+from secateur.arguments import describe, require_indices, require_instance, require_model
 from secateur.errors import ArgumentError, PlanError
 from secateur.options import Compensation, Ranking
-from secateur.planning.allotment import allotted_steps, end_of
+from secateur.own_code.find_units import units_of_sets
+from secateur.own_code.optimiser_state import Optimizer, StateTransfer
+from secateur.own_code.slices import index_map, keep_mask_of
+from secateur.planning.allotment import Curves, allotted_steps, end_of
 from secateur.planning.budget import Budget
-from secateur.planning.curves import Curve
-from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.state import Basis, State, Step, Swaps, accuracy_of, three_digits
 from secateur.structure.inputs import InputSpec, as_call
+from secateur.structure.units import Units
 from secateur.text import format_bytes, table
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Curves:
-    """The curves of all sets and the sizes of the network: all that it takes to allot any budget.
-
-    Attributes:
-        sets: The curve of each set that may lose units.
-        network: The sizes of the network for any units kept.
-    """
-
-    sets: tuple[Curve, ...]
-    network: NetworkSizes
-
-    @property
-    def whole(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """The indices of all units of each set."""
-        return tuple((name, tuple(range(size))) for name, size in self.network.sets)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data; `from_json` reads it."""
-        return {"sets": [asdict(curve) for curve in self.sets], "network": self.network.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Curves:
-        """Return the curves that `to_json` wrote."""
-        curves = (Curve(c["set"], tuple(c["order"]), tuple(c["rises"]), c["of_loss"]) for c in data["sets"])
-        return cls(tuple(curves), NetworkSizes.from_json(data["network"]))
 
 
 @dataclass(frozen=True)
@@ -147,16 +121,27 @@ class Plan:
         """
         if not isinstance(kept, Mapping):
             raise ArgumentError(f"kept: expected a dict of unit sets' names and the indices kept, got {describe(kept)}")
-        pairs = tuple((name, _indices(name, indices)) for name, indices in kept.items())
+        pairs = tuple((name, require_indices(name, indices)) for name, indices in kept.items())
         return cls(pairs, inputs=None if example_inputs is None else InputSpec.of(as_call(example_inputs)))
 
-    def at(self, budget: Budget) -> Plan:
-        """Return the prefix of the plan that satisfies a budget.
+    @overload
+    def at(self, budget: Budget) -> Plan: ...
+
+    @overload
+    def at(self, budget: Sequence[Budget]) -> list[Plan]: ...
+
+    def at(self, budget: Budget | Sequence[Budget]) -> Plan | list[Plan]:
+        """Return the prefix of the plan that satisfies a budget; of a list of budgets the prefixes, in their order.
 
         Raises:
             BudgetError: No prefix does; the message says how far one can get.
             ArgumentError: The budget is no `Budget`, or bounds what was not measured, or the plan was made in rounds.
         """
+        if isinstance(budget, list | tuple) and budget:
+            return [self._at(each) for each in budget]
+        return self._at(budget)
+
+    def _at(self, budget: Any) -> Plan:
         require_instance("budget", budget, Budget, "secateur.Budget(...)")
         if self.start is None:
             raise ArgumentError("a plan written by hand has no order to take a prefix of")
@@ -205,6 +190,45 @@ class Plan:
         kept = tuple((name, tuple(sorted(indices))) for name, indices in staying.items())
         swaps = self.swaps if n == len(self.steps) else None
         return replace(self, kept_indices=kept, steps=self.steps[:n], swaps=swaps)
+
+    def index_map(self, model: nn.Module) -> dict[str, list[list[int] | None]]:
+        """Return from where every slice of the small network's weights comes; cost: one export.
+
+        Args:
+            model: The network that the plan was made for.
+
+        Returns:
+            Parameter or buffer → for each dimension the original's indices that stay, in their new order; None where
+            all do. Those that stay whole are left out.
+
+        Raises:
+            PlanError: The plan does not fit the model.
+        """
+        return index_map(self._units(model), self.kept)
+
+    def transfer(self, optimizer: Optimizer, model: nn.Module, small: nn.Module) -> Optimizer:
+        """Return an optimiser for the cut network that goes on with the original's state: momenta of what stays.
+
+        It is of the same class, with the same groups and settings; numbers kept for each weight (`momentum_buffer`,
+        `exp_avg` ...) are sliced like the weight, counts of steps copied. Biases that the plan adds begin without
+        state. A schedule has to be made again for it. Cost: one export.
+
+        Args:
+            optimizer: The optimiser of the original's parameters; left as it is.
+            model: The original.
+            small: The network that `secateur.cut` made of it by this plan.
+
+        Raises:
+            ArgumentError: The optimiser is not of the original's parameters or keeps other state (L-BFGS, factored
+                moments), or the small network does not fit the plan.
+        """
+        require_instance("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
+        model, small = require_model(model), require_model(small)
+        units = self._units(model)
+        return StateTransfer(model, small, units, keep_mask_of(units, self.kept), self.biases).optimizer(optimizer)
+
+    def _units(self, model: nn.Module) -> Units:
+        return units_of_sets(require_model(model), self.inputs or InputSpec.guess(model), self.kept.keys())
 
     def to_json(self) -> str:
         """Return the whole plan as JSON; `from_json` reads it."""
@@ -309,34 +333,5 @@ class Plan:
     def _row(self, n: int) -> tuple[object, ...]:
         state = self.states[n]
         last, predicted = (f"{state.set}[{state.index}]", state.predicted) if isinstance(state, Step) else ("", None)
-        accuracy = accuracy_of(state.accuracy, self.basis)
-        return (
-            n,
-            last,
-            three_digits(predicted),
-            three_digits(state.loss),
-            accuracy,
-            state.params,
-            format_bytes(state.bytes),
-        )
-
-
-def _indices(name: str, indices: Iterable[int]) -> tuple[int, ...]:
-    """Return the indices that stay of one unit set, in order.
-
-    Raises:
-        ArgumentError: The unit set is not given by its name.
-        PlanError: They are negative or repeated, none is left, or they are no whole numbers.
-    """
-    require_instance("kept", name, str, "names of unit sets, each a str")
-    expected = f"kept[{name!r}]: expected one or more different indices from 0, got "
-    try:
-        listed = list(indices)
-        chosen = tuple(sorted(map(operator.index, listed)))
-    except TypeError:
-        raise PlanError(f"{expected}{indices!r}") from None
-    if any(isinstance(index, bool) or getattr(index, "dtype", None) == torch.bool for index in listed):
-        raise PlanError(f"{expected}a mask of True and False")
-    if not chosen or chosen[0] < 0 or len(set(chosen)) < len(chosen):
-        raise PlanError(f"{expected}{list(chosen)}")
-    return chosen
+        quality = three_digits(predicted), three_digits(state.loss), accuracy_of(state.accuracy, self.basis)
+        return n, last, *quality, state.params, format_bytes(state.bytes)

@@ -6,7 +6,7 @@ import os
 from tempfile import TemporaryFile
 
 from secateur.arguments import require_path
-from secateur.errors import ArgumentError, ArtifactError
+from secateur.errors import ArgumentError, PathError
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -14,7 +14,7 @@ def check_picture(path: str | os.PathLike[str]) -> None:
 
     Raises:
         ArgumentError: It ends in something else than .png.
-        ArtifactError: Its folder does not exist or cannot be written to.
+        PathError: Its folder does not exist or cannot be written to.
     """
     _check_file(path, "pictures", ".png")
 
@@ -24,7 +24,7 @@ def check_page(path: str | os.PathLike[str]) -> None:
 
     Raises:
         ArgumentError: It ends in something else than .html or .htm.
-        ArtifactError: Its folder does not exist or cannot be written to.
+        PathError: Its folder does not exist or cannot be written to.
     """
     _check_file(path, "pages", ".html", ".htm")
 
@@ -39,15 +39,15 @@ def _check_file(path: str | os.PathLike[str], what: str, *suffixes: str) -> None
 
     Raises:
         ArgumentError: It is no path, or ends in something else.
-        ArtifactError: Its folder does not exist or cannot be written to.
+        PathError: Its folder does not exist or cannot be written to.
     """
     path = require_path(path)
     if path.suffix.lower() not in suffixes:
         suffix = path.suffix or "no extension"
         raise ArgumentError(f"{path}: {what} are written as {' or '.join(suffixes)}, not as {suffix!r}")
     if path.is_dir():
-        raise ArtifactError(f"{path}: cannot be written, it is a folder")
+        raise PathError(f"{path}: cannot be written, it is a folder")
     try:
         TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from error
+        raise PathError(f"{path}: cannot be written ({error.strerror})") from error

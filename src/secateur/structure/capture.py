@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from secateur.errors import DataError, ModelError
+from secateur.errors import DataError, InputsError, ModelError
 from secateur.structure.axis import BATCH
 from secateur.structure.calls.tensor_spec import Free
 from secateur.structure.export import Exported, FixedSizeError, export_model, first_line, is_check
@@ -222,7 +222,7 @@ def eval_outputs(model: nn.Module, call: Call) -> Any:
     """Return the model's outputs in eval mode.
 
     Raises:
-        ModelError: It does not run on these inputs.
+        InputsError: It does not run on these inputs.
     """
     try:
         inspect.signature(model.forward).bind(*call[0], **call[1])
@@ -230,7 +230,7 @@ def eval_outputs(model: nn.Module, call: Call) -> Any:
             return call_model(model, call)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(call))
-        raise ModelError(
+        raise InputsError(
             f"{type(model).__name__} does not run on the inputs given, of shape {shapes}: {first_line(error)}"
         ) from error
 
