@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.artifacts import safetensors
 from secateur.artifacts.measure import Sizes
+from secateur.artifacts.pretrained import save_pretrained
 from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.planning.plan import Plan
 from secateur.planning.weight_plan import WeightPlan
@@ -66,6 +67,21 @@ class Result:
             return safetensors.save(self.model, self.plan, path)
         safetensors.check_path(path)
         return safetensors.save_bytes(weights_to_bytes(self.model, self.plan.masks, self.plan.inputs), path)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> int:
+        """Write a network of Hugging Face's as a folder that `from_pretrained` loads, and return the number of bytes.
+
+        Neither Secateur nor the plan is needed there: the configuration has the numbers of what is left, for each layer
+        where they differ. The folder is loaded and compared with the network before it takes its name.
+
+        Args:
+            folder: A new or empty folder.
+
+        Raises:
+            ArgumentError: The network is none of Hugging Face's, or the form of its inputs is not known.
+            ArtifactError: The folder cannot be written or is not empty, or no configuration says the sizes left.
+        """
+        return save_pretrained(self.model, self.plan.inputs, folder)
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write what happened as one .html file that needs nothing else, whole or not at all.

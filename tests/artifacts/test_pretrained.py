@@ -1,0 +1,210 @@
+"""Folders that `from_pretrained` loads in a process without Secateur.
+
+Covers also secateur.artifacts.config_search and secateur.artifacts.resized_class.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.artifacts.pretrained import save_pretrained
+from secateur.errors import ArgumentError, ArtifactError
+from secateur.structure.inputs import InputSpec
+from secateur_experiments.bench.suite.run import importable
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+GROUPED = {**TEXT, "num_key_value_heads": 2, "eos_token_id": None}
+IMAGES = {**{k: v for k, v in TEXT.items() if k not in ("vocab_size", "max_position_embeddings")}, "image_size": 16}
+SMALL_T5 = {
+    "vocab_size": 64, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4,
+    "decoder_start_token_id": 0, "eos_token_id": None,
+}  # fmt: skip
+MODELS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
+    "Llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED),
+    "Qwen2": ("Qwen2ForCausalLM", "Qwen2Config", GROUPED),
+    "BERT": ("BertModel", "BertConfig", TEXT),
+    "ViT": ("ViTModel", "ViTConfig", {**IMAGES, "patch_size": 4}),
+    "T5": ("T5ForConditionalGeneration", "T5Config", SMALL_T5),
+}
+AUTO = {
+    "Llama": "AutoModelForCausalLM", "Qwen2": "AutoModelForCausalLM", "BERT": "AutoModel", "ViT": "AutoModel",
+    "T5": "AutoModelForSeq2SeqLM",
+}  # fmt: skip
+FEED_FORWARD = ("mlp.gate_proj", "mlp.fc1", "intermediate.dense", "DenseReluDense.wi")
+FRESH = """
+import sys
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "secateur":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nowhere())
+shim, auto, folder, given, got = sys.argv[1:]
+if shim:
+    sys.path.insert(0, shim)
+    import tvshim
+import torch, transformers
+call = torch.load(given)
+model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+with torch.no_grad():
+    result = {"output": model(**call)[0], "kind": type(model).__name__}
+    if model.can_generate():
+        result["tokens"] = model.generate(call["input_ids"], max_new_tokens=5, min_new_tokens=5, do_sample=False)
+torch.save(result, got)
+"""
+
+
+def transformers_of_the_zoo() -> Any:
+    importable(os.environ.get("ZOO_DIR"))
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    try:
+        transformers.LlamaForCausalLM  # noqa: B018 - whose module imports torchvision
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    return transformers
+
+
+def made(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    transformers = transformers_of_the_zoo()
+    kind, config, numbers = MODELS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**numbers)).eval()
+    if name == "ViT":
+        return model, {"pixel_values": torch.randn(2, 3, 16, 16)}
+    ids = torch.randint(3, 60, (2, 9))
+    return model, {"input_ids": ids, "decoder_input_ids": ids[:, :5]} if name == "T5" else {"input_ids": ids}
+
+
+def kept_by(model: nn.Module, call: Any, count: Callable[[str, int, int], int]) -> sc.Plan:
+    units = sc.find_units(model, call)
+    kept = {s.name: range(count(s.name, s.size, i)) for i, s in enumerate(units)}
+    return sc.Plan.from_kept(kept, call)
+
+
+def uniform(name: str, size: int, _: int) -> int:
+    """Feed-forward widths and heads that are grouped: the same numbers in all layers, half of them."""
+    grouped = name.endswith("q_proj[0]") and size == 2
+    return size // 2 if name.endswith(FEED_FORWARD) or grouped else size
+
+
+def unequal(_: str, size: int, i: int) -> int:
+    return max(1, size // 2 - i % 3)
+
+
+def reloaded(name: str, folder: Path, call: Any, tmp_path: Path) -> dict[str, Any]:
+    given, got = tmp_path / "given", tmp_path / "got"
+    torch.save(call, given)
+    where = os.environ.get("ZOO_DIR", "")
+    shim = where if Path(where, "tvshim.py").is_file() else ""
+    command = [sys.executable, "-c", FRESH, shim, AUTO[name], str(folder), str(given), str(got)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result: dict[str, Any] = torch.load(got)
+    return result
+
+
+def assert_the_same(small: Any, result: dict[str, Any], call: Any) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(result["output"], small(**call)[0], rtol=1e-6, atol=1e-6)
+        if small.can_generate():
+            tokens = small.generate(call["input_ids"], max_new_tokens=5, min_new_tokens=5, do_sample=False)
+            assert torch.equal(result["tokens"], tokens)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_widths_are_numbers_of_the_configuration(name: str, tmp_path: Path) -> None:
+    model, call = made(name)
+    small = sc.cut(model, kept_by(model, call, uniform))
+    folder = tmp_path / "small"
+    written = save_pretrained(small, InputSpec.of(((), call)), folder)
+    assert written == sum(file.stat().st_size for file in folder.iterdir())
+    assert not list(folder.glob("*.py"))
+    result = reloaded(name, folder, call, tmp_path)
+    assert result["kind"] == type(model).__name__
+    assert_the_same(small, result, call)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODELS)
+def test_widths_of_each_layer_come_with_a_file_of_code(name: str, tmp_path: Path) -> None:
+    model, call = made(name)
+    small = sc.cut(model, kept_by(model, call, unequal))
+    folder = tmp_path / "small"
+    save_pretrained(small, InputSpec.of(((), call)), folder)
+    assert [file.name for file in folder.glob("*.py")] == ["modeling_resized.py"]
+    result = reloaded(name, folder, call, tmp_path)
+    assert result["kind"] == f"Resized{type(model).__name__}"
+    assert_the_same(small, result, call)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_configuration_has_the_numbers_of_what_is_left(tmp_path: Path) -> None:
+    model, call = made("Qwen2")
+    small = sc.cut(model, kept_by(model, call, uniform))
+    save_pretrained(small, InputSpec.of(((), call)), tmp_path / "small")
+    config = transformers_of_the_zoo().AutoConfig.from_pretrained(tmp_path / "small")
+    numbers = config.intermediate_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    assert numbers == (24, 2, 1, 8)
+    assert (config.hidden_size, config.vocab_size) == (32, 64)
+    assert model.config.intermediate_size == 48
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_result_is_written_and_files_of_the_tokenizer_are_copied(tmp_path: Path) -> None:
+    model, call = made("Llama")
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "tokenizer.json").write_text("{}")
+    again = type(model).from_pretrained(tmp_path / "whole").eval()
+    result = sc.shrink(again, call, "output", sc.Budget(remove_units=4), progress=False)
+    result.save_pretrained(tmp_path / "small")
+    assert (tmp_path / "small" / "tokenizer.json").read_text() == "{}"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "whole"]
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_other_networks_are_refused(tmp_path: Path) -> None:
+    spec = InputSpec.of(((torch.zeros(2, 3),), {}))
+    with pytest.raises(ArgumentError) as raised:
+        save_pretrained(nn.Linear(3, 2), spec, tmp_path / "a")
+    assert str(raised.value) == "Linear has no configuration and no from_pretrained: use save"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_a_file_of_code_unequal_widths_are_refused_and_named(tmp_path: Path) -> None:
+    model, call = made("BERT")
+    small = sc.cut(model, kept_by(model, call, lambda name, n, i: n - i if name.endswith("dense") else n))
+    with pytest.raises(ArtifactError) as raised:
+        save_pretrained(small, InputSpec.of(((), call)), tmp_path / "small", code=False)
+    assert str(raised.value) == (
+        f"{tmp_path / 'small'}: no numbers in BertConfig say the sizes left: encoder.layer.0.intermediate.dense.weight "
+        "(48 → 46), encoder.layer.0.intermediate.dense.bias (48 → 46), encoder.layer.0.output.dense.weight (48 → 46) "
+        "and 3 more; keep such sets whole with Budget(protect=...), or remove the same number from every layer with "
+        "Budget(scope='uniform')"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    model, call = made("BERT")
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(ArtifactError) as raised:
+        save_pretrained(model, InputSpec.of(((), call)), tmp_path)
+    assert str(raised.value) == f"{tmp_path}: is no empty folder"
+    assert [p.name for p in tmp_path.iterdir()] == ["note"]
