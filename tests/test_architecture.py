@@ -19,7 +19,7 @@ ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
     "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference", "structure",
     "own_code",
-    "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "cutting", "artifacts",
+    "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "refinement", "cutting", "artifacts",
     "reporting", "result", "weight_pruning", "ordering", "estimating", "retraining", "shrinking", "secateur", "optim",
     "cli_options", "cli",
 ]  # fmt: skip

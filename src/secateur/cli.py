@@ -85,6 +85,7 @@ def shrink(
     weighting: opt.Weighting = "ggn",
     recalibrate: opt.Recalibrate = False,
     add_bias: opt.AddBias = False,
+    refine: opt.Refine = "0",
     max_memory: opt.MaxMemory = None,
     seed: opt.Seed = 0,
     estimate: opt.Estimate = False,
@@ -103,7 +104,10 @@ def shrink(
     batches = _data(network, data, loss)
     validation_data = None if validation is None else _data(network, validation, loss)
     train = None if retrain is None else find_function("--retrain", retrain)
-    fitting: dict[str, Any] = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
+    fitting: dict[str, Any] = {
+        "ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias,
+        "refine": int(refine) if refine.isdecimal() else refine,
+    }  # fmt: skip
     options: dict[str, Any] = {
         "units": find_units(network, first_inputs(batches), include), "criterion": criterion, "ranking": ranking,
         "threshold": threshold, "validation": validation_data, "shortlist": shortlist, "refresh": refresh,
