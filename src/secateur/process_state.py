@@ -58,6 +58,22 @@ def as_exported() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def asked(note: Callable[[], None]) -> Iterator[None]:
+    """Call a function whenever a module asks whether torch.export or torch.compile runs it."""
+
+    def noting(answer: Callable[[], bool]) -> Callable[[], bool]:
+        def ask() -> bool:
+            note()
+            return answer()
+
+        return ask
+
+    compiling, exporting = noting(torch.compiler.is_compiling), noting(torch.compiler.is_exporting)
+    with patch.multiple("torch.compiler", is_compiling=compiling, is_exporting=exporting):
+        yield
+
+
 def one_at_a_time(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
     """Let a function wait until no function so marked runs in another thread.
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from secateur.cutting.captured_forward import replace_forward
 from secateur.own_code.differentiable import is_differentiable
-from secateur.own_code.module_calls import ModuleCall, record_calls, same_at_other_sizes
+from secateur.own_code.module_calls import ModuleCall, same_at_other_sizes
 from secateur.own_code.probe_weights import holding, probe_weights
 from secateur.own_code.trial import OwnCode
 from secateur.structure.capture import evaluating
@@ -34,7 +34,7 @@ def settle_modules(model: nn.Module, small: nn.Module, units: Units, sliced: Sli
     named, writes, allowed = named_tensors(model), has_writes(units.captured.graph), tolerance(model)
     weights = {name: value.to(named[name].dtype) for name, value in probe_weights(model).items()}
     with holding(model, weights), evaluating(model), torch.no_grad():
-        code = OwnCode(model, units, record_calls(model, units.captured, call, allowed), allowed)
+        code = OwnCode.of(model, units, call, allowed)
         plain = same_at_other_sizes(model, units.captured, call)
         for module_call in list(code.calls):
             precise, module = code.precise(module_call), small.get_submodule(module_call.name)

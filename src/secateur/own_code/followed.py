@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.own_code.attribute_search import runs_of
-from secateur.own_code.module_calls import ModuleCall, record_calls
+from secateur.own_code.module_calls import ModuleCall
 from secateur.own_code.trial import Outcome, OwnCode
 from secateur.structure.axis import Axis, count, expand, find, fix, leaves, unify
 from secateur.structure.capture import evaluating
@@ -80,7 +80,7 @@ def _limits(model: nn.Module, units: Units, call: Call) -> Limits:
     limits, kinds = Limits(), dict[object, list[Limit] | None]()
     with evaluating(model), torch.no_grad():
         allowed = tolerance(model)
-        code = OwnCode(model, units, record_calls(model, units.captured, call, allowed), allowed)
+        code = OwnCode.of(model, units, call, allowed)
         for module_call in list(code.calls):
             module = _Module(code, module_call, units, limits)
             if module.sets:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_structure
 
-from secateur.process_state import as_exported
+from secateur.process_state import asked, own_forwards
 from secateur.structure.calls.tensor_spec import TensorSpec
 from secateur.structure.calls.trees import pack
 from secateur.structure.capture import Captured, twice
@@ -24,6 +25,7 @@ from secateur.structure.inputs import Call, call_on_copies
 from secateur.structure.lengths import one_shorter
 
 COMPARED = 64  # numbers of a tensor, before all are
+State = Callable[[], contextlib.AbstractContextManager[None]]
 PLAIN = (bool, int, float, str, type(None))  # arguments that are no tensors
 
 
@@ -77,14 +79,20 @@ class Recording:
         calls: The calls of submodules that are called once, with tensors and plain values, innermost first.
         values: The graph's values there.
         bound: The value of each placeholder.
+        state: How the model was run.
+        asking: The modules whose code asked whether it is traced, and those around them.
     """
 
     calls: list[ModuleCall]
     values: dict[fx.Node, Any]
     bound: dict[fx.Node, Any]
+    state: State
+    asking: set[str]
 
 
-def record_calls(model: nn.Module, captured: Captured, call: Call, allowed: float) -> Recording:
+def record_calls(
+    model: nn.Module, captured: Captured, call: Call, allowed: float, state: State = own_forwards
+) -> Recording:
     """Return the calls of all submodules that the graph tells.
 
     Cost: a forward pass of the model and of the graph.
@@ -94,12 +102,13 @@ def record_calls(model: nn.Module, captured: Captured, call: Call, allowed: floa
         captured: Its graph.
         call: The inputs.
         allowed: How far rounding may take the graph's values from the model's, relative to the largest.
+        state: How the model is run.
     """
     values = bind(captured, model, call)
     run = _Run(captured.graph)
     with noise_of(captured):
         run.run(*values)
-        watched = _watched(model, call)
+        watched, asking = _watched(model, call, state)
     model.train()  # modules drop what they made of their weights in the call: trials have others
     model.eval()
     known = _Known(captured.graph, run.seen, allowed)
@@ -107,7 +116,9 @@ def record_calls(model: nn.Module, captured: Captured, call: Call, allowed: floa
     found = sorted((c for c in calls if c is not None), key=lambda module_call: -module_call.name.count("."))
     kept = {node for module_call in found for node in module_call.nodes}
     placeholders = dict(zip(captured.graph.find_nodes(op="placeholder"), values, strict=True))
-    return Recording(found, {node: value for node, value in run.seen.items() if node in kept}, placeholders)
+    return Recording(
+        found, {node: value for node, value in run.seen.items() if node in kept}, placeholders, state, asking
+    )
 
 
 def noise_of(captured: Captured) -> contextlib.AbstractContextManager[Any]:
@@ -125,7 +136,7 @@ def same_at_other_sizes(model: nn.Module, captured: Captured, call: Call) -> set
 
 
 def _plain_values(model: nn.Module, call: Call) -> dict[str, list[Any]]:
-    seen = _watched(model, call)
+    seen, _ = _watched(model, call, own_forwards)
     both = {name: [*values.inputs, *values.outputs] for name, values in seen.items()}
     plain = {name: [value for value in values if not isinstance(value, Tensor)] for name, values in both.items()}
     return {name: values for name, values in plain.items() if all(isinstance(value, PLAIN) for value in values)}
@@ -165,10 +176,14 @@ class _Seen(NamedTuple):
     out_spec: Any
 
 
-def _watched(model: nn.Module, call: Call) -> dict[str, _Seen]:
-    """Return what each submodule takes and returns that is called once; copied, for code may work in place."""
+def _watched(model: nn.Module, call: Call, state: State) -> tuple[dict[str, _Seen], set[str]]:
+    """Return what each submodule takes and returns that is called once, and where code asks whether it is traced.
+
+    Values are copied, for code may work in place.
+    """
     taken: dict[str, list[tuple[list[Any], Any]]] = {}
     seen: dict[str, _Seen] = {}
+    running, asking = [""], set[str]()
 
     def copied(value: Any) -> tuple[list[Any], Any]:
         leaves, spec = tree_flatten(pack(value))
@@ -177,12 +192,14 @@ def _watched(model: nn.Module, call: Call) -> dict[str, _Seen]:
     def before(name: str) -> Any:
         def note(_: nn.Module, args: Any, kwargs: Any) -> None:
             taken.setdefault(name, []).append(copied((args, kwargs)))
+            running.append(name)
 
         return note
 
     def after(name: str) -> Any:
         def note(_: nn.Module, args: Any, result: Any) -> None:  # noqa: ARG001
             seen[name] = _Seen(*taken[name][0], *copied(result))
+            running.pop()
 
         return note
 
@@ -190,12 +207,12 @@ def _watched(model: nn.Module, call: Call) -> dict[str, _Seen]:
     handles = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in named]
     handles += [module.register_forward_hook(after(name)) for name, module in named]
     try:
-        with as_exported():
+        with state(), asked(lambda: asking.update(running)):
             call_on_copies(model, call)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: values for name, values in seen.items() if len(taken[name]) == 1}
+    return {name: values for name, values in seen.items() if len(taken[name]) == 1}, asking
 
 
 def copied_leaf(value: Any) -> Any:

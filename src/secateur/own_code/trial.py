@@ -19,7 +19,16 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.own_code.attribute_search import Choice, Slot, choices, is_a_layer, sizes_at, slots, trials
 from secateur.own_code.module_attributes import update_attributes
-from secateur.own_code.module_calls import ModuleCall, Recording, copied_leaf, modules_of, near, noise_of, whole_call
+from secateur.own_code.module_calls import (
+    ModuleCall,
+    Recording,
+    copied_leaf,
+    modules_of,
+    near,
+    noise_of,
+    record_calls,
+    whole_call,
+)
 from secateur.process_state import as_exported
 from secateur.structure.axis import BATCH, Axis, expand, leaves
 from secateur.structure.calls.trees import pack, unpack
@@ -82,12 +91,14 @@ class OwnCode:
 
     Attributes:
         double: Whether the code is tried in float64, whatever the model's dtype is.
+        traced: The code as torch.export runs it, which must follow, too; None where it is the same.
         calls: The calls that can be tried alone, innermost first, the whole model last.
     """
 
     def __init__(self, model: nn.Module, units: Units, recording: Recording, allowed: float) -> None:
         self.model, self.units, self.recording, self.allowed = model, units, recording, allowed
         self.double = False
+        self.traced: OwnCode | None = None
         self.calls = [*recording.calls, whole_call(units.captured)]
         self._named = named_tensors(model)
         self._first = {id(tensor): name for name, tensor in self._named.items()}
@@ -96,11 +107,32 @@ class OwnCode:
             for name in {"", *modules_of(node)} if node.op == "call_function" else ():
                 self._nodes_of.setdefault(name, []).append(node)
 
+    @classmethod
+    def of(cls, model: nn.Module, units: Units, call: Call, allowed: float) -> OwnCode:
+        """Return the code of a model's modules, recorded on some inputs."""
+        code = cls(model, units, record_calls(model, units.captured, call, allowed), allowed)
+        if code.recording.asking:
+            traced = record_calls(model, units.captured, call, allowed, as_exported)
+            code.traced = cls(model, units, traced, allowed)
+        return code
+
     def precise(self, call: ModuleCall) -> OwnCode | None:
         """Return what tries a module in float64, or else in the model's dtype; None where it cannot be tried alone."""
-        double = copy.copy(self)
+        single, double = copy.copy(self), copy.copy(self)
         double.double, double.allowed = True, TOLERANCE[torch.float64]
-        return next((code for code in (double, self) if code.works(call)), None)
+        single.traced = double.traced = None
+        code = next((code for code in (double, single) if code.works(call)), None)
+        traced = self._traced(call)
+        if code is not None and self.traced is not None and traced is not None:
+            code.traced = self.traced.precise(traced)
+        return code
+
+    def _traced(self, call: ModuleCall) -> ModuleCall | None:
+        """Return the same module's call as torch.export runs it; None where that is no other."""
+        calls = self.traced.calls if self.traced is not None else []
+        traced = next((other for other in calls if other.name == call.name), None)
+        same = traced is None or (traced.inputs == call.inputs and call.name not in self.recording.asking)
+        return None if same else traced
 
     def works(self, call: ModuleCall) -> bool:
         """Return whether a trial with all units there succeeds, as it should."""
@@ -112,6 +144,9 @@ class OwnCode:
     def drop(self, call: ModuleCall) -> None:
         """Try a module no more alone, but as a part of those around it."""
         self.calls.remove(call)
+        traced = self._traced(call)
+        if self.traced is not None and traced is not None:
+            self.traced.calls.remove(traced)
 
     def nodes(self, call: ModuleCall) -> list[fx.Node]:
         """Return the calls that a module's own code makes, without those of modules within that are tried alone."""
@@ -126,6 +161,13 @@ class OwnCode:
 
     def follows(self, call: ModuleCall, left: KeepMask) -> Outcome:
         """Return whether a module's own code computes with the units left, and with which numbers."""
+        outcome, traced = self._follows(call, left), self._traced(call)
+        if outcome.changes is None or self.traced is None or traced is None:
+            return outcome
+        other = self.traced._follows(traced, left)
+        return other if other.changes is None else Outcome(list(dict.fromkeys([*outcome.changes, *other.changes])))
+
+    def _follows(self, call: ModuleCall, left: KeepMask) -> Outcome:
         original = self.model.get_submodule(call.name)
         if is_a_layer(original) and not self._choices(call, original, left):
             return Outcome([])  # right by its attributes
@@ -144,8 +186,9 @@ class OwnCode:
         return in_double(value) if self.double else value
 
     def arguments(self, call: ModuleCall, values: Mapping[fx.Node, Any]) -> Call:
-        """Return the arguments of a call, with copies of the values of its inputs."""
-        flat = [c if n is None else copied_leaf(values[n]) for n, c in zip(call.inputs, call.constants, strict=True)]
+        """Return the arguments of a call: copies, which its code may change."""
+        leaves = (c if n is None else values[n] for n, c in zip(call.inputs, call.constants, strict=True))
+        flat = [copied_leaf(leaf) for leaf in leaves]
         args, kwargs = unpack(tree_unflatten(flat, call.in_spec))
         return args, kwargs
 
@@ -243,7 +286,7 @@ class _Part:
         call = self.call
         args, kwargs = self.code.arguments(call, self.values)
         try:
-            with torch.no_grad(), as_exported(), noise_of(self.code.units.captured):
+            with torch.no_grad(), self.code.recording.state(), noise_of(self.code.units.captured):
                 returned = module(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, its code cannot follow
             return _line_of(error)
