@@ -60,8 +60,9 @@ def cut(
     With data to compensate on, the layers that summed removed units up first get the weights and biases with which
     they best give what they gave before, W ← (ÃᵀÃ/N + λI)⁻¹ (ÃᵀZ/N + λW), in order of execution: Ã is what the network
     without the units, fitted so far, delivers, Z what the layer gave in the original. No gradient step, and of labels
-    nothing but the curvature of a loss in the last layer. A plan whose compensation says `refine` is refined, too. Cost: two forward passes of the data, the products of the
+    nothing but the curvature of a loss in the last layer. Cost: two forward passes of the data, the products of the
     layers' inputs, and a factorisation for each layer. Layers before all removed units keep their weights bit by bit.
+    Where the plan or `refine` says so, a few training steps on all weights follow (see `secateur.Compensation`).
 
     Args:
         model: The network; never touched.

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,9 +16,11 @@ from torch.func import jvp
 from torch.utils._pytree import tree_map
 
 from secateur.curvature.loss_factors import backward, float_outputs
+from secateur.errors import ModelError
 from secateur.objective.data import Batch
 from secateur.refinement.small_network import SmallNetwork, Tensors
 from secateur.refinement.teacher import Teacher
+from secateur.structure.export import first_line
 
 
 class Distance:
@@ -70,8 +72,33 @@ class Distance:
         def outputs(changed: Tensors) -> tuple[Tensor, ...]:
             return tuple(float_outputs(self.network.run(changed, batch.call)))
 
-        moved: tuple[Tensor, ...] = jvp(outputs, (parameters,), (vector,))[1]
+        try:
+            moved: tuple[Tensor, ...] = jvp(outputs, (parameters,), (vector,))[1]
+        except NotImplementedError:  # an operation that cannot be differentiated forwards
+            moved = _moved_by_two_passes(outputs, parameters, vector)
         return moved
+
+
+def _moved_by_two_passes(
+    outputs: Callable[[Tensors], tuple[Tensor, ...]], parameters: Tensors, vector: Tensors
+) -> tuple[Tensor, ...]:
+    """Return J v as the derivative of uᵀJ v in u: two passes backwards.
+
+    Raises:
+        ModelError: An operation cannot be differentiated twice either.
+    """
+    leaves = leaves_of(parameters)
+    out = outputs(leaves)
+    u = [torch.zeros_like(o, requires_grad=True) for o in out]
+    options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    try:
+        slopes = torch.autograd.grad(out, list(leaves.values()), u, create_graph=True, **options)
+        return torch.autograd.grad(slopes, u, list(vector.values()), **options)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            "refine: an operation of the model can be differentiated neither forwards nor twice "
+            f"({first_line(error)}); refine=0 fits without it"
+        ) from error
 
 
 def zeros(parameters: Tensors) -> Tensors:

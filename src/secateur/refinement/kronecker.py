@@ -49,6 +49,11 @@ class _Factors(NamedTuple):
     a: tuple[Tensor, Tensor]
     b: tuple[Tensor, Tensor]
 
+    @property
+    def names(self) -> list[str]:
+        """The layer's parameters."""
+        return _names(self.layer)
+
     def solve(self, vector: Tensors, damping: float) -> Tensors:
         """Return (A ⊗ B + λI)⁻¹ v for the layer's weight and bias."""
         layer, (a, left), (b, right) = self.layer, self.a, self.b
@@ -101,6 +106,8 @@ class Kronecker:
         factors = [
             _Factors(s.layer, _spectrum(s.inputs / s.rows), _spectrum(s.slopes / distance.samples)) for s in sums
         ]
+        for f in factors:
+            scales |= dict.fromkeys(f.names, (f.a[0].mean() * f.b[0].mean()).item())
         return cls(scales, factors)
 
     def mean(self, parameters: Tensors) -> float:
@@ -116,10 +123,13 @@ class Kronecker:
         return solved
 
 
+def _names(layer: Layer) -> list[str]:
+    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+
+
 def _has_factors(layer: Layer, parameters: Tensors) -> bool:
     """Return whether weight and bias are both trained, and the factors small enough."""
-    names = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
-    trained = all(name in parameters for name in names)
+    trained = all(name in parameters for name in _names(layer))
     return trained and max(layer.matrix(parameters[layer.weight]).shape) < LARGEST
 
 
