@@ -177,13 +177,15 @@ class _Module:
     def _tried(self, sets: Sequence[Axis], ties: Sequence[Tie]) -> Outcome:
         """Return whether the code follows when each of these sets has lost another number of units.
 
-        Two ways of losing them are tried: one alone may fit by chance.
+        Three ways of losing them are tried: one alone may fit by chance, and a single unit that is left fits anywhere.
         """
-        outcome = self._follows(sets, ties, 1)
-        return outcome if outcome.changes is None else self._follows(sets[::-1], ties, 2)
+        outcome = Outcome([])
+        for left in _ways(sets):
+            if outcome.changes is not None:
+                outcome = self._follows(left, ties)
+        return outcome
 
-    def _follows(self, sets: Sequence[Axis], ties: Sequence[Tie], least: int) -> Outcome:
-        left = {leaf: leaf.size - min(leaf.size - 1, least + i % FEWER) for i, leaf in enumerate(sets)}
+    def _follows(self, left: Mapping[Axis, int], ties: Sequence[Tie]) -> Outcome:
         masks = {leaf: torch.arange(leaf.size) < n for leaf, n in left.items()}
         for first, *others in (*self.limits.ties, *ties):
             if any(leaf in masks for run in (first, *others) for leaf in run.sets):
@@ -194,6 +196,14 @@ class _Module:
                     masks |= {leaf: _units_at(run.axis, leaf, positions) for leaf in run.sets}
         kept = {leaf: mask for leaf, mask in masks.items() if leaf not in self.limits.fixed}
         return self.code.follows(self.call, KeepMask(kept))
+
+
+def _ways(sets: Sequence[Axis]) -> Iterator[dict[Axis, int]]:
+    """Yield numbers of units that are left of each set: other numbers less; then one less, but more than one."""
+    for least, ordered in ((1, sets), (2, sets[::-1])):
+        yield {leaf: leaf.size - min(leaf.size - 1, least + i % FEWER) for i, leaf in enumerate(ordered)}
+    if any(leaf.size < FEWER + 3 for leaf in sets):
+        yield {leaf: leaf.size - (leaf.size > 2) for leaf in sets}
 
 
 def _units_at(axis: Axis, leaf: Axis, positions: Tensor) -> Tensor:
