@@ -19,9 +19,9 @@ ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
     "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference", "structure",
     "own_code",
-    "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "cutting", "artifacts",
-    "reporting", "result", "weight_pruning", "ordering", "estimating", "retraining", "shrinking", "secateur", "optim",
-    "cli_options", "commands", "cli",
+    "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "refinement", "cutting",
+    "artifacts", "reporting", "result", "weight_pruning", "ordering", "estimating", "retraining", "shrinking",
+    "secateur", "optim", "cli_options", "commands", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ROOMS = [

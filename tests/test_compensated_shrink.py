@@ -259,7 +259,7 @@ def test_a_plan_with_a_bias_for_something_else_is_refused(name: str) -> None:
 def test_settings_without_data_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError) as raised:
         sc.cut(no_bias(), Plan.from_kept({"0": [0, 1]}), **given)
-    assert str(raised.value) == "ridge, weighting, recalibrate and add_bias: are for compensate=data"
+    assert str(raised.value) == "ridge, weighting, recalibrate, add_bias and refine: are for compensate=data"
 
 
 @pytest.mark.parametrize(("given", "name"), [({"ridge": 1e-3}, "ridge"), ({"weighting": "none"}, "weighting")])

@@ -81,6 +81,7 @@ def shrink(
     weighting: opt.Weighting = "ggn",
     recalibrate: opt.Recalibrate = False,
     add_bias: opt.AddBias = False,
+    refine: opt.Refine = "0",
     max_memory: opt.MaxMemory = None,
     seed: opt.Seed = 0,
     estimate: opt.Estimate = False,
@@ -102,7 +103,10 @@ def shrink(
     batches = _data(network, data, loss)
     validation_data = None if validation is None else _data(network, validation, loss)
     train = None if retrain is None else find_function("--retrain", retrain)
-    fitting: dict[str, Any] = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
+    fitting: dict[str, Any] = {
+        "ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias,
+        "refine": int(refine) if refine.isdecimal() else refine,
+    }  # fmt: skip
     order: dict[str, Any] = {
         "criterion": criterion, "ranking": ranking, "threshold": threshold, "shortlist": shortlist,
         "refresh": refresh, "swaps": swaps,

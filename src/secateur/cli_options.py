@@ -138,6 +138,12 @@ Ridge = Annotated[
 Weighting = Annotated[str, typer.Option(help="ggn, or none: whether the loss's curvature weighs samples in that")]
 Recalibrate = Annotated[bool, typer.Option("--recalibrate", help="estimate BatchNorm's statistics again")]
 AddBias = Annotated[bool, typer.Option("--add-bias", help="give layers without a bias one, to make up with")]
+Refine = Annotated[
+    str,
+    typer.Option(
+        help="Gauss-Newton steps on all weights left, after the fit: a number, or auto until they gain no more"
+    ),
+]
 Seed = Annotated[int, typer.Option(help="of criteria that draw random numbers")]
 
 

@@ -144,6 +144,9 @@ class Compensation:
         recalibrate: Whether BatchNorm's statistics are estimated again on the data.
         add_bias: Whether layers that sum units up and have no bias get one.
         fit: Whether weights are fitted at all; False, with `recalibrate`, for BatchNorm's statistics alone.
+        refine: The number of damped Gauss-Newton steps on all weights that stay, after the fit, towards the original's
+            own outputs (`secateur.refinement`); "auto" until samples held out gain no more. A training step, without
+            labels or a learning rate.
 
     Raises:
         ArgumentError: A setting is not possible, or has no meaning without a fit.
@@ -157,8 +160,11 @@ class Compensation:
     recalibrate: bool = False
     add_bias: bool = False
     fit: bool = True
+    refine: int | str = 0
 
     def __post_init__(self) -> None:
+        if self.refine != "auto":
+            require_whole("refine", self.refine, 0, "a number of steps, or 'auto'")
         _choose("weighting", self.weighting, WEIGHTINGS)
         number = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
         if self.ridge is not None and not (number and 0 < self.ridge < math.inf):
@@ -171,7 +177,7 @@ class Compensation:
             self._check_without_fit()
 
     def _check_without_fit(self) -> None:
-        for name in ("ridge", "weighting", "add_bias"):
+        for name in ("ridge", "weighting", "add_bias", "refine"):
             if getattr(self, name) != getattr(Compensation, name):
                 raise ArgumentError(f"{name}: is for compensate=True")
         if not self.recalibrate:

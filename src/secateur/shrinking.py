@@ -64,6 +64,7 @@ def shrink(
     weighting: str = "ggn",
     recalibrate: bool = False,
     add_bias: bool = False,
+    refine: int | str = 0,
 ) -> Result:
     """Return a smaller network within the budget, proven to compute what the gated original does.
 
@@ -112,6 +113,7 @@ def shrink(
         weighting: As for `cut`.
         recalibrate: As for `cut`; also without `compensate`.
         add_bias: As for `cut`.
+        refine: As for `cut`.
 
     Raises:
         ArgumentError: A name is unknown, a budget of quality cannot be measured, or an argument is for another
@@ -131,7 +133,9 @@ def shrink(
     """
     require_budget(budget)
     require_flag("progress", progress)
-    fitting = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
+    fitting = {
+        "ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias, "refine": refine,
+    }  # fmt: skip
     order: dict[str, Any] = {
         "ranking": ranking, "threshold": threshold, "shortlist": shortlist, "refresh": refresh, "swaps": swaps
     }  # fmt: skip

@@ -19,6 +19,7 @@ from secateur.compensation.targets import (
 )
 from secateur.least_squares.moments import Moments
 from secateur.least_squares.row_ridge import RowMoments, rows_kept
+from secateur.objective.data import Batch
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.held_back import evenly
 from secateur.phases import phase
@@ -50,10 +51,10 @@ class BatchPlace(NamedTuple):
     positions: int = 0
 
 
-def batch_places(gated: GatedLoss) -> list[BatchPlace]:
+def batch_places(batches: Sequence[Batch]) -> list[BatchPlace]:
     """Return the places of all batches."""
-    sizes = [batch.size for batch in gated.batches]
-    masks = [batch.mask for batch in gated.batches]
+    sizes = [batch.size for batch in batches]
+    masks = [batch.mask for batch in batches]
     counts = [0 if mask is None else int(mask.sum()) for mask in masks]
     return [
         BatchPlace(sum(sizes[:i]), size, sum(sizes), mask, sum(counts[:i]), sum(counts))
@@ -184,7 +185,7 @@ def observe(
     operands = {layer: layer.operand(layer.call) for layer in layers}
     draws = draws_of(gated), draws_of(gated)
     with phase("learning moments", len(gated.batches)) as learning:
-        for batch, place in learning.through(zip(gated.cached, batch_places(gated), strict=True)):
+        for batch, place in learning.through(zip(gated.cached, batch_places(gated.batches), strict=True)):
             values = trace_layers(gated, batch, operands.values(), g, list(matrices) or weighted)
             weight = sample_weights(gated, batch, weighted, values, draws[0])
             for layer in layers:

@@ -85,7 +85,7 @@ class Compensator:
         gated = copy.copy(gated)
         gated.generator = torch.Generator().manual_seed(0)  # whatever else is drawn: a function of gates and data
         self.original, self.settings, self.units = gated, settings, gated.units
-        self.ones, self._batches = ones(gated.model, self.units), batch_places(gated)
+        self.ones, self._batches = ones(gated.model, self.units), batch_places(gated.batches)
         self.weights: dict[str, Tensor] = {}
         self._fitted_at: tuple[Tensor, bool] | None = None  # the gates of the last fit, and if it was of all layers
         self.gated = gated.with_weights(self.weights)

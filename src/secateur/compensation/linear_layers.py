@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,10 @@ class Layer:
         """Return W [D, O] as it multiplies rows."""
         return weight if self.linear.inputs_first else weight.flatten(1).t()
 
+    def weight_of(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return the parameter, of this shape, whose W is a matrix [D, O]."""
+        return matrix if self.linear.inputs_first else matrix.t().reshape(shape)
+
     def tensor(self, old: Tensor, inputs: Tensor, outputs: Tensor, matrix: Tensor) -> Tensor:
         """Return the parameter with other numbers [n, o] in some rows and columns of W."""
         new = old.clone(memory_format=torch.contiguous_format)
@@ -124,14 +129,19 @@ class Layer:
         return left.mask(self.inputs).repeat_interleave(self.kernel)
 
 
-def find_layers(units: Units) -> list[Layer]:
-    """Return the layers that sum units up, with parameters of their own as weight and bias, in order of execution."""
+def find_layers(units: Units, every: bool = False) -> list[Layer]:
+    """Return the layers that sum units up, with parameters of their own as weight and bias, in order of execution.
+
+    Args:
+        units: The units.
+        every: Whether layers that take no units are returned, too.
+    """
     consumed = {consumer.node for unit_set in units for consumer in unit_set.consumers}
     names = Counter(units.captured.weights.values())
     layers = []
     for node in units.captured.graph.nodes:
         linear = linear_of(node)
-        if linear is not None and node in consumed and _fits(units, node, linear, names):
+        if linear is not None and (every or node in consumed) and _fits(units, node, linear, names):
             layers.append(_layer(units, node, linear))
     return layers
 

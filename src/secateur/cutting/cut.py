@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.arguments import checked_call, require_instance, require_model
-from secateur.compensation.compensator import compensated
 from secateur.cutting.added_biases import with_biases, without_bias
 from secateur.cutting.captured_forward import replace_forward
+from secateur.cutting.final_fit import fitted_weights
 from secateur.cutting.live_modules import settle_modules
 from secateur.cutting.slices import gates
 from secateur.cutting.verify import Truth, exact_truths, truth
@@ -45,6 +45,7 @@ def cut(
     weighting: str | None = None,
     recalibrate: bool | None = None,
     add_bias: bool | None = None,
+    refine: int | str | None = None,
     max_memory: int | str | None = None,
     mask: Mask | None = None,
 ) -> nn.Module:
@@ -60,6 +61,7 @@ def cut(
     without the units, fitted so far, delivers, Z what the layer gave in the original. No gradient step, and of labels
     nothing but the curvature of a loss in the last layer. Cost: two forward passes of the data, the products of the
     layers' inputs, and a factorisation for each layer. Layers before all removed units keep their weights bit by bit.
+    Where the plan or `refine` says so, a few training steps on all weights follow (see `secateur.Compensation`).
 
     Args:
         model: The network; never touched.
@@ -68,10 +70,11 @@ def cut(
             loss; None to leave all weights as they are.
         loss: As for `secateur.score`: samples then count by its curvature in a last layer of few outputs, as they do in
             `secateur.shrink`.
-        ridge: As for `secateur.Compensation`, like the next three; None for the plan's setting, or the default.
+        ridge: As for `secateur.Compensation`, like the next four; None for the plan's setting, or the default.
         weighting: As for `secateur.Compensation`.
         recalibrate: As for `secateur.Compensation`.
         add_bias: As for `secateur.Compensation`.
+        refine: As for `secateur.Compensation`.
         max_memory: As for `secateur.score`.
         mask: As for `secateur.rank`.
 
@@ -92,7 +95,9 @@ def cut(
     """
     model = require_model(model)
     require_instance("plan", plan, Plan, "a secateur.Plan")
-    changed = {"ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias}
+    changed = {
+        "ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias, "refine": refine,
+    }  # fmt: skip
     settings = _settings(plan, compensate, {name: value for name, value in changed.items() if value is not None})
     if compensate is None and loss is not None:
         raise ArgumentError("loss: is for compensate=data")
@@ -130,7 +135,7 @@ def _fitted_weights(question: Question, plan: Plan, settings: Compensation) -> d
     """Return the weights that make up for what the plan removes."""
     if plan.basis is not None and plan.basis.where == "held back":
         question = question.holding_back()  # as when the plan was made: no weight is fitted on what judged it
-    return compensated(question.gated, gates(question.model, question.units, plan.kept), settings)
+    return fitted_weights(question.gated, gates(question.model, question.units, plan.kept), settings)
 
 
 def _settings(plan: Plan, data: Any, changed: dict[str, Any]) -> Compensation | None:
@@ -146,7 +151,7 @@ def _settings(plan: Plan, data: Any, changed: dict[str, Any]) -> Compensation | 
         )
     if data is None:
         if changed:
-            raise ArgumentError("ridge, weighting, recalibrate and add_bias: are for compensate=data")
+            raise ArgumentError("ridge, weighting, recalibrate, add_bias and refine: are for compensate=data")
         return None
     return dataclasses.replace(plan.compensation or Compensation(), **changed)
 

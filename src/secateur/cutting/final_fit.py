@@ -1,4 +1,4 @@
-"""The last fit: the weights at a plan's end, which make up for all units that are gone."""
+"""The last fit: the weights at a plan's end, which make up for all units that are gone, and their refinement."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import dataclasses
 
 from torch import Tensor
 
-from secateur.compensation.compensator import Compensator
+from secateur.compensation.compensator import Compensator, compensated
 from secateur.cutting.slices import gates
+from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.question import Question
+from secateur.options import Compensation
+from secateur.own_code.probe_weights import holding
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
+from secateur.refinement.refine import refined
 
 
 def fitted_plan(
@@ -30,19 +34,20 @@ def fitted_plan(
     Raises:
         BudgetError: The size asked for is out of reach within the quality asked for.
     """
-    judge = question.judge
+    judge, steps = question.judge, compensator.settings.refine
     while True:
         g = gates(question.model, question.units, plan.kept)
-        anew = compensator.fit(g)
+        anew = compensator.fit(g) or bool(steps)
+        weights = refined(question.gated, g, compensator.weights, steps)
         if not plan.steps or not (judge.has_data and judge.has_loss):
-            return plan, compensator.weights
+            return plan, weights
         if not anew and plan.steps[-1].loss is not None and budget.good_enough(plan.states[0], plan.steps[-1]):
-            return plan, compensator.weights
-        loss, accuracy = judge.with_weights(compensator.weights).measure(g)
+            return plan, weights
+        loss, accuracy = _measure(judge, weights, g) if steps else judge.with_weights(weights).measure(g)
         end = dataclasses.replace(plan.steps[-1], loss=loss, accuracy=accuracy)
         fitted = dataclasses.replace(plan, steps=(*plan.steps[:-1], end))
         if budget.good_enough(fitted.states[0], end):
-            return fitted, compensator.weights
+            return fitted, weights
         if budget.least:
             raise budget.unmet(len(plan.steps) - 1, question.units.total, end)
         plan = plan.prefix(len(plan.steps) - 1)
@@ -57,3 +62,19 @@ def measured_plan(question: Question, plan: Plan) -> Plan:
     return dataclasses.replace(
         plan, steps=(*plan.steps[:-1], dataclasses.replace(plan.steps[-1], loss=loss, accuracy=accuracy))
     )
+
+
+def fitted_weights(gated: GatedLoss, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
+    """Return the parameters and buffers that change when the gates are g [K], by name.
+
+    Raises:
+        ArgumentError: As `Compensator`.
+        DataError: There is no data, or too little, or activations are not finite.
+    """
+    return refined(gated, g, compensated(gated, g, settings), settings.refine)
+
+
+def _measure(judge: GatedLoss, weights: dict[str, Tensor], g: Tensor) -> tuple[float, float | None]:
+    """Return loss and accuracy with other weights anywhere: what no gate changes is another, too."""
+    with holding(judge.model, weights):
+        return judge.on_batches(judge.batches).measure(g)

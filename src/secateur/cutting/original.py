@@ -11,6 +11,7 @@ from secateur.own_code.slices import keep_mask_of
 from secateur.structure.axis import expand, leaves
 from secateur.structure.inputs import named_tensors
 from secateur.structure.keep_mask import KeepMask
+from secateur.structure.sliced_graph import unslice_tensor
 from secateur.structure.unit_set import UnitSet
 from secateur.structure.units import Units
 
@@ -76,12 +77,8 @@ def in_original(model: nn.Module, units: Units, kept: Kept, cut: Mapping[str, Te
         kept: The original's units that the cut network has.
         cut: The cut network's parameters and buffers by name.
     """
-    left, tensors = keep_mask_of(units, kept), {}
-    for name, tensor in named_tensors(model).items():
-        whole = tensor.detach().clone()
-        there = torch.ones((), dtype=torch.bool, device=whole.device)
-        for dim, axis in enumerate(units.axes.get(name, [])):
-            there = there & left.mask(axis).to(whole.device).reshape(-1, *[1] * (whole.ndim - dim - 1))
-        whole[there.expand(whole.shape)] = cut[name].detach().to(whole).flatten()
-        tensors[name] = whole
-    return tensors
+    left = keep_mask_of(units, kept)
+    return {
+        name: unslice_tensor(tensor, cut[name], units.axes.get(name, []), left)
+        for name, tensor in named_tensors(model).items()
+    }

@@ -13,9 +13,13 @@ from secateur.planning.layerwise import TRIALS
 from secateur.planning.loss_curve import spacing
 from secateur.planning.ranking_choice import REMOVAL, Counts, Work, iterative_work
 from secateur.planning.set_curves import SHARES, probe_samples
+from secateur.refinement.conjugate_gradients import STEPS as SOLVED
+from secateur.refinement.kronecker import LARGEST
 
 BACKWARD = 2  # passes that one backward pass is counted as
 TRIED = 3  # ridges of a large layer, where not all are tried
+EXPECTED = 6  # steps of a refinement until it gains no more
+EIGENVECTORS = 10  # products for each number of a matrix and each of its rows
 GATHERED = 128  # columns of an elimination that wait, on average
 SLOW = 8  # how much longer a multiplication takes in a product with one vector
 START, CAPTURE, CALL = 200_000, 6_000, 3_000  # small operations of a capture, and for each call; of a proof for each
@@ -35,7 +39,10 @@ def job_work(job: Job) -> list[Work]:
     else:
         ranked = _scored_once(counts, ranking.criterion)
     fits = TRIALS if ranking.ranking == "layerwise" and not budget.least else 1
-    return [_capture(counts), *ranked, *([_fit(counts, fits)] if counts.layers else []), *_proof(counts)]
+    steps = job.compensation.refine if job.compensation is not None else 0
+    ends = [_fit(counts, fits)] if counts.layers else []
+    ends += [_refining(counts, EXPECTED if steps == "auto" else int(steps))] if steps else []
+    return [_capture(counts), *ranked, *ends, *_proof(counts)]
 
 
 def _capture(counts: Counts) -> Work:
@@ -115,6 +122,14 @@ def _fit(counts: Counts, fits: int) -> Work:
     most = max(map(counts.fit_bytes, counts.layers))
     passes = 2 * counts.one_pass
     return Work("fitting layers", fits * passes, fits * products, fits * solves, 0, most + counts.walk_bytes)
+
+
+def _refining(counts: Counts, steps: int) -> Work:
+    """Return the products with the Gauss-Newton matrix of what is left, and the eigenvectors of the layers' factors."""
+    passes = steps * (SOLVED * (2 + 2 + BACKWARD) + 2 * (1 + BACKWARD)) * counts.one_pass
+    sizes = [round(counts.left * size) for lay in counts.layers for size in (lay.height, lay.outputs.size)]
+    eigenvectors = steps * sum(EIGENVECTORS * size**3 for size in sizes if size < LARGEST)
+    return Work("refining", round(counts.left * passes), 0, eigenvectors, 0, 3 * counts.batch_bytes)
 
 
 def _symmetric(inputs: int) -> int:

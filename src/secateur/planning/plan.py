@@ -322,7 +322,8 @@ class Plan:
         title += f", {self.in_rounds}" if self.rounds else ""
         if self.compensation is None:
             return title
-        return f"{title}, compensated" if self.compensation.fit else f"{title}, BatchNorm recalibrated"
+        refined = " and refined" if self.compensation.refine else ""
+        return f"{title}, compensated{refined}" if self.compensation.fit else f"{title}, BatchNorm recalibrated"
 
     def _measured(self) -> str:
         if self.basis is not None:

@@ -105,6 +105,16 @@ def slice_tensor(tensor: Tensor, axes: Axes, left: KeepMask) -> Tensor:
     return in_format_of(tensor, piece)
 
 
+def unslice_tensor(tensor: Tensor, piece: Tensor, axes: Axes, left: KeepMask) -> Tensor:
+    """Return a copy of a tensor with a piece's values at the positions that are left: `slice_tensor` gives it back."""
+    whole = tensor.detach().clone()
+    there = torch.ones((), dtype=torch.bool, device=whole.device)
+    for dim, axis in enumerate(axes):
+        there = there & left.mask(axis).to(whole.device).reshape(-1, *[1] * (whole.ndim - dim - 1))
+    whole[there.expand(whole.shape)] = piece.detach().to(whole).flatten()
+    return whole
+
+
 def needed_between(inputs: Collection[fx.Node], wanted: Iterable[fx.Node]) -> set[fx.Node]:
     """Return the nodes that must be computed for some values when others are known, with both."""
     needed: set[fx.Node] = set()

@@ -1,0 +1,1 @@
+"""Refinement: all weights that stay, moved towards the original's own outputs."""
