@@ -1,0 +1,66 @@
+"""ONNX, for ONNX Runtime and others: in floats, and in whole numbers of 8 bits with scales found on data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from secateur.structure.inputs import Call, tensors
+
+
+def to_onnx(program: ExportedProgram) -> bytes:
+    """Return the content of an .onnx file that needs no other file."""
+    exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert exported is not None
+    return _without_notes(exported.model_proto)
+
+
+def to_int8_onnx(program: ExportedProgram, calibration: list[Call]) -> bytes:
+    """Return the content of an .onnx file whose weights and values are whole numbers of 8 bits.
+
+    Args:
+        program: The program in floats.
+        calibration: The inputs on which the ranges of values are found.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "quantised"))
+        plain.write_bytes(to_onnx(program))
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        names = [value.name for value in onnx.load(plain).graph.input]
+        quantize_static(
+            prepared, quantised, _Reader(names, calibration), quant_format=QuantFormat.QDQ, per_channel=True
+        )
+        return _without_notes(onnx.load(quantised))
+
+
+class _Reader:
+    """The calibration inputs, one after the other, as ONNX Runtime asks for them."""
+
+    def __init__(self, names: list[str], calibration: list[Call]) -> None:
+        self._feeds: Iterator[dict[str, Any]] = (
+            dict(zip(names, map(Tensor.numpy, tensors(call)), strict=True)) for call in calibration
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next inputs by name; None at the end."""
+        return next(self._feeds, None)
+
+
+def _without_notes(model: Any) -> bytes:
+    """Return a model without what the exporter notes of each node's origin: most of a small file."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    content: bytes = model.SerializeToString()
+    return content
