@@ -18,6 +18,7 @@ from typer.main import get_group
 from secateur import cli_options as opt
 from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
+from secateur.cli_files import describe_artifact, measure, write_artifact
 from secateur.cli_options import Commands, print_json
 from secateur.errors import ArgumentError, SecateurError
 from secateur.estimating.estimate import estimate as run_estimate
@@ -51,6 +52,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(measure)
 
 
 @app.command()
@@ -120,14 +122,13 @@ def shrink(
         compensate=not no_compensate, **fitting,
     )  # fmt: skip
     assert out is not None
-    written = result.save(out)
+    artifact = write_artifact(result, out, batches, loss)
     if report is not None:
         result.report(report)
     if as_json:
-        artifact = {"path": str(out), "bytes": written}
         print_json({**_to_json(result), "artifact": artifact, "report": None if report is None else str(report)})
     else:
-        typer.echo(f"{result}\nwritten to {out}" + ("" if report is None else f", the report to {report}"))
+        typer.echo(f"{result}\n{describe_artifact(artifact)}" + ("" if report is None else f", the report to {report}"))
 
 
 def _check_output(out: Path | None, estimate: bool, granularity: str) -> None:

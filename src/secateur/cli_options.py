@@ -76,7 +76,10 @@ Granularity = Annotated[
 ]
 Threshold = Annotated[str | None, typer.Option(help="mean or median: estimates above it are replaced by it")]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="where to write the small network, .safetensors; needed to shrink")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="where to write the small network: .safetensors, .pt2, .onnx, .int8.onnx, .pte, .int8.pte"
+    ),
 ]
 Estimate = Annotated[
     bool, typer.Option("--estimate", help="print how long it would take and what memory, and do nothing else")

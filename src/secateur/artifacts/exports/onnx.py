@@ -29,9 +29,11 @@ def to_int8_onnx(program: ExportedProgram, calibration: list[Call]) -> bytes:
         calibration: The inputs on which the ranges of values are found.
     """
     import onnx
+    import onnxruntime
     from onnxruntime.quantization import QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of its own quantiser's left-overs
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "quantised"))
         plain.write_bytes(to_onnx(program))

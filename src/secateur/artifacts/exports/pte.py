@@ -21,7 +21,7 @@ def to_pte(program: ExportedProgram) -> bytes:
     return bytes(lowered.to_executorch().buffer)
 
 
-def to_int8_pte(program: ExportedProgram, calibration: list[Call], spec: InputSpec, most: int) -> bytes:
+def to_int8_pte(program: ExportedProgram, calibration: list[Call], spec: InputSpec, most: int | None) -> bytes:
     """Return the content of a .pte file whose weights and values are whole numbers of 8 bits.
 
     Args:
@@ -34,6 +34,7 @@ def to_int8_pte(program: ExportedProgram, calibration: list[Call], spec: InputSp
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
+    from executorch.kernels import quantized  # noqa: F401 - registers what XNNPACK leaves to portable kernels
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     quantiser = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))

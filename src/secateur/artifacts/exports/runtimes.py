@@ -44,6 +44,7 @@ def run(call):
 """,
     ".pte": """
 from executorch.runtime import Runtime
+from executorch.kernels import quantized
 program = Runtime.get().load_program(content)
 method = program.load_method("forward")
 def run(call):

@@ -30,7 +30,7 @@ from secateur.structure.export import first_line
 from secateur.structure.exporting.tracing import quiet
 from secateur.structure.inputs import Call, InputSpec, map_tensors, sample_weight
 
-CHUNK = 16  # samples that are run at a time, at most
+CHUNK = 64  # samples that are run at a time, at most
 CALIBRATION = 512  # samples on which the ranges of values are found, at most
 TOLERANCE = 1e-5  # relative to the largest output; half precision rounds more
 
@@ -43,17 +43,21 @@ class Written:
         path: Where it is.
         bytes: Its size.
         difference: The largest difference of its outputs from the module's, relative to the largest output.
-        loss: The loss that its own runtime has on the data; None without data or loss.
-        accuracy: The accuracy on them; None also where there are no classes.
         planned_memory: The bytes of activations that ExecuTorch plans for one sample; None for other files.
+        loss: The loss that its own runtime has on the data; None without targets or loss.
+        accuracy: The accuracy on them; None also where there are no classes.
+        module_loss: The module's own loss on the same samples.
+        module_accuracy: The module's own accuracy on them.
     """
 
     path: str
     bytes: int
     difference: float
+    planned_memory: int | None = None
     loss: float | None = None
     accuracy: float | None = None
-    planned_memory: int | None = None
+    module_loss: float | None = None
+    module_accuracy: float | None = None
 
 
 class _Piece(NamedTuple):
@@ -92,18 +96,18 @@ def write(
         raise ArgumentError(f"{path}: needs data, on which the ranges of values are found; None were given")
     name = str(path)
     with exportable(model) as module:
-        pieces = [] if data is None else list(_pieces(module, data))
+        pieces = [] if data is None else list(_pieces(module, data, form.most_samples or CHUNK))
+        _check_dtype(name, module, form)
         with _exporting(module, name), quiet():
-            program = export_program(module, spec, form.most_samples)
-            content = _content(program, form, _calibration(pieces), spec)
+            content = _content(module, spec, form, _calibration(pieces))
             planned = planned_memory(single_program(module, spec)) if form.most_samples else None
         with whole_file(path) as temporary:
             temporary.write_bytes(content)
             calls = _trials(module, spec, pieces) + [piece.call for piece in pieces]
             wanted, results = outputs_of(module, calls), run_file(temporary, Path(path).suffix, calls, name)
             difference = _compare(name, form, wanted, results, _tolerance(module))
-            measured = _measured(find_loss(loss), pieces, wanted, results) if pieces and loss is not None else (None, None)
-    return Written(name, len(content), difference, *measured, planned)
+            quality = _quality(loss, pieces, wanted, results)
+    return Written(name, len(content), difference, planned, *quality)
 
 
 @contextlib.contextmanager
@@ -112,6 +116,7 @@ def _exporting(model: nn.Module, name: str) -> Iterator[None]:
 
     Raises:
         ArtifactError: One of them raised something.
+        SecateurError: What Secateur itself refuses.
     """
     try:
         yield
@@ -122,25 +127,47 @@ def _exporting(model: nn.Module, name: str) -> Iterator[None]:
         raise ArtifactError(f"{name}: {what}") from error
 
 
-def _content(program: ExportedProgram, form: Format, calibration: list[Call], spec: InputSpec) -> bytes:
+def _check_dtype(name: str, model: nn.Module, form: Format) -> None:
+    """Refuse weights that the quantisers leave as they are.
+
+    Raises:
+        ArgumentError: The file shall be in whole numbers, and the weights are of such a type.
+    """
+    dtype = sample_weight(model).dtype
+    if form.quantised and dtype not in (torch.float32, torch.float16):
+        raise ArgumentError(f"{name}: only float32 and float16 are turned into whole numbers, the model is of {dtype}")
+
+
+def _content(model: nn.Module, spec: InputSpec, form: Format, calibration: list[Call]) -> bytes:
+    """Return the content of a file of this kind, with free sizes where these can be."""
+    try:
+        return _lowered(export_program(model, spec, form.most_samples), spec, form, calibration)
+    except Exception:
+        if not form.most_samples or not spec.free:
+            raise
+    fixed = spec.without_free()  # of some operations XNNPACK takes one dimension of any size alone, the samples'
+    return _lowered(export_program(model, fixed, form.most_samples), fixed, form, calibration)
+
+
+def _lowered(program: ExportedProgram, spec: InputSpec, form: Format, calibration: list[Call]) -> bytes:
     """Return the content of a file of this kind."""
     if form.suffix == ".pt2":
         return to_pt2(program)
     if form.extra == "onnx":
         return to_int8_onnx(program, calibration) if form.quantised else to_onnx(program)
     if form.quantised:
-        return to_int8_pte(program, calibration, spec, form.most_samples or CHUNK)
+        return to_int8_pte(program, calibration, spec, form.most_samples)
     return to_pte(program)
 
 
-def _pieces(model: nn.Module, data: Any) -> Iterator[_Piece]:
-    """Yield the data in pieces that every kind of file takes."""
+def _pieces(model: nn.Module, data: Any, most: int) -> Iterator[_Piece]:
+    """Yield the data in pieces of so many samples, at most."""
     for batch in batches(model, data):
-        tied = batch.spec is None or batch.spec.fixed or not isinstance(batch.targets, Tensor | None)
-        step = batch.size if tied else CHUNK
+        tied = batch.spec is None or bool(batch.spec.fixed)
+        step = batch.size if tied else most
         for start in range(0, batch.size, step):
             rows = slice(start, start + step)
-            targets = batch.targets[rows] if isinstance(batch.targets, Tensor) else batch.targets
+            targets = batch.targets[rows] if isinstance(batch.targets, Tensor) else None
             call = batch.call if tied else batch.take(rows)
             yield _Piece(call, targets, min(step, batch.size - start))
 
@@ -201,16 +228,26 @@ def _difference(wanted: Tensor, result: Tensor) -> float:
     return (gaps.max() / largest.clamp(min=torch.finfo(torch.float64).tiny)).item()
 
 
-def _measured(
-    loss: LossFunction, pieces: list[_Piece], wanted: list[Any], results: list[list[Tensor]]
-) -> tuple[float, float | None]:
-    """Return loss and accuracy of a file's outputs on the data, which are the last of its results."""
+def _quality(
+    loss: Any, pieces: list[_Piece], wanted: list[Any], results: list[list[Tensor]]
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """Return loss and accuracy on the data of the file and of the module; their outputs are the last of all."""
+    if loss is None or not pieces or any(piece.targets is None for piece in pieces):
+        return None, None, None, None
+    function, own = find_loss(loss), wanted[-len(pieces) :]
+    read = [_in_form(outputs, result) for outputs, result in zip(own, results[-len(pieces) :], strict=True)]
+    return *_measured(function, pieces, read), *_measured(function, pieces, own)
+
+
+def _in_form(outputs: Any, result: list[Tensor]) -> Any:
+    """Return a file's tensors in the form of the module's outputs."""
+    leaves, form = tree_flatten(outputs)
+    tensors = iter(result)
+    return tree_unflatten([next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], form)
+
+
+def _measured(loss: LossFunction, pieces: list[_Piece], outputs: list[Any]) -> tuple[float, float | None]:
+    """Return loss and accuracy."""
     n = sum(piece.size for piece in pieces)
-    runs = []
-    for piece, outputs, result in zip(pieces, wanted[-len(pieces) :], results[-len(pieces) :], strict=True):
-        leaves, form = tree_flatten(outputs)
-        tensors = iter(result)
-        leaves = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        runs.append((piece.size / n, tree_unflatten(leaves, form), piece.targets))
-    mean, accuracy, _ = loss_and_accuracy(loss, runs)
-    return mean, accuracy
+    runs = [(piece.size / n, values, piece.targets) for piece, values in zip(pieces, outputs, strict=True)]
+    return loss_and_accuracy(loss, runs)[:2]
