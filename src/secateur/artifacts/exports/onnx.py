@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,22 +12,29 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from secateur.structure.inputs import Call, tensors
+from secateur.artifacts.exports.program import size_names
+from secateur.structure.inputs import Call, InputSpec, tensors
 
 
-def to_onnx(program: ExportedProgram) -> bytes:
-    """Return the content of an .onnx file that needs no other file."""
+def to_onnx(program: ExportedProgram, spec: InputSpec) -> bytes:
+    """Return the content of an .onnx file that needs no other file, its free sizes named as in the inputs' form."""
     exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None
-    return _without_notes(exported.model_proto)
+    model, names = exported.model_proto, size_names(program, spec)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(r"\w+", lambda symbol: names.get(symbol[0], symbol[0]), size.dim_param)
+    return _without_notes(model)
 
 
-def to_int8_onnx(program: ExportedProgram, calibration: list[Call]) -> bytes:
+def to_int8_onnx(program: ExportedProgram, calibration: list[Call], spec: InputSpec) -> bytes:
     """Return the content of an .onnx file whose weights and values are whole numbers of 8 bits.
 
     Args:
         program: The program in floats.
         calibration: The inputs on which the ranges of values are found.
+        spec: The form of the inputs.
     """
     import onnx
     import onnxruntime
@@ -36,7 +44,7 @@ def to_int8_onnx(program: ExportedProgram, calibration: list[Call]) -> bytes:
     onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of its own quantiser's left-overs
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "quantised"))
-        plain.write_bytes(to_onnx(program))
+        plain.write_bytes(to_onnx(program, spec))
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         names = [value.name for value in onnx.load(plain).graph.input]
         quantize_static(

@@ -83,6 +83,17 @@ def single_program(model: nn.Module, spec: InputSpec) -> ExportedProgram:
         return torch.export.export(model, args, kwargs, strict=False)
 
 
+def size_names(program: ExportedProgram, spec: InputSpec) -> dict[str, str]:
+    """Return what the program's symbols of sizes stand for: "batch", or the name of a free dimension."""
+    values = {node.name: node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
+    names = {}
+    for name, form in zip(program.graph_signature.user_inputs, spec.leaves.values(), strict=True):
+        if isinstance(form, TensorSpec):
+            free = {dim: size.name for dim, size in form.free.items()} | ({0: "batch"} if form.per_sample else {})
+            names |= {str(values[str(name)].shape[dim]): meaning for dim, meaning in free.items()}
+    return {symbol: meaning for symbol, meaning in names.items() if not symbol.isdigit()}
+
+
 def _dynamic(form: TensorSpec, batch: Any, bounded: bool) -> dict[int, Any]:
     """Return the dimensions of an input that take any size."""
     free = {dim: Dim.AUTO(max=size.size) if bounded else Dim.AUTO for dim, size in form.free.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -50,8 +51,9 @@ def planned_memory(program: ExportedProgram) -> int:
 
     XNNPACK's workspace is in no plan, so that the program is lowered without it.
     """
-    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    lowered = to_edge_transform_and_lower(program).to_executorch()
+    config = EdgeCompileConfig(preserve_ops=[torch.ops.aten.linear.default])  # else transposed weights count
+    lowered = to_edge_transform_and_lower(program, compile_config=config).to_executorch()
     plan: Any = lowered.executorch_program.execution_plan[0]
     return sum(plan.non_const_buffer_sizes)

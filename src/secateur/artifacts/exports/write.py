@@ -70,7 +70,12 @@ class _Piece(NamedTuple):
 
 @one_at_a_time
 def write(
-    model: nn.Module, spec: InputSpec | None, path: str | os.PathLike[str], data: Any = None, loss: Any = None
+    model: nn.Module,
+    spec: InputSpec | None,
+    path: str | os.PathLike[str],
+    data: Any = None,
+    loss: Any = None,
+    validation: Any = None,
 ) -> Written:
     """Write a module as a file that another runtime loads, whole or not at all.
 
@@ -83,6 +88,7 @@ def write(
         data: Inputs and targets, to compare and to measure on, and to find the ranges of values where the file is in
             whole numbers; None for random inputs.
         loss: The loss to measure, as for `score`; None for none.
+        validation: The data to compare and to measure on; None for `data`.
 
     Raises:
         ArgumentError: The ending is unknown, a library is missing, or data are.
@@ -96,17 +102,21 @@ def write(
         raise ArgumentError(f"{path}: needs data, on which the ranges of values are found; None were given")
     name = str(path)
     with exportable(model) as module:
-        pieces = [] if data is None else list(_pieces(module, data, form.most_samples or CHUNK))
+        most = form.most_samples or CHUNK
+        pieces, judged = (
+            [] if samples is None else list(_pieces(module, samples, most)) for samples in (data, validation)
+        )
+        judged = judged or pieces
         _check_dtype(name, module, form)
         with _exporting(module, name), quiet():
             content = _content(module, spec, form, _calibration(pieces))
             planned = planned_memory(single_program(module, spec)) if form.most_samples else None
         with whole_file(path) as temporary:
             temporary.write_bytes(content)
-            calls = _trials(module, spec, pieces) + [piece.call for piece in pieces]
+            calls = _trials(module, spec, judged) + [piece.call for piece in judged]
             wanted, results = outputs_of(module, calls), run_file(temporary, Path(path).suffix, calls, name)
             difference = _compare(name, form, wanted, results, _tolerance(module))
-            quality = _quality(loss, pieces, wanted, results)
+            quality = _quality(loss, judged, wanted, results)
     return Written(name, len(content), difference, planned, *quality)
 
 
@@ -154,7 +164,7 @@ def _lowered(program: ExportedProgram, spec: InputSpec, form: Format, calibratio
     if form.suffix == ".pt2":
         return to_pt2(program)
     if form.extra == "onnx":
-        return to_int8_onnx(program, calibration) if form.quantised else to_onnx(program)
+        return to_int8_onnx(program, calibration, spec) if form.quantised else to_onnx(program, spec)
     if form.quantised:
         return to_int8_pte(program, calibration, spec, form.most_samples)
     return to_pte(program)
