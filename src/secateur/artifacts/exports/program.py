@@ -86,7 +86,7 @@ def single_program(model: nn.Module, spec: InputSpec) -> ExportedProgram:
 def size_names(program: ExportedProgram, spec: InputSpec) -> dict[str, str]:
     """Return what the program's symbols of sizes stand for: "batch", or the name of a free dimension."""
     values = {node.name: node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
-    names = {}
+    names: dict[str, str] = {}
     for name, form in zip(program.graph_signature.user_inputs, spec.leaves.values(), strict=True):
         if isinstance(form, TensorSpec):
             free = {dim: size.name for dim, size in form.free.items()} | ({0: "batch"} if form.per_sample else {})
