@@ -21,7 +21,7 @@ STAGES = [
     "own_code",
     "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "cutting", "artifacts",
     "reporting", "result", "weight_pruning", "ordering", "estimating", "retraining", "shrinking", "secateur", "optim",
-    "cli_options", "cli_files", "cli",
+    "cli_options", "commands", "cli",
 ]  # fmt: skip
 # "secateur" is the package itself: whoever imports from it imports all that it imports
 ROOMS = [

@@ -1,4 +1,4 @@
-"""Sizes of files; covers also secateur.cli_files."""
+"""Sizes of files; covers also secateur.commands.files."""
 
 import json
 from pathlib import Path
