@@ -18,8 +18,8 @@ from typer.main import get_group
 from secateur import cli_options as opt
 from secateur.artifacts.safetensors import check_path
 from secateur.artifacts.sources import find_data, find_function, find_model
-from secateur.commands.files import describe_artifact, measure, write_artifact
 from secateur.cli_options import Commands, print_json
+from secateur.commands.files import describe_artifact, measure, write_artifact
 from secateur.errors import ArgumentError, SecateurError
 from secateur.estimating.estimate import estimate as run_estimate
 from secateur.objective.data import first_inputs

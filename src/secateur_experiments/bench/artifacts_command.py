@@ -23,7 +23,7 @@ def artifacts(
     """Write one network, whole and cut, as every kind of file: bytes, differences, accuracy, memory."""
     for kind in FORMATS:
         require_libraries(Path(f"network{kind}"))
-    from secateur_experiments.bench.artifacts import compare, page, text
+    from secateur_experiments.bench.artifacts import TRAINED, compare, page, text
 
     rows = []
     for row in compare(mnist, epochs):
@@ -35,4 +35,6 @@ def artifacts(
     if out is not None:
         command = f"secateur bench artifacts{'' if mnist is None else ' --mnist DIR'} --epochs {epochs} --out {out}"
         with whole_file(out) as temporary:
-            temporary.write_text(page(rows, command, "the digits" if mnist is None else "MNIST"), encoding="utf-8")
+            temporary.write_text(
+                page(rows, command, "the digits" if mnist is None else f"{TRAINED:,} digits of MNIST"), encoding="utf-8"
+            )
