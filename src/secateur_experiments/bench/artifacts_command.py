@@ -34,7 +34,6 @@ def artifacts(
         print_json({"rows": [asdict(row) for row in rows]})
     if out is not None:
         command = f"secateur bench artifacts{'' if mnist is None else ' --mnist DIR'} --epochs {epochs} --out {out}"
+        dataset = "the digits" if mnist is None else f"{TRAINED:,} digits of MNIST"
         with whole_file(out) as temporary:
-            temporary.write_text(
-                page(rows, command, "the digits" if mnist is None else f"{TRAINED:,} digits of MNIST"), encoding="utf-8"
-            )
+            temporary.write_text(page(rows, command, dataset), encoding="utf-8")
