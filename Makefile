@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench zoo architectures suite help
+.PHONY: demo test lint bench zoo architectures suite exports artifacts help
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -28,6 +28,15 @@ architectures: .venv/zoo  ## docs/architectures.md from the zoo in ZOO_DIR
 
 suite: .venv/zoo  ## its section on tiny networks used as before (30 minutes)
 	$(BIN)/secateur bench suite --out docs/architectures.md
+
+exports: .venv/exports  ## libraries that write .onnx and .pte, for the tests of these; torch stays as it is
+
+artifacts: .venv/exports  ## docs/artifacts.md
+	$(BIN)/secateur bench artifacts --out docs/artifacts.md
+
+.venv/exports: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,executorch]'
+	@touch $@
 
 .venv/zoo: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm

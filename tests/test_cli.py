@@ -159,7 +159,7 @@ def test_score_lists_the_lowest_first(run):
         (SHRINK, 2, "Budget: give at least one of bytes, params"),
         ((*SHRINK, "--remove-units", "2", "--criterion", "best"), 2, "unknown criterion 'best'; one of: activation,"),
         ((*SHRINK, "--remove-units", "2", "--protect", "9"), 2, "protect='9' is no unit set; there are: 0"),
-        ((*SHRINK[:-1], "a.onnx", "--remove-units", "2"), 2, "a.onnx: files are written as .safetensors"),
+        ((*SHRINK[:-1], "a.gguf", "--remove-units", "2"), 2, "a.gguf: files are written as .safetensors, .pt2, .onnx,"),
         ((*SHRINK[:-1], "no/a.safetensors", "--remove-units", "2"), 2, "no/a.safetensors: cannot be written"),
         (("score", "my_models", "--data", "x"), 2, "MODEL 'my_models': expected package.module:function"),
         (("score", "my_models:nothing", "--data", "x"), 2, "expected a torch.nn.Module, got None"),

@@ -584,8 +584,8 @@ def test_a_path_that_cannot_be_written_is_refused_and_the_result_can_be_saved_el
         result.save(tmp_path / "file" / "a.safetensors")
     folder = tmp_path / "file"
     assert str(caught.value) == f"{folder / 'a.safetensors'}: cannot be written, there is no folder {folder}"
-    with pytest.raises(ArgumentError, match=r"files are written as \.safetensors, not as '\.onnx'"):
-        result.save(tmp_path / "a.onnx")
+    with pytest.raises(ArgumentError, match=r"files are written as .* or \.int8\.pte, not as '\.gguf'"):
+        result.save(tmp_path / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     result.save(tmp_path / "a.safetensors")
     assert result.after.bytes == (tmp_path / "a.safetensors").stat().st_size

@@ -16,6 +16,7 @@ from typer.main import get_group
 from secateur import cli_options as opt
 from secateur.artifacts.sources import find_data, find_function, find_model
 from secateur.cli_options import Commands, print_json
+from secateur.commands.files import measure
 from secateur.commands.outputs import Outputs
 from secateur.errors import ArgumentError, DataError, SecateurError
 from secateur.estimating.estimate import estimate as run_estimate
@@ -46,6 +47,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(measure)
 
 
 @app.command()
@@ -131,7 +133,7 @@ def shrink(
                 retrain=train, rounds=rounds, compensate=not no_compensate, **fitting,
             )
         ]  # fmt: skip
-    written = outputs.write(results)
+    written = outputs.write(results, batches, loss)
     print_json(outputs.to_json(results, written, units)) if as_json else typer.echo(outputs.text(results, written))
 
 

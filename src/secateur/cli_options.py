@@ -88,7 +88,8 @@ Out = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FILE",
-        help="where to write the small network, .safetensors; needed to shrink; {bytes} stands for what --bytes gives",
+        help="where to write the small network: .safetensors, .pt2, .onnx, .int8.onnx, .pte, .int8.pte; needed to "
+        "shrink; {bytes} stands for what --bytes gives",
     ),
 ]
 Estimate = Annotated[

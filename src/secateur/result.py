@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from secateur.artifacts import safetensors
+from secateur.artifacts.exports.write import write
 from secateur.artifacts.measure import Sizes
 from secateur.artifacts.pretrained import save_pretrained
 from secateur.artifacts.safetensors import weights_to_bytes
@@ -56,16 +57,27 @@ class Result:
     captured: tuple[str, ...] = ()
     proven: str = ""
 
-    def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the network and its plan as .safetensors, whole or not at all, and return the number of bytes.
+    def save(self, path: str | os.PathLike[str], data: Any = None) -> int:
+        """Write the network, whole or not at all, and return the number of bytes.
+
+        The path's ending says what is written: .safetensors, with the plan, for `load`; .pt2 for PyTorch, .onnx and
+        .int8.onnx for ONNX Runtime, .pte and .int8.pte for ExecuTorch. Those for others hold no plan; each is run by
+        its own runtime in a fresh process, and compared with the network, before it is put in place.
+
+        Args:
+            path: The file.
+            data: Inputs, with targets or None, on which files in whole numbers find the ranges of values; the others
+                are compared on them, too, or on random ones.
 
         Raises:
-            ArgumentError: The path ends in something else.
-            ArtifactError: It cannot be written, or removed weights are no longer zero.
+            ArgumentError: The path ends in something else, or needs a library or data that are not there.
+            ArtifactError: It cannot be written, computes something else, or removed weights are no longer zero.
+            DataError: The data cannot be used.
         """
+        if safetensors.check_path(path).suffix != safetensors.SUFFIX:
+            return write(self.model, self.plan.inputs, path, data).bytes
         if isinstance(self.plan, Plan):
             return safetensors.save(self.model, self.plan, path)
-        safetensors.check_path(path)
         return safetensors.save_bytes(weights_to_bytes(self.model, self.plan.masks, self.plan.inputs), path)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> int:

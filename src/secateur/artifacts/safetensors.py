@@ -19,6 +19,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from secateur.arguments import checked_call, require_model, require_path
+from secateur.artifacts.exports.formats import Format, require_libraries
 from secateur.artifacts.header import FORMAT, KEY, metadata, metadata_of, tensors_of
 from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
@@ -27,6 +28,8 @@ from secateur.errors import ArgumentError, ArtifactError, ModelError, PathError
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
 from secateur.structure.inputs import InputSpec
+
+SUFFIX = ".safetensors"
 
 
 def to_bytes(model: nn.Module, plan: Plan) -> bytes:
@@ -84,22 +87,23 @@ def save_bytes(content: bytes, path: str | os.PathLike[str]) -> int:
         ArgumentError: The path ends in something else than .safetensors.
         ArtifactError: It cannot be written.
     """
-    check_path(path)
+    form = check_path(path)
+    if form.suffix != SUFFIX:
+        raise ArgumentError(f"{path}: what is written here ends in {SUFFIX}, not in {form.suffix}")
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
     return len(content)
 
 
-def check_path(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that cannot be written, before any work is done for it.
+def check_path(path: str | os.PathLike[str]) -> Format:
+    """Return the kind of file that a path stands for, or refuse one that cannot be written, before any work is done.
 
     Raises:
-        ArgumentError: It is no path, or ends in something else than .safetensors.
+        ArgumentError: It is no path, its ending stands for no kind of file, or what writes that is not installed.
         PathError: Its folder does not exist or cannot be written to.
     """
     path = require_path(path)
-    if path.suffix != ".safetensors":
-        raise ArgumentError(f"{path}: files are written as .safetensors, not as {path.suffix or 'no extension'!r}")
+    form = require_libraries(path)
     try:
         folder = path.resolve().parent
         there, writable = folder.is_dir(), not path.is_dir() and os.access(folder, os.W_OK)
@@ -109,6 +113,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
         raise PathError(f"{path}: cannot be written, there is no folder {folder}")
     if not writable:
         raise PathError(f"{path}: cannot be written, {folder} allows no new file or this is a folder")
+    return form
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

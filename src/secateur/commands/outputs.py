@@ -9,6 +9,7 @@ from typing import Any
 
 from secateur.artifacts.measure import Sizes
 from secateur.artifacts.safetensors import check_path
+from secateur.commands.files import describe_artifact, write_artifact
 from secateur.errors import ArgumentError
 from secateur.own_code.slices import index_map
 from secateur.planning.plan import Plan
@@ -78,10 +79,16 @@ class Outputs:
         for path in self.reports:
             check_page(path)
 
-    def write(self, results: Sequence[Result]) -> list[dict[str, Any]]:
-        """Write all files, and return what was written of each network."""
+    def write(self, results: Sequence[Result], data: Any, loss: str | None) -> list[dict[str, Any]]:
+        """Write all files, and return what is known of each, as plain data.
+
+        Args:
+            results: The result for each budget.
+            data: Inputs and targets: other runtimes are compared and measured on them.
+            loss: The loss to measure.
+        """
         pairs = zip(self.files, results, strict=True)
-        written: list[dict[str, Any]] = [{"path": str(path), "bytes": result.save(path)} for path, result in pairs]
+        written = [write_artifact(result, path, data, loss) for path, result in pairs]
         for path, result in zip(self.reports, results, strict=False):
             result.report(path)
         if self.picture is not None:
@@ -119,7 +126,7 @@ class Outputs:
             return "\n".join([self._comparison(results, written), *(f"written too: {path}" for path in files)])
         report = f", the report to {self.reports[0]}" if self.reports else ""
         picture = "" if self.picture is None else f", the picture to {self.picture}"
-        return f"{results[0]}\nwritten to {self.files[0]}{report}{picture}"
+        return f"{results[0]}\n{describe_artifact(written[0])}{report}{picture}"
 
     def _comparison(self, results: Sequence[Result], written: Sequence[dict[str, Any]]) -> str:
         """Lay out one row per file, and one of the original."""

@@ -21,11 +21,13 @@ from secateur.cli_options import Json, PicturePath, print_json
 from secateur.errors import ArgumentError, choose
 from secateur.reporting.paths import check_picture
 from secateur.text import table
+from secateur_experiments.bench.artifacts_command import artifacts
 from secateur_experiments.bench.suite.commands import suite
 from secateur_experiments.commands import Mnist, Seeds
 
 bench = typer.Typer(help="Compare two sides in one process, and print their ratio.", no_args_is_help=True)
 bench.command()(suite)
+bench.command()(artifacts)
 PICTURE, GROWTH_PICTURE = "compensation-accuracy.png", "scale-growth.png"
 
 
