@@ -154,16 +154,37 @@ def test_biases_that_the_plan_adds_join_their_layers_group() -> None:
     assert result.model[2].bias.any()
 
 
-def lbfgs(model: nn.Module) -> Optimizer:
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+class Scaled(torch.optim.SGD):
+    """An optimiser with a setting outside its groups."""
 
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(X), Y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+    def __init__(self, params: Any, scale: float) -> None:
+        super().__init__(params, lr=0.1, momentum=0.9)
+        self.scale = scale
 
-    optimizer.step(closure)
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["lr"] *= self.scale
+        super().step(closure)
+
+
+def test_settings_outside_the_groups_are_copied_and_what_a_schedule_replaced_is_not() -> None:
+    model = network()
+    optimizer = Scaled(model.parameters(), 0.5)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # puts a step of its own in the optimiser's place
+    step(optimizer, model)
+    small, untouched = sc.cut(model, PLAN), copy.deepcopy(model.state_dict())
+    transferred = PLAN.transfer(optimizer, model, small)
+    before = small[0].weight.detach().clone()
+    step(transferred, small)
+    assert (transferred.scale, transferred.param_groups[0]["lr"]) == (0.5, 0.025)
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert not torch.equal(small[0].weight, before)
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())
+
+
+def with_history(model: nn.Module) -> Optimizer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[next(model.parameters())]["history"] = [1, 2]
     return optimizer
 
 
@@ -178,7 +199,9 @@ def factored(model: nn.Module) -> Optimizer:
     [
         (lambda _: torch.optim.SGD(nn.Linear(2, 3).parameters(), lr=1),
          r"optimizer: one of its parameters, of shape \(3, 2\), is none of the model's"),
-        (lbfgs, r"optimizer: its state '\w+' of 0\.weight is .*, which has no slice for the weights that stay"),
+        (with_history, r"optimizer: its state 'history' of 0\.weight is list, which has no slice for the weights that"),
+        (lambda model: torch.optim.LBFGS(model.parameters()),
+         r"optimizer: its attribute '_params' is a list, which may belong to the original; make a new optimiser"),
         (factored, r"optimizer: its state 'row_var' of 0\.weight is a tensor of shape \(8, 1\), which has no slice"),
         (lambda model: model, r"optimizer: expected a torch\.optim\.Optimizer, got Sequential"),
     ],

@@ -44,6 +44,7 @@ class StateTransfer:
             ArgumentError: A parameter of its is not the original's, or its state is not one of numbers per weight.
         """
         transferred = copy.copy(optimizer)
+        self._copy_attributes(optimizer, transferred)
         transferred.defaults, transferred.state = dict(optimizer.defaults), defaultdict(dict)
         transferred.param_groups = [self._group(group) for group in optimizer.param_groups]
         for parameter, state in optimizer.state.items():
@@ -52,6 +53,22 @@ class StateTransfer:
                 key: self._value(name, parameter, key, value) for key, value in state.items()
             }
         return transferred
+
+    def _copy_attributes(self, optimizer: Optimizer, transferred: Optimizer) -> None:
+        """Copy settings of the optimiser's own class, which PyTorch leaves out; not methods that a schedule replaced.
+
+        Raises:
+            ArgumentError: One of them is no plain value and may belong to the original.
+        """
+        for name, value in vars(optimizer).items():
+            if hasattr(transferred, name):
+                continue
+            if not isinstance(value, int | float | str | None):
+                raise ArgumentError(
+                    f"optimizer: its attribute {name!r} is a {type(value).__name__}, which may belong to the original; "
+                    "make a new optimiser for the small network"
+                )
+            setattr(transferred, name, value)
 
     def _group(self, group: dict[str, Any]) -> dict[str, Any]:
         names = [self._name(parameter) for parameter in group["params"]]

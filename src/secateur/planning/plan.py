@@ -219,8 +219,8 @@ class Plan:
             small: The network that `secateur.cut` made of it by this plan.
 
         Raises:
-            ArgumentError: The optimiser is not of the original's parameters or keeps other state (L-BFGS, factored
-                moments), or the small network does not fit the plan.
+            ArgumentError: The optimiser is not of the original's parameters, keeps other state (factored moments) or
+                attributes that may be the original's (L-BFGS), or the small network does not fit the plan.
         """
         require_instance("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
         model, small = require_model(model), require_model(small)
