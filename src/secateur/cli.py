@@ -59,12 +59,14 @@ def shrink(
     picture: opt.SizesPicture = None,
     bytes: opt.Bytes = None,
     params: opt.Params = None,
+    macs: opt.Macs = None,
     remove_fraction: opt.RemoveFraction = None,
     remove_units: opt.RemoveUnits = None,
     max_loss_increase: opt.MaxLossIncrease = None,
     max_accuracy_drop: opt.MaxAccuracyDrop = None,
     scope: opt.Scope = "global",
     min_units: opt.MinUnits = 1,
+    multiple_of: opt.MultipleOf = None,
     protect: opt.Protect = None,
     loss: opt.Loss = None,
     include: opt.Include = "gated",
@@ -93,9 +95,11 @@ def shrink(
     sizes: list[str | None] = list(bytes) if bytes else [None]
     budgets = [
         Budget(
-            bytes=size, params=params, remove_fraction=remove_fraction, remove_units=remove_units,
+            bytes=size, params=params, macs=macs, remove_units=remove_units,
+            remove_fraction=opt.by_set("--remove-fraction", remove_fraction, float),
             max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop, scope=scope,
             min_units=min_units, protect=tuple(protect or ()),
+            multiple_of=opt.by_set("--multiple-of", multiple_of, int) or 1,
         )
         for size in sizes
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from secateur.errors import ArgumentError
 from secateur.reporting.paths import check_picture
 
 
@@ -103,12 +105,21 @@ Bytes = Annotated[
     typer.Option(help="of the written file: 200kB, 64KiB, 1.5MB; may be repeated, for a file of each size"),
 ]
 Params = Annotated[int | None, typer.Option(help="parameters left")]
-RemoveFraction = Annotated[float | None, typer.Option(help="share of all units to remove")]
+Macs = Annotated[int | None, typer.Option(help="multiplications left for one sample")]
+RemoveFraction = Annotated[
+    list[str] | None,
+    typer.Option(help="share of all units to remove; or NAME=SHARE for unit sets, * in it for any; may be repeated"),
+]
+MultipleOf = Annotated[
+    list[str] | None,
+    typer.Option(help="of which number what is left of a set is a multiple; or NAME=NUMBER for unit sets"),
+]
 RemoveUnits = Annotated[int | None, typer.Option(help="units to remove")]
 MaxLossIncrease = Annotated[float | None, typer.Option(help="rise of the loss allowed")]
 MaxAccuracyDrop = Annotated[float | None, typer.Option(help="fall of the accuracy allowed; 0.01 is a point")]
 Scope = Annotated[
-    Literal["global", "set"], typer.Option(help="what remove-fraction is a share of: all units, or each set")
+    Literal["global", "set", "uniform"],
+    typer.Option(help="remove-fraction is a share of all units, or of each set; uniform: as many from every layer"),
 ]
 MinUnits = Annotated[int, typer.Option(help="units that each set keeps")]
 Protect = Annotated[list[str] | None, typer.Option(help="unit set to leave whole; may be repeated")]
@@ -146,6 +157,31 @@ Refine = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="of criteria that draw random numbers")]
+
+
+def by_set(option: str, values: list[str] | None, number: Callable[[str], Any]) -> Any:
+    """Return a number, or numbers by unit set, from what an option gives; None without.
+
+    Args:
+        option: The option.
+        values: "0.5" alone, or "name=0.5" for any number of sets.
+        number: Reads a number.
+
+    Raises:
+        ArgumentError: It is neither.
+    """
+    if not values:
+        return None
+    parts = [value.rpartition("=") for value in values]
+    try:
+        if len(parts) == 1 and not parts[0][1]:
+            return number(values[0])
+        named = {name: number(text) for name, separator, text in parts if separator}
+    except ValueError:
+        named = {}
+    if len(named) != len(values):
+        raise ArgumentError(f"{option}: expected one number, or NAME=NUMBER for sets of units; got {' '.join(values)}")
+    return named
 
 
 def print_json(data: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
 
-ASKS = "bytes, params, remove_fraction, remove_units, max_loss_increase, max_accuracy_drop"
+ASKS = "bytes, params, macs, remove_fraction, remove_units, max_loss_increase, max_accuracy_drop"
 
 
 def order(
@@ -74,7 +74,7 @@ def order(
         ({"max_loss_increase": math.nan}, "Budget: max_loss_increase must be at least 0, got nan"),
         ({"remove_units": 1, "min_units": 0}, "Budget: min_units must be at least 1, got 0"),
         ({"remove_units": 1, "min_units": 1.5}, "Budget: min_units must be a whole number from 0, got 1.5"),
-        ({"remove_units": 1, "scope": "layer"}, "Budget: scope must be 'global' or 'set', got 'layer'"),
+        ({"remove_units": 1, "scope": "layer"}, "Budget: scope must be 'global', 'set' or 'uniform', got 'layer'"),
         (
             {"remove_units": 1, "scope": "set"},
             "Budget: scope='set' goes with remove_fraction, the share of each unit set",

@@ -50,7 +50,7 @@ def fitted_plan(
             return fitted, weights
         if budget.least:
             raise budget.unmet(len(plan.steps) - 1, question.units.total, end)
-        plan = plan.prefix(len(plan.steps) - 1)
+        plan = plan.prefix(budget.ends(plan.steps[:-1], plan.sizes)[-1])
 
 
 def measured_plan(question: Question, plan: Plan) -> Plan:

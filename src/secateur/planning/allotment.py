@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +54,8 @@ def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budge
     limits = (budget or Budget(remove_units=0)).removable(sizes, dict(network.least))
     shortened = [curve.first(limits[curve.set]) for curve in curves]
     removals = list(allot(shortened, sizes, _worth(network, budget)))
+    blocks = None if budget is None else budget.blocks(sizes)
+    removals = removals if blocks is None else list(in_blocks(removals, sizes, blocks))
     numbers, of_loss = {name: n for n, name in enumerate(sizes)}, {curve.set for curve in curves if curve.of_loss}
     along = network.along(
         torch.tensor([numbers[name] for name, _, _ in removals], dtype=torch.long),
@@ -72,6 +74,7 @@ def _worth(network: NetworkSizes, budget: Budget | None) -> Worth:
     bounds = (
         (network.freed, _excess(budget.bytes, network.file_bytes({}))),
         (network.params_freed, _excess(budget.params, network.params({}))),
+        (network.macs_freed, _excess(budget.macs, network.macs({}))),
     )
     asked = [(freed, excess) for freed, excess in bounds if excess]
     if not asked:
@@ -86,6 +89,31 @@ def _worth(network: NetworkSizes, budget: Budget | None) -> Worth:
 
 def _excess(bound: int | str | None, size: int) -> int:
     return max(0, size - int(bound)) if bound is not None else 0
+
+
+Removal = tuple[str, int, float]  # set, unit, rise of the loss
+
+
+def in_blocks(
+    removals: Sequence[Removal], sizes: Mapping[str, int], blocks: Mapping[str, tuple[list[str], int]]
+) -> Iterator[Removal]:
+    """Yield the removals, those that go together one after the other, at the place of the last of them.
+
+    Args:
+        removals: One after the other.
+        sizes: The units of each set before any removal.
+        blocks: For each set the sets that lose as many, and what the numbers left are multiples of.
+    """
+    left, waiting = dict(sizes), {name: list[Removal]() for name in sizes}
+    for removal in removals:
+        waiting[removal[0]].append(removal)
+        group, multiple = blocks[removal[0]]
+        block = left[group[0]] % multiple or multiple
+        if all(len(waiting[name]) >= block for name in group):
+            for name in group:
+                yield from waiting[name][:block]
+                del waiting[name][:block]
+                left[name] -= block
 
 
 def end_of(steps: Sequence[Step], start: State, budget: Budget, sizes: Mapping[str, int]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from secateur.errors import ArgumentError, BudgetError
 from secateur.planning.state import State, Step
@@ -24,11 +25,17 @@ class Budget:
     Attributes:
         bytes: The size of the written safetensors file: an int, or "200 kB", "64 KiB", "1.5 MB".
         params: The number of parameters left.
-        remove_fraction: The share f of all K units that goes: ⌈f · K⌉ of them, whatever their kinds.
+        macs: The multiplications with addition that are left for one sample.
+        remove_fraction: The share f of all K units that goes: ⌈f · K⌉ of them, whatever their kinds. Or shares by unit
+            set, ``{"layer3.*": 0.5, "*": 0.2}``: ⌈f · size⌉ of each set go, by the first name that matches, and none
+            where none does.
         remove_units: The number of units that go.
         max_loss_increase: The absolute rise of the loss.
         max_accuracy_drop: The fall of the accuracy, as a fraction: 0.01 is one point.
-        scope: "global", or "set": `remove_fraction` then counts for each unit set, ⌈f · size⌉.
+        scope: "global"; "set": `remove_fraction` then counts for each unit set, ⌈f · size⌉; or "uniform": sets whose
+            names differ in numbers alone, as those of a network's layers do, lose equally many units, each its own.
+        multiple_of: What is left of a set that loses units is a multiple of this number; or numbers by unit set,
+            ``{"*.conv*": 8, "*": 1}``, by the first name that matches.
         min_units: The number of units that every set keeps.
         protect: The names of unit sets that keep all units; ``*`` and ``?`` match as in file names.
 
@@ -44,11 +51,13 @@ class Budget:
 
     bytes: int | str | None = None
     params: int | None = None
-    remove_fraction: float | None = None
+    macs: int | None = None
+    remove_fraction: float | Mapping[str, float] | None = None
     remove_units: int | None = None
     max_loss_increase: float | None = None
     max_accuracy_drop: float | None = None
-    scope: Literal["global", "set"] = "global"
+    scope: Literal["global", "set", "uniform"] = "global"
+    multiple_of: int | Mapping[str, int] = 1
     min_units: int = 1
     protect: str | tuple[str, ...] = ()
 
@@ -59,27 +68,37 @@ class Budget:
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             raise ArgumentError(f"Budget: protect must be names of unit sets, got {self.protect!r}")
         object.__setattr__(self, "protect", tuple(names))
-        self._check_whole("bytes", "params", "remove_units", "min_units")
+        self._check_whole("bytes", "params", "macs", "remove_units", "min_units")
+        if isinstance(self.remove_fraction, Mapping):
+            object.__setattr__(self, "scope", "set" if self.scope == "global" else self.scope)
         for name in ("remove_fraction", "max_accuracy_drop"):
             self._check(name, 1.0, "from 0 to 1")
         self._check("max_loss_increase", math.inf, "at least 0")
         if not self.min_units:
             raise ArgumentError(f"Budget: min_units must be at least 1, got {self.min_units}")
-        if self.scope not in ("global", "set"):
-            raise ArgumentError(f"Budget: scope must be 'global' or 'set', got {self.scope!r}")
-        if self.scope == "set" and self.remove_fraction is None:
-            raise ArgumentError("Budget: scope='set' goes with remove_fraction, the share of each unit set")
+        self._check_sets()
         if not self._asked(*self._SIZES, *self._QUALITY):
             raise ArgumentError(f"Budget: give at least one of {', '.join(self._SIZES + self._QUALITY)}")
 
-    _SIZES = ("bytes", "params", "remove_fraction", "remove_units")
+    def _check_sets(self) -> None:
+        for multiple in _values(self.multiple_of):
+            if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
+                raise ArgumentError(f"Budget: multiple_of must be a whole number from 1, got {multiple!r}")
+        if self.scope not in ("global", "set", "uniform"):
+            raise ArgumentError(f"Budget: scope must be 'global', 'set' or 'uniform', got {self.scope!r}")
+        if self.scope == "uniform" and isinstance(self.remove_fraction, Mapping):
+            raise ArgumentError("Budget: remove_fraction by unit set goes with scope='set'")
+        if self.scope == "set" and self.remove_fraction is None:
+            raise ArgumentError("Budget: scope='set' goes with remove_fraction, the share of each unit set")
+
+    _SIZES = ("bytes", "params", "macs", "remove_fraction", "remove_units")
     _QUALITY = ("max_loss_increase", "max_accuracy_drop")
 
     def _check(self, name: str, highest: float, span: str) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value <= highest):
-            raise ArgumentError(f"Budget: {name} must be {span}, got {value!r}")
+        for value in _values(getattr(self, name)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 <= value <= highest):
+                raise ArgumentError(f"Budget: {name} must be {span}, got {value!r}")
 
     def _check_whole(self, *names: str) -> None:
         for name in names:
@@ -103,20 +122,66 @@ class Budget:
             least: The number of units that must stay, where the network needs more than one.
 
         Raises:
-            ArgumentError: A protected name matches no unit set.
+            ArgumentError: A protected name, or a name that a share or a multiple is for, matches no unit set.
         """
-        for pattern in self.protect:
-            if not any(_matches(name, pattern) for name in sizes):
-                raise ArgumentError(f"Budget: protect={pattern!r} is no unit set; there are: {', '.join(sizes)}")
+        for what in ("protect", "remove_fraction", "multiple_of"):
+            patterns = getattr(self, what)
+            for pattern in patterns if isinstance(patterns, tuple | Mapping) else ():
+                if not any(_matches(name, pattern) for name in sizes):
+                    raise ArgumentError(f"Budget: {what}={pattern!r} is no unit set; there are: {', '.join(sizes)}")
         limits = {name: self._removable(name, size, (least or {}).get(name, 1)) for name, size in sizes.items()}
-        return {name: min(limits[name], self._quota(size)) for name, size in sizes.items()}
+        groups = self._groups(sizes)
+        return {name: min(limits[other] for other in groups[name]) for name in sizes}
 
     def _removable(self, name: str, size: int, least: int) -> int:
-        protected = any(_matches(name, pattern) for pattern in self.protect)
-        return 0 if protected else max(size - max(self.min_units, least), 0)
+        """Return how many units a set may lose: down to a multiple, which is above what must stay."""
+        if any(_matches(name, pattern) for pattern in self.protect):
+            return 0
+        multiple, fewest = self._multiple(name), max(self.min_units, least)
+        fewest = -(-fewest // multiple) * multiple
+        if self.scope == "set":
+            fewest = max(fewest, (size - self._quota(name, size)) // multiple * multiple)
+        return max(size - fewest, 0) if self._quota(name, size) else 0
 
-    def _quota(self, size: int) -> int:
-        return _share(self.remove_fraction or 0.0, size) if self.scope == "set" else size
+    def _quota(self, name: str, size: int) -> int:
+        fraction: float | None = _first(self.remove_fraction, name, 0.0)
+        return _share(fraction or 0.0, size) if self.scope == "set" else size
+
+    def _multiple(self, name: str) -> int:
+        multiple: int = _first(self.multiple_of, name, 1)
+        return multiple
+
+    def _groups(self, sizes: Mapping[str, int]) -> dict[str, list[str]]:
+        """Return for each set those that lose as many units as it does, itself among them."""
+        if self.scope != "uniform":
+            return {name: [name] for name in sizes}
+        groups: dict[tuple[str, int], list[str]] = {}
+        for name, size in sizes.items():
+            groups.setdefault((_NUMBER.sub("#", name), size), []).append(name)
+        return {name: groups[_NUMBER.sub("#", name), size] for name, size in sizes.items()}
+
+    def blocks(self, sizes: Mapping[str, int]) -> dict[str, tuple[list[str], int]] | None:
+        """Return for each set those that lose units with it, and the number of which multiples stay; None without."""
+        if self.scope != "uniform" and self.multiple_of == 1:
+            return None
+        return {name: (group, self._multiple(name)) for name, group in self._groups(sizes).items()}
+
+    def goes_next(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> str | None:
+        """Return a set that must lose a unit now, for what is left to be of the sizes asked for; None where it is."""
+        for name, (group, multiple) in (self.blocks(sizes) or {}).items():
+            most = max(gone.get(other, 0) for other in group)
+            if gone.get(name, 0) < most or (gone.get(name, 0) and (sizes[name] - gone[name]) % multiple):
+                return name
+        return None
+
+    def ends(self, steps: Sequence[Step], sizes: Mapping[str, int]) -> list[int]:
+        """Return after how many removals an order may end, none among them."""
+        gone, ends = Counter[str](), [0]
+        for n, step in enumerate(steps, 1):
+            gone[step.set] += 1
+            if self.goes_next(gone, sizes) is None:
+                ends.append(n)
+        return ends
 
     @property
     def bounds_quality(self) -> bool:
@@ -141,11 +206,15 @@ class Budget:
             gone: How many units each set has lost there.
             sizes: How many units each set had.
         """
-        return self.removed_enough(gone, sizes) and self.small_enough(state) and self.good_enough(start, state)
+        whole = self.goes_next(gone, sizes) is None
+        return (
+            whole and self.removed_enough(gone, sizes) and self.small_enough(state) and self.good_enough(start, state)
+        )
 
     def small_enough(self, state: State) -> bool:
-        """Return whether bytes and parameters are within their bounds."""
-        return state.bytes <= _bound(self.bytes) and state.params <= _bound(self.params)
+        """Return whether bytes, parameters and multiplications are within their bounds."""
+        bounds = ((state.bytes, self.bytes), (state.params, self.params), (state.macs, self.macs))
+        return all(size <= _bound(bound) for size, bound in bounds)
 
     def removed_enough(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
         """Return whether as many units are gone, of each set or of all, as have to go."""
@@ -155,8 +224,8 @@ class Budget:
 
     def fewest(self, total: int) -> int:
         """Return how many units of so many have to go at least, whatever their sets."""
-        share = _share(self.remove_fraction or 0.0, total) if self.scope == "global" else 0
-        return max(share, self.remove_units or 0)
+        fraction = None if isinstance(self.remove_fraction, Mapping) or self.scope == "set" else self.remove_fraction
+        return max(_share(fraction or 0.0, total), self.remove_units or 0)
 
     def good_enough(self, start: State, state: State) -> bool:
         """Return whether loss and accuracy have changed no more since the start than is allowed.
@@ -233,11 +302,26 @@ class Budget:
         return BudgetError(
             f"{self} cannot be met: at most {removed} of {total} units can be removed{within}, "
             f"which leaves {state.params:,} parameters and a file of {state.bytes:,} bytes "
-            f"({format_bytes(state.bytes)})"
+            f"({format_bytes(state.bytes)})" + (f", {state.macs:,} MACs" if self.macs is not None else "")
         )
 
 
 _ROUNDING = 1e-12  # a drop of exactly one point is allowed by 0.01
+
+
+_NUMBER = re.compile(r"\d+")
+
+
+def _values(value: Any) -> list[Any]:
+    """Return a value, or all that are given by name."""
+    return list(value.values()) if isinstance(value, Mapping) else [value]
+
+
+def _first(value: Any, name: str, default: Any) -> Any:
+    """Return a value, or the first that is given for a name."""
+    if not isinstance(value, Mapping):
+        return value
+    return next((part for pattern, part in value.items() if _matches(name, pattern)), default)
 
 
 def _matches(name: str, pattern: str) -> bool:

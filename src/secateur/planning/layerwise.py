@@ -86,14 +86,15 @@ class _Ends:
 
     def _sought(self, steps: tuple[Step, ...], budget: Budget) -> tuple[Step, ...]:
         """Return the steps to the last end that is good enough, found by halving; the end of all is not."""
-        good, bad = 0, len(steps)
+        ends = budget.ends(steps, self.sizes)
+        good, bad = 0, len(ends) - 1
         for _ in range(TRIALS):
             if bad - good < 2:
                 break
             middle = (good + bad) // 2
-            steps = self._with(steps, middle)
-            good, bad = (middle, bad) if budget.good_enough(self.start, steps[middle - 1]) else (good, middle)
-        return steps[:good]
+            steps = self._with(steps, ends[middle])
+            good, bad = (middle, bad) if budget.good_enough(self.start, steps[ends[middle] - 1]) else (good, middle)
+        return steps[: ends[good]]
 
     def _with(self, steps: tuple[Step, ...], n: int) -> tuple[Step, ...]:
         """Return the steps with what is measured after n of them, all weights fitted there."""

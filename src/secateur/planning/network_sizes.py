@@ -116,6 +116,10 @@ class NetworkSizes:
         """Return the parameters that go with one more unit of each set."""
         return self._freed(counts, self._parameters)
 
+    def macs_freed(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return the multiplications that go with one more unit of each set."""
+        return self._freed(counts, self._multiplications)
+
     def _freed(self, counts: Mapping[str, int], products: _Products) -> dict[str, int]:
         now = self._counts(counts)
         less = torch.cat([now, now - torch.eye(len(self.sets), dtype=torch.long)])

@@ -100,7 +100,7 @@ def _remove(order: RemovalOrder, parabola: Quadratic) -> None:
 def _reordered(order: RemovalOrder, parabola: Quadratic) -> RemovalOrder:
     """Return the removals of the parabola's removed units, in the order in which it would take them."""
     fresh = order.restarted()
-    fresh.may_go &= parabola.g == 0
+    fresh.free &= parabola.g == 0
     parabola.move(fresh.g)
     while fresh.may_go.any():
         _remove(fresh, parabola)

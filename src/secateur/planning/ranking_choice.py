@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -109,10 +108,9 @@ class Counts:
     def removals(self) -> int:
         """The number of units that may go until a budget that counts units is met."""
         longest, budget = sum(self.limits.values()), self.budget
-        if budget is None or budget.bytes is not None or budget.params is not None or not budget.least:
+        if budget is None or not budget.least or any((budget.bytes, budget.params, budget.macs)):
             return longest
-        asked = max(math.ceil((budget.remove_fraction or 0) * self.units.total), budget.remove_units or 0)
-        return min(longest, asked)
+        return longest if budget.scope == "set" else min(longest, budget.fewest(self.units.total))
 
     @property
     def left(self) -> float:

@@ -83,7 +83,8 @@ class RemovalOrder:
         self.g = question.ones.clone()
         self.sizes, self.limits = dict(network.sets), removable(network, budget)
         self.set_of_each = self.units.set_of_each
-        self.may_go = torch.tensor(list(self.limits.values()))[self.set_of_each] > 0
+        self.free = torch.tensor(list(self.limits.values()))[self.set_of_each] > 0
+        self._next: str | None = None  # the set whose units alone may go now
         self.gone: Counter[str] = Counter()
         self.gone_text = 0  # characters of their indices, each with a comma
         self.removed: list[int] = []
@@ -104,6 +105,16 @@ class RemovalOrder:
         return RemovalOrder(self.question, self.network, self.budget, self.surgeon, self.refresh)
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether a unit that goes may take others along."""
+        return self.budget is not None and self.budget.blocks(self.sizes) is not None
+
+    @property
+    def may_go(self) -> Tensor:
+        """The units that may go next [K]."""
+        return self.free if self._next is None else self.free & (self.set_of_each == list(self.sizes).index(self._next))
+
+    @property
     def longest(self) -> int:
         """The largest number of steps that is possible."""
         return sum(self.limits.values())
@@ -112,6 +123,8 @@ class RemovalOrder:
         """Return whether a budget that asks for as few removals as possible is satisfied."""
         budget = self.budget
         if budget is None or not budget.least or not budget.removed_enough(self.gone, self.sizes):
+            return False
+        if self._next is not None:
             return False
         sizes = self.network.after(self._counts(self.gone), self.gone_text)
         if not budget.small_enough(State(None, None, *sizes)):
@@ -145,11 +158,12 @@ class RemovalOrder:
         """Remove one unit, and measure what is left where that is due."""
         name, index = self.units.places[k]
         self.g[k] = 0
-        self.may_go[k] = False
+        self.free[k] = False
         self.gone[name] += 1
         self.gone_text += len(f"{index},")
         if self.gone[name] == self.limits[name]:
-            self.may_go &= self.set_of_each != self.set_of_each[k]
+            self.free &= self.set_of_each != self.set_of_each[k]
+        self._next = None if self.budget is None else self.budget.goes_next(self.gone, self.sizes)
         self.removed.append(k)
         self.predicted.append(predicted)
         if self.surgeon is not None and len(self.removed) % self.refresh == 0:

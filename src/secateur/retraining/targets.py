@@ -55,7 +55,7 @@ def round_budget(budget: Budget, plan: Plan, rounds: int) -> Budget:
     gone = Counter(step.set for step in plan.steps)
     bounds: dict[str, Any] = {
         name: share_left(getattr(now, name), int(bound), rounds)
-        for name, bound in (("bytes", budget.bytes), ("params", budget.params))
+        for name, bound in (("bytes", budget.bytes), ("params", budget.params), ("macs", budget.macs))
         if bound is not None
     }
     if budget.scope == "set":
@@ -66,7 +66,7 @@ def round_budget(budget: Budget, plan: Plan, rounds: int) -> Budget:
     fraction = budget.remove_fraction if budget.scope == "set" else None
     return RoundBudget(
         **bounds, remove_units=more, remove_fraction=fraction, scope=budget.scope, min_units=budget.min_units,
-        protect=budget.protect,
+        protect=budget.protect, multiple_of=budget.multiple_of,
     )  # fmt: skip
 
 
