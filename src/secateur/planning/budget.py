@@ -33,7 +33,7 @@ class Budget:
         max_loss_increase: The absolute rise of the loss.
         max_accuracy_drop: The fall of the accuracy, as a fraction: 0.01 is one point.
         scope: "global"; "set": `remove_fraction` then counts for each unit set, ⌈f · size⌉; or "uniform": sets whose
-            names differ in numbers alone, as those of a network's layers do, lose equally many units, each its own.
+            names differ in the number of a layer alone lose equally many units, each its own.
         multiple_of: What is left of a set that loses units is a multiple of this number; or numbers by unit set,
             ``{"*.conv*": 8, "*": 1}``, by the first name that matches.
         min_units: The number of units that every set keeps.
@@ -309,7 +309,7 @@ class Budget:
 _ROUNDING = 1e-12  # a drop of exactly one point is allowed by 0.01
 
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<![\w\[])\d+(?![\w\]])")  # of a layer: in a name "layers.0.fc1[2]" the 0
 
 
 def _values(value: Any) -> list[Any]:

@@ -229,3 +229,19 @@ def test_the_command_line_writes_and_says_what_the_file_does(
     assert err.startswith("secateur: small.onnx: needs ")
     assert err.endswith('pip install "secateur[onnx]"\n')
     assert not (tmp_path / "small.onnx").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sizes_that_a_runtime_cannot_leave_free_are_the_examples(tmp_path: Path) -> None:
+    """ONNX has no pooling to a number of places for maps of any size: its kernel would be that of the example."""
+    libraries(".onnx")
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(3, 1, 12, 12)
+    spec = sc.find_units(model, x).captured.spec
+    assert len(spec.free) == 2
+    write(model, spec, tmp_path / "a.onnx")
+    import onnx
+
+    sizes = onnx.load(tmp_path / "a.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_param or size.dim_value for size in sizes] == ["batch", 1, 12, 12]

@@ -29,6 +29,7 @@ from secateur.process_state import one_at_a_time
 from secateur.structure.export import first_line
 from secateur.structure.exporting.tracing import quiet
 from secateur.structure.inputs import Call, InputSpec, map_tensors, sample_weight
+from secateur.structure.lengths import one_shorter
 
 CHUNK = 64  # samples that are run at a time, at most
 CALIBRATION = 512  # samples on which the ranges of values are found, at most
@@ -109,15 +110,48 @@ def write(
         judged = judged or pieces
         _check_dtype(name, module, form)
         with _exporting(module, name), quiet():
-            content = _content(module, spec, form, _calibration(pieces))
             planned = planned_memory(single_program(module, spec)) if form.most_samples else None
-        with whole_file(path) as temporary:
+        trial = _Trial(module, form, path, _calibration(pieces), judged)
+        if spec.free:
+            with contextlib.suppress(ArtifactError):  # of some operations a runtime takes the samples' number alone
+                return trial.written(spec, planned, loss)
+        return trial.written(spec.without_free(), planned, loss)
+
+
+class _Trial(NamedTuple):
+    """A file that is written and compared with the module.
+
+    Attributes:
+        module: The module, `exportable`.
+        form: The kind of file.
+        path: Where it shall be.
+        calibration: The inputs on which ranges of values are found.
+        judged: The samples to compare and to measure on, beside random ones.
+    """
+
+    module: nn.Module
+    form: Format
+    path: str | os.PathLike[str]
+    calibration: list[Call]
+    judged: list[_Piece]
+
+    def written(self, spec: InputSpec, planned: int | None, loss: Any) -> Written:
+        """Write the file for inputs of a form: other sizes than the example's are tried where that leaves them free.
+
+        Raises:
+            ArtifactError: As for `write`.
+        """
+        module, name = self.module, str(self.path)
+        with _exporting(module, name), quiet():
+            program = export_program(module, spec, self.form.most_samples)
+            content = _lowered(program, spec, self.form, self.calibration)
+        with whole_file(self.path) as temporary:
             temporary.write_bytes(content)
-            calls = _trials(module, spec, judged) + [piece.call for piece in judged]
-            wanted, results = outputs_of(module, calls), run_file(temporary, Path(path).suffix, calls, name)
-            difference = _compare(name, form, wanted, results, _tolerance(module))
-            quality = _quality(loss, judged, wanted, results)
-    return Written(name, len(content), difference, planned, *quality)
+            calls = _trials(module, spec, self.judged) + [piece.call for piece in self.judged]
+            wanted, results = outputs_of(module, calls), run_file(temporary, Path(self.path).suffix, calls, name)
+            difference = _compare(name, self.form, wanted, results, _tolerance(module))
+            quality = _quality(loss, self.judged, wanted, results)
+        return Written(name, len(content), difference, planned, *quality)
 
 
 @contextlib.contextmanager
@@ -146,17 +180,6 @@ def _check_dtype(name: str, model: nn.Module, form: Format) -> None:
     dtype = sample_weight(model).dtype
     if form.quantised and dtype not in (torch.float32, torch.float16):
         raise ArgumentError(f"{name}: only float32 and float16 are turned into whole numbers, the model is of {dtype}")
-
-
-def _content(model: nn.Module, spec: InputSpec, form: Format, calibration: list[Call]) -> bytes:
-    """Return the content of a file of this kind, with free sizes where these can be."""
-    try:
-        return _lowered(export_program(model, spec, form.most_samples), spec, form, calibration)
-    except Exception:
-        if not form.most_samples or not spec.free:
-            raise
-    fixed = spec.without_free()  # of some operations XNNPACK takes one dimension of any size alone, the samples'
-    return _lowered(export_program(model, fixed, form.most_samples), fixed, form, calibration)
 
 
 def _lowered(program: ExportedProgram, spec: InputSpec, form: Format, calibration: list[Call]) -> bytes:
@@ -193,12 +216,14 @@ def _calibration(pieces: list[_Piece]) -> list[Call]:
 
 
 def _trials(model: nn.Module, spec: InputSpec, pieces: list[_Piece]) -> list[Call]:
-    """Return inputs of one, two and five samples: of the data, or random ones."""
+    """Return inputs of one, two and five samples, of the data or random ones; also shorter ones where that is free."""
     if spec.fixed:
-        return [spec.sample(model)]
-    if pieces and pieces[0].size >= 5:
-        return [spec.take(pieces[0].call, slice(n)) for n in (1, 2, 5)]
-    return [spec.sample(model, n) for n in (1, 2, 5)]
+        calls = [spec.sample(model)]
+    elif pieces and pieces[0].size >= 5:
+        calls = [spec.take(pieces[0].call, slice(n)) for n in (1, 2, 5)]
+    else:
+        calls = [spec.sample(model, n) for n in (1, 2, 5)]
+    return [*calls, one_shorter(spec.sample(model), spec)] if spec.free else calls
 
 
 def _tolerance(model: nn.Module) -> float:
