@@ -97,7 +97,7 @@ FUNCTIONS = {
     "shrink": Checked(
         sc.shrink, lambda: question(budget=sc.Budget(remove_units=1), criterion="taylor1", progress=False),
         {**ORDERED, "budget": set(), "example_inputs": {"None"}, "retrain": {"None"},
-         "refresh": {"None", "a large number"}, "ridge": {"None", "a float"}},
+         "refresh": {"None", "a large number"}, "ridge": {"None", "a float"}, "refine": {"a large number"}},
         NAMES | {"example_inputs": "(example_)?inputs"},
     ),
     "cut": Checked(
@@ -105,7 +105,7 @@ FUNCTIONS = {
         {
             "compensate": {"None"}, "loss": {"None", "a class"}, "max_memory": {"None", "a large number"},
             "ridge": {"None", "a float"}, "weighting": {"None"}, "recalibrate": {"None"}, "add_bias": {"None"},
-            "mask": {"None"},
+            "refine": {"None", "a large number"}, "mask": {"None"},
         },
         NAMES | {"compensate": "(compensate|data)"},
     ),
@@ -128,6 +128,7 @@ FUNCTIONS = {
         sc.Budget, lambda: {"remove_units": 1},
         {
             "bytes": {"None", "a large number"}, "params": {"None", "a large number"},
+            "macs": {"None", "a large number"}, "multiple_of": {"a large number"},
             "remove_units": {"None", "a large number"}, "min_units": {"a large number"},
             "remove_fraction": {"None"}, "max_accuracy_drop": {"None"},
             "max_loss_increase": {"None", "a float", "a large number"}, "protect": {"a list", "a text"},

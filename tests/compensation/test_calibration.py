@@ -42,7 +42,7 @@ class Made:
 
 def test_all_rows_of_all_batches_are_taken_and_every_fifth_sample_is_held_out() -> None:
     made = Made()
-    assert batch_places(made.gated) == [BatchPlace(0, 7, 20), BatchPlace(7, 1, 20), BatchPlace(8, 12, 20)]
+    assert batch_places(made.gated.batches) == [BatchPlace(0, 7, 20), BatchPlace(7, 1, 20), BatchPlace(8, 12, 20)]
     found = observe(made.gated, made.ones, [made.layer], []).moments
     held = torch.arange(60) // 3 % 5 == 4
     made.assert_moments(found[made.layer], made.rows, held)
@@ -158,7 +158,7 @@ def with_means(moments: Moments) -> list[Tensor]:
 def test_rows_of_padding_are_left_out_and_held_out_rows_stay_by_sample() -> None:
     gated = encoded(6, [5])
     layers = {layer.weight: layer for layer in find_layers(gated.units)}
-    first, second = batch_places(gated)
+    first, second = batch_places(gated.batches)
     assert (first.before, first.positions, second.before, second.positions) == (0, 31, sum(LENGTHS[:5]), 31)
     value = torch.zeros(6, 6, 6).double()
     rows = counted_rows(layers["flat.weight"], value.flatten(0, 1), second)

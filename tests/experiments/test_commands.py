@@ -57,6 +57,7 @@ def test_help_needs_and_imports_none_of_the_experiments_libraries(words):
     assert {name for name in loaded if name.startswith("secateur_experiments")} == {
         "secateur_experiments", "secateur_experiments.commands", "secateur_experiments.papers",
         "secateur_experiments.papers.commands", "secateur_experiments.bench", "secateur_experiments.bench.commands",
+        "secateur_experiments.bench.artifacts_command",
         "secateur_experiments.bench.suite", "secateur_experiments.bench.suite.commands",
     }  # fmt: skip
 

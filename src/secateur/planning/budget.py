@@ -81,7 +81,7 @@ class Budget:
             raise ArgumentError(f"Budget: give at least one of {', '.join(self._SIZES + self._QUALITY)}")
 
     def _check_sets(self) -> None:
-        for multiple in _values(self.multiple_of):
+        for multiple in self._numbers("multiple_of"):
             if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
                 raise ArgumentError(f"Budget: multiple_of must be a whole number from 1, got {multiple!r}")
         if self.scope not in ("global", "set", "uniform"):
@@ -94,8 +94,23 @@ class Budget:
     _SIZES = ("bytes", "params", "macs", "remove_fraction", "remove_units")
     _QUALITY = ("max_loss_increase", "max_accuracy_drop")
 
+    def _numbers(self, name: str) -> list[Any]:
+        """Return a number, or all that are given by the names of unit sets.
+
+        Raises:
+            ArgumentError: They may not be given so, or are given by nothing.
+        """
+        value = getattr(self, name)
+        if not isinstance(value, Mapping):
+            return [value]
+        if name not in ("remove_fraction", "multiple_of"):
+            raise ArgumentError(f"Budget: {name} must be a number, got {value!r}")
+        if not value or not all(isinstance(pattern, str) for pattern in value):
+            raise ArgumentError(f"Budget: {name} must be a number, or numbers by the names of unit sets, got {value!r}")
+        return list(value.values())
+
     def _check(self, name: str, highest: float, span: str) -> None:
-        for value in _values(getattr(self, name)):
+        for value in self._numbers(name):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 <= value <= highest):
                 raise ArgumentError(f"Budget: {name} must be {span}, got {value!r}")
@@ -310,11 +325,6 @@ _ROUNDING = 1e-12  # a drop of exactly one point is allowed by 0.01
 
 
 _NUMBER = re.compile(r"(?<![\w\[])\d+(?![\w\]])")  # of a layer: in a name "layers.0.fc1[2]" the 0
-
-
-def _values(value: Any) -> list[Any]:
-    """Return a value, or all that are given by name."""
-    return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
 def _first(value: Any, name: str, default: Any) -> Any:

@@ -84,13 +84,13 @@ def test_optimisers_are_drawn_and_printed(command_line, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (("oracle", "--out", "no/a.png"), 1, "no/a.png: cannot be written (No such file or directory)"),
-        (("optimisers", "--out", "no/a.png"), 1, "no/a.png: cannot be written (No such file or directory)"),
+        (("oracle", "--out", "no/a.png"), 2, "no/a.png: cannot be written (No such file or directory)"),
+        (("optimisers", "--out", "no/a.png"), 2, "no/a.png: cannot be written (No such file or directory)"),
         (("oracle", "--runs", "0"), 2, "should be greater than or equal to 1"),
         (("curvature", "--samples", "0"), 2, "should be greater than or equal to 1"),
         (("quadratic", "--seeds", "0"), 2, "should be greater than or equal to 1"),
-        (("quadratic", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped"),
-        (("weights", "--mnist", "nowhere"), 1, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped"),
+        (("quadratic", "--mnist", "nowhere"), 2, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped"),
+        (("weights", "--mnist", "nowhere"), 2, "nowhere/train-images-idx3-ubyte.gz: expected a gzipped"),
         (
             ("oracle", "--only", "nope"), 2,
             "unknown only 'nope'; one of: 784-100-10, 784-50-50-10, LeNet-5, ResNet-18, ViT-tiny",
