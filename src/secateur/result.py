@@ -83,8 +83,9 @@ class Result:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> int:
         """Write a network of Hugging Face's as a folder that `from_pretrained` loads, and return the number of bytes.
 
-        Neither Secateur nor the plan is needed there: the configuration has the numbers of what is left, for each layer
-        where they differ. The folder is loaded and compared with the network before it takes its name.
+        Neither Secateur nor the plan is needed there: the configuration has the numbers of what is left. Where no
+        numbers say that, since layers differ, a file of code lies beside the weights, and `from_pretrained` needs
+        ``trust_remote_code=True``. The folder is loaded and compared with the network before it takes its name.
 
         Args:
             folder: A new or empty folder.

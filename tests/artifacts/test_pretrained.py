@@ -175,6 +175,18 @@ def test_a_result_is_written_and_files_of_the_tokenizer_are_copied(tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "whole"]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_of_a_network_that_came_from_no_folder_no_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, call = made("BERT")
+    for name in ("config.json", "mine.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(model, InputSpec.of(((), call)), tmp_path / "small")
+    assert not (tmp_path / "small" / "mine.json").exists()
+
+
 # ---------------------------------------------------------------- what is refused
 
 

@@ -132,8 +132,9 @@ def _tokens(model: Any, call: Call) -> Any:
 
 def _copy_tokenizer(model: Any, folder: Path) -> None:
     """Copy the files that lie beside the weights in the folder that the original came from."""
-    origin = Path(getattr(model.config, "_name_or_path", "") or ".")
-    if not (origin / "config.json").is_file():
+    name = getattr(model.config, "_name_or_path", "")
+    origin = Path(name)
+    if not name or not (origin / "config.json").is_file():
         return
     for file in origin.iterdir():
         kept = file.suffix in BESIDE_WEIGHTS and not file.name.endswith(".index.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -163,17 +164,13 @@ class Budget:
         return _share(fraction or 0.0, size) if self.scope == "set" else size
 
     def _multiple(self, name: str) -> int:
-        multiple: int = _first(self.multiple_of, name, 1)
-        return multiple
+        return int(_first(self.multiple_of, name, 1))
 
     def _groups(self, sizes: Mapping[str, int]) -> dict[str, list[str]]:
         """Return for each set those that lose as many units as it does, itself among them."""
         if self.scope != "uniform":
             return {name: [name] for name in sizes}
-        groups: dict[tuple[str, int], list[str]] = {}
-        for name, size in sizes.items():
-            groups.setdefault((_NUMBER.sub("#", name), size), []).append(name)
-        return {name: groups[_NUMBER.sub("#", name), size] for name, size in sizes.items()}
+        return _alike(tuple(sizes.items()))
 
     def blocks(self, sizes: Mapping[str, int]) -> dict[str, tuple[list[str], int]] | None:
         """Return for each set those that lose units with it, and the number of which multiples stay; None without."""
@@ -221,10 +218,8 @@ class Budget:
             gone: How many units each set has lost there.
             sizes: How many units each set had.
         """
-        whole = self.goes_next(gone, sizes) is None
-        return (
-            whole and self.removed_enough(gone, sizes) and self.small_enough(state) and self.good_enough(start, state)
-        )
+        measured = self.removed_enough(gone, sizes) and self.small_enough(state) and self.good_enough(start, state)
+        return measured and self.goes_next(gone, sizes) is None
 
     def small_enough(self, state: State) -> bool:
         """Return whether bytes, parameters and multiplications are within their bounds."""
@@ -325,6 +320,15 @@ _ROUNDING = 1e-12  # a drop of exactly one point is allowed by 0.01
 
 
 _NUMBER = re.compile(r"(?<![\w\[])\d+(?![\w\]])")  # of a layer: in a name "layers.0.fc1[2]" the 0
+
+
+@functools.lru_cache(maxsize=8)  # it is asked after each removal
+def _alike(sizes: tuple[tuple[str, int], ...]) -> dict[str, list[str]]:
+    """Return for each set those of its size whose names differ in the number of a layer alone."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name, size in sizes:
+        groups.setdefault((_NUMBER.sub("#", name), size), []).append(name)
+    return {name: group for group in groups.values() for name in group}
 
 
 def _first(value: Any, name: str, default: Any) -> Any:

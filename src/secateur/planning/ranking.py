@@ -104,8 +104,10 @@ class _BySaliency:
         if not self._goes_on():
             return
         saliency, candidates = self._scores(), self.order.may_go.nonzero()[:, 0]
-        while self.order.in_blocks and self._goes_on():
-            yield (k := self.order.least(saliency)), saliency[k].item()
+        if self.order.in_blocks:
+            while self._goes_on():
+                yield (k := self.order.least(saliency)), saliency[k].item()
+            return
         values, places = saliency[candidates].sort(stable=True)
         ties = [len(list(group)) for _, group in itertools.groupby(values.tolist())]
         for tied in torch.split(candidates[places], ties):

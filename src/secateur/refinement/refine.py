@@ -48,9 +48,9 @@ def refined(gated: GatedLoss, g: Tensor, weights: Mapping[str, Tensor], steps: i
     if steps == 0 or bool((g != 0).all()):
         return dict(weights)
     search = Search(gated, g, weights)
-    refused = 0
-    with phase("refining", MOST_STEPS if steps == "auto" else int(steps)) as refining:
-        for _ in refining.through(range(MOST_STEPS if steps == "auto" else int(steps))):
+    most, refused = MOST_STEPS if steps == "auto" else int(steps), 0
+    with phase("refining", most) as refining:
+        for _ in refining.through(range(most)):
             refused = 0 if search.step() else refused + 1
             if refused == MOST_REFUSED:
                 break
