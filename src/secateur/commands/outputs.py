@@ -94,7 +94,9 @@ class Outputs:
         if self.picture is not None:
             from secateur.reporting.size_curve import loss_by_bytes  # matplotlib is slow to import
 
-            dots = [(file["bytes"], result.after.loss) for file, result in zip(written, results, strict=True)]
+            dots = [
+                (result.after.bytes, result.after.loss) for result in results
+            ]  # of other files the curve knows none
             loss_by_bytes(_longest(results).curve, dots, self.picture)
         return written
 

@@ -46,7 +46,7 @@ def loss_by_bytes(
     for points, style, label in ((line, "-", "along the order"), (dots, "o", "written")):
         if points:
             panel.plot(*zip(*points, strict=True), style, color=STYLES[1 if style == "-" else 2][0], label=label)
-    panel.set(xlabel="bytes of the file", ylabel="loss", title="Loss against the size of the file")
+    panel.set(xlabel="bytes as .safetensors", ylabel="loss", title="Loss against the size of the file")
     panel.xaxis.set_major_formatter(EngFormatter("B"))
     plain(panel)
     if line or dots:
