@@ -49,6 +49,12 @@ def train(model):
 def count(model):
     return sum(p.numel() for p in model.parameters())
 
+def shift(inputs, generator):
+    return inputs + torch.rand(inputs.shape, generator=generator, dtype=inputs.dtype)
+
+def crop(inputs, generator):
+    return inputs[:, 1:]
+
 def stop(model):
     raise KeyboardInterrupt
 
@@ -307,6 +313,8 @@ def test_help_names_every_command(run):
                 "--weighting",
                 "--recalibrate",
                 "--add-bias",
+                "--unlabelled",
+                "--augment",
             ),
         ),
         (("score",), ("--granularity",)),
@@ -361,6 +369,46 @@ def test_units_in_rounds_on_the_command_line(run, tmp_path):
     code, out, _ = run(*SHRINK, "--remove-units", "3", "--rounds", "2")
     assert code == 0
     assert "3 of 6 units removed, obs / iterative, 2 rounds, compensated" in out
+
+
+def test_more_inputs_on_the_command_line(run, tmp_path):
+    np.savez(tmp_path / "more.npz", x=np.random.default_rng(0).random((50, 4)))
+    words = [*SHRINK, "--remove-units", "3", "--refine", "1"]
+    more = ["--unlabelled", "more.npz", "--augment", "my_models:shift"]
+    written = {}
+    for options in ([], more[:2], more, [*more, "--seed", "1"]):
+        code, out, err = run(*words, *options)
+        assert (code, err) == (0, "")
+        written[tuple(options)] = (tmp_path / "small.safetensors").read_bytes()
+    assert len(set(written.values())) == 4
+    run(*words, *more)
+    assert (tmp_path / "small.safetensors").read_bytes() == written[tuple(more)]
+    code, _, err = run(
+        *words[:-4], "--out", "small-{bytes}.safetensors", "--bytes", "1kB", "--bytes", "900", *words[-2:], *more
+    )
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--augment", "my_models:shift"), "augment: is for refine=, a number of steps or 'auto'"),
+        (
+            ("--unlabelled", "my_models:data", "--no-compensate"),
+            "unlabelled: is for weights that are fitted, beside the data",
+        ),
+        (("--unlabelled", "none.npz"), "none.npz: cannot be read"),
+        (("--augment", "shift"), "--augment 'shift': expected package.module:function"),
+        (("--augment", "my_models:crop", "--refine", "1"), "augment: crop returns as inputs a tensor of shape (20, 3)"),
+    ],
+)
+@pytest.mark.parametrize("bounds", [("--remove-units", "2"), ("--bytes", "1kB", "--bytes", "900")])
+def test_more_inputs_that_cannot_be_used_are_refused(run, tmp_path, words, text, bounds):
+    out = ("--out", "small-{bytes}.safetensors") if "--bytes" in bounds else ()
+    code, _, err = run(*SHRINK[:6], *(out or SHRINK[6:]), *bounds, *words)
+    assert code == 2
+    assert err.startswith(f"secateur: {text}")
+    assert not list(tmp_path.glob("small*"))
 
 
 def test_what_the_users_code_prints_is_not_among_the_json(run):

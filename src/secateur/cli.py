@@ -23,7 +23,7 @@ from secateur.estimating.estimate import estimate as run_estimate
 from secateur.objective.data import first_inputs
 from secateur.objective.kept_outputs import KEPT
 from secateur.objective.question import Question
-from secateur.objective.unlabelled import data_for
+from secateur.objective.unlabelled import MoreInputs, data_for
 from secateur.options import Ranking, compensation_of
 from secateur.own_code.find_units import find_units, units_of
 from secateur.planning.budget import Budget
@@ -86,6 +86,8 @@ def shrink(
     recalibrate: opt.Recalibrate = False,
     add_bias: opt.AddBias = False,
     refine: opt.Refine = "0",
+    unlabelled: opt.Unlabelled = None,
+    augment: opt.Augment = None,
     max_memory: opt.MaxMemory = None,
     seed: opt.Seed = 0,
     estimate: opt.Estimate = False,
@@ -117,6 +119,10 @@ def shrink(
         "criterion": criterion, "ranking": ranking, "threshold": threshold, "shortlist": shortlist,
         "refresh": refresh, "swaps": swaps,
     }  # fmt: skip
+    more = MoreInputs(
+        None if unlabelled is None else find_data(unlabelled, labelled=False),
+        None if augment is None else find_function("--augment", augment),
+    )
     units = find_units(network, first_inputs(batches), include)
     options: dict[str, Any] = {"units": units, "validation": validation_data, "max_memory": max_memory}
     if estimate:
@@ -128,13 +134,13 @@ def shrink(
         print_json({**estimated.to_json(), "rounds": rounds}) if as_json else typer.echo(f"{each}{estimated}")
         return
     if len(budgets) > 1:
-        question = Question(network, batches, loss, seed=seed, **options)
+        question = Question(network, batches, loss, seed=seed, **options).with_more(more)
         results = shrink_to_each(question, Ranking(**order), compensation_of(not no_compensate, **fitting), budgets)
     else:
         results = [
             run_shrink(
                 network, batches, loss, budgets[0], **options, **order, seed=seed, granularity=granularity,
-                retrain=train, rounds=rounds, compensate=not no_compensate, **fitting,
+                retrain=train, rounds=rounds, compensate=not no_compensate, **fitting, **vars(more),
             )
         ]  # fmt: skip
     written = outputs.write(results, batches, loss)

@@ -156,6 +156,16 @@ Refine = Annotated[
         help="Gauss-Newton steps on all weights left, after the fit: a number, or auto until they gain no more"
     ),
 ]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help="more inputs, which need no y, for the fit at the end and its refinement"),
+]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        metavar="package.module:function", help="(inputs, generator) to inputs, changed: more samples for --refine"
+    ),
+]
 Seed = Annotated[int, typer.Option(help="of criteria that draw random numbers")]
 
 

@@ -20,6 +20,7 @@ from secateur.planning.plan import Plan
 from secateur.planning.ranking import rank_units
 from secateur.planning.ranking_choice import choose_ranking
 from secateur.process_state import one_at_a_time
+from secateur.refinement.augment import augmented
 from secateur.reporting.progress import showing
 from secateur.saliency.criterion import Criterion, Saliency, as_criterion
 from secateur.structure.units import Units
@@ -179,11 +180,14 @@ def prepared(question: Question, ranking: Ranking, compensation: Compensation | 
     """Return what a ranking takes, with what is chosen for it.
 
     Where weights are fitted and a budget bounds the quality, it is measured on samples that no weight is fitted on.
+    Inputs beside the data are refused here, before any unit is ranked.
     """
+    question.more.check_use(compensation)
     question, biases = _with_biases(question, compensation)
     quality, reason = budget is not None and budget.bounds_quality, None
     if compensation is not None and quality and question.validation is None and question.gated.has_loss:
         question = question.holding_back()
+    _check_more(question)
     if ranking.ranking is None:
         ranking, reason = choose_ranking(question, ranking, compensation is not None and compensation.fit, budget)
     return Job(question, *resolve(ranking, compensation, budget), compensation, budget, biases, reason)
@@ -203,6 +207,20 @@ def make_order(job: Job) -> Ranked:
     unfitted = tuple(compensator.unfitted.items()) if compensator else ()
     made = dataclasses.replace(plan, biases=biases, reason=job.reason, unfitted=unfitted)
     return Ranked(made, question, compensator)
+
+
+def _check_more(question: Question) -> None:
+    """Refuse inputs beside the data that do not fit the model, and a function that makes such.
+
+    Raises:
+        DataError: There are such.
+    """
+    more = question.more
+    if more.unlabelled is None and more.augment is None:
+        return
+    batches = question.calibration.batches
+    if more.augment is not None:
+        augmented(question.gated, batches[:1], more.augment)
 
 
 def _with_biases(question: Question, compensation: Compensation | None) -> tuple[Question, tuple[str, ...]]:

@@ -19,6 +19,7 @@ from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.estimating.estimate import estimate_of, long_job
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
+from secateur.objective.unlabelled import Augment, MoreInputs
 from secateur.options import Compensation, Ranking, compensation_of
 from secateur.ordering import Ranked, make_order, prepared, require_budget, resolve
 from secateur.own_code.probe_weights import holding
@@ -65,6 +66,8 @@ def shrink(
     recalibrate: bool = False,
     add_bias: bool = False,
     refine: int | str = 0,
+    unlabelled: Any = None,
+    augment: Augment | None = None,
 ) -> Result:
     """Return a smaller network within the budget, proven to compute what the gated original does.
 
@@ -96,7 +99,7 @@ def shrink(
         threshold: "mean" or "median".
         validation: The data on which loss and accuracy are measured, of the curve and for the budget; None for `data`.
             Where weights are fitted and the budget bounds the quality, every fifth sample of it is then held back.
-        seed: The seed of criteria that draw random numbers.
+        seed: The seed of criteria that draw random numbers, and of `augment`.
         progress: Show on stderr what is done, and how long it takes on.
         shortlist: As for `rank`.
         refresh: As for `rank`.
@@ -114,6 +117,14 @@ def shrink(
         recalibrate: As for `cut`; also without `compensate`.
         add_bias: As for `cut`.
         refine: As for `cut`.
+        unlabelled: More inputs, without targets, in any form that `data` may have with ``loss="output"``: at the end
+            the weights left are fitted and refined on them and `data`. Units go in an order made of `data` alone, where
+            loss and accuracy are measured, too; and with a loss of your own and ``weighting="ggn"`` the fit before the
+            refinement is made on `data` alone, since that curvature takes targets.
+        augment: A function ``augment(inputs, generator)`` for the refinement, which sees each sample as it is and as
+            this function changes it, once: shifted, turned or noisy. It is called with the inputs of a batch on the
+            model's device, a tensor, or a tuple or a dict as in `data`, and a `torch.Generator` of that device, seeded
+            with `seed`, for all that it draws. It returns new inputs of the same form, shapes and dtypes.
 
     Raises:
         ArgumentError: A name is unknown, a budget of quality cannot be measured, or an argument is for another
@@ -150,10 +161,10 @@ def shrink(
         validation=validation,
         seed=seed,
         max_memory=max_memory,
-    )
+    ).with_more(MoreInputs(unlabelled if unlabelled is None else masked(unlabelled, mask), augment))
     choose("granularity", granularity, GRANULARITIES)
     if granularity == "weight":
-        _refuse_for_weights({**order, **fitting}, compensate)
+        _refuse_for_weights({**order, **fitting, **vars(question.more)}, compensate)
         weight_criterion = as_criterion("obd" if criterion is None else criterion, "weight")
         with showing(progress):
             return _without_weights(question, weight_criterion, loop, budget)
@@ -226,7 +237,7 @@ def _refuse_for_weights(options: dict[str, Any], compensate: Any) -> None:
     Raises:
         ArgumentError: An option for units is given.
     """
-    defaults = {**vars(Ranking()), **vars(Compensation())}
+    defaults = {**vars(Ranking()), **vars(Compensation()), **vars(MoreInputs())}
     changed = [name for name, value in options.items() if value != defaults[name]]
     compensation_of(compensate)  # refuses what is neither a bool nor settings
     if isinstance(compensate, Compensation):

@@ -17,6 +17,7 @@ from secateur.cutting.verify import Truth, exact_truths, truth
 from secateur.errors import ArgumentError, PlanError, VerificationError
 from secateur.objective.mask import Mask, masked
 from secateur.objective.question import Question
+from secateur.objective.unlabelled import Augment, MoreInputs
 from secateur.options import Compensation
 from secateur.own_code.differentiable import is_differentiable
 from secateur.own_code.find_units import all_units, units_of_sets
@@ -46,6 +47,9 @@ def cut(
     recalibrate: bool | None = None,
     add_bias: bool | None = None,
     refine: int | str | None = None,
+    unlabelled: Any = None,
+    augment: Augment | None = None,
+    seed: int = 0,
     max_memory: int | str | None = None,
     mask: Mask | None = None,
 ) -> nn.Module:
@@ -75,6 +79,9 @@ def cut(
         recalibrate: As for `secateur.Compensation`.
         add_bias: As for `secateur.Compensation`.
         refine: As for `secateur.Compensation`.
+        unlabelled: As for `shrink`.
+        augment: As for `shrink`.
+        seed: The seed of the random numbers for `augment`.
         max_memory: As for `secateur.score`.
         mask: As for `secateur.rank`.
 
@@ -101,9 +108,9 @@ def cut(
     settings = _settings(plan, compensate, {name: value for name, value in changed.items() if value is not None})
     if compensate is None and loss is not None:
         raise ArgumentError("loss: is for compensate=data")
-    question = Question(
-        model, masked(compensate, mask), loss, max_memory=max_memory
-    )  # which refuses what is none of these
+    more = MoreInputs(unlabelled if unlabelled is None else masked(unlabelled, mask), augment)
+    more.check_use(settings)
+    question = Question(model, masked(compensate, mask), loss, seed=seed, max_memory=max_memory).with_more(more)
     spec = plan.inputs or InputSpec.guess(model)
     if settings is not None and settings.add_bias and not plan.biases:
         plan = dataclasses.replace(plan, biases=without_bias(model, all_units(model, spec)))
@@ -135,7 +142,7 @@ def _fitted_weights(question: Question, plan: Plan, settings: Compensation) -> d
     """Return the weights that make up for what the plan removes."""
     if plan.basis is not None and plan.basis.where == "held back":
         question = question.holding_back()  # as when the plan was made: no weight is fitted on what judged it
-    return fitted_weights(question.gated, gates(question.model, question.units, plan.kept), settings)
+    return fitted_weights(question, gates(question.model, question.units, plan.kept), settings)
 
 
 def _settings(plan: Plan, data: Any, changed: dict[str, Any]) -> Compensation | None:

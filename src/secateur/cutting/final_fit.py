@@ -9,6 +9,7 @@ from torch import Tensor
 from secateur.compensation.compensator import Compensator, compensated
 from secateur.cutting.slices import gates
 from secateur.objective.gated_loss import GatedLoss
+from secateur.objective.losses import NAMED
 from secateur.objective.question import Question
 from secateur.options import Compensation
 from secateur.own_code.probe_weights import holding
@@ -35,10 +36,12 @@ def fitted_plan(
         BudgetError: The size asked for is out of reach within the quality asked for.
     """
     judge, steps = question.judge, compensator.settings.refine
+    fitted_on = _fitted_on(question, compensator.settings)
+    compensator = compensator if fitted_on is question.gated else Compensator(fitted_on, compensator.settings)
     while True:
         g = gates(question.model, question.units, plan.kept)
         anew = compensator.fit(g) or bool(steps)
-        weights = refined(question.gated, g, compensator.weights, steps)
+        weights = refined(question.calibration, g, compensator.weights, steps, question.more.augment)
         if not plan.steps or not (judge.has_data and judge.has_loss):
             return plan, weights
         if not anew and plan.steps[-1].loss is not None and budget.good_enough(plan.states[0], plan.steps[-1]):
@@ -64,14 +67,22 @@ def measured_plan(question: Question, plan: Plan) -> Plan:
     )
 
 
-def fitted_weights(gated: GatedLoss, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
+def fitted_weights(question: Question, g: Tensor, settings: Compensation) -> dict[str, Tensor]:
     """Return the parameters and buffers that change when the gates are g [K], by name.
 
     Raises:
         ArgumentError: As `Compensator`.
         DataError: There is no data, or too little, or activations are not finite.
     """
-    return refined(gated, g, compensated(gated, g, settings), settings.refine)
+    weights = compensated(_fitted_on(question, settings), g, settings)
+    return refined(question.calibration, g, weights, settings.refine, question.more.augment)
+
+
+def _fitted_on(question: Question, settings: Compensation) -> GatedLoss:
+    """Return E(g) on all inputs; on the data alone where a loss that needs targets says how samples count."""
+    gated = question.gated
+    weighted = settings.fit and settings.weighting == "ggn" and gated.has_loss
+    return gated if weighted and gated.loss_function not in NAMED.values() else question.calibration
 
 
 def _measure(judge: GatedLoss, weights: dict[str, Tensor], g: Tensor) -> tuple[float, float | None]:

@@ -28,10 +28,11 @@ from secateur.objective.losses import (
     require_loss,
 )
 from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
+from secateur.objective.unlabelled import with_predictions
 from secateur.phases import phase
 from secateur.structure.axis import Axis
 from secateur.structure.capture import check_finite
-from secateur.structure.graph_run import bind
+from secateur.structure.graph_run import bind, run
 from secateur.structure.inputs import Call, sample_weight, tensors
 from secateur.structure.keep_mask import KeepMask
 from secateur.structure.units import Units
@@ -141,6 +142,14 @@ class GatedLoss:
         gated._batches, gated._sliced, gated.stacks = checked, None, {}
         gated._frontiers = gated._hold()
         return gated
+
+    def with_inputs(self, data: Any, name: str) -> GatedLoss:
+        """Return E(g) on more samples, without targets but the predictions; errors call them by this name."""
+        captured, model = self.units.captured, self.model
+        more = list(batches(model, data, samples_at_once(captured, self.memory), captured, name))
+        with torch.no_grad():
+            made = [with_predictions(self._loss, batch, run(captured, model, batch.call)) for batch in more]
+        return self.on_batches([*self.batches, *made])
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> GatedLoss:
         """Return E(g) with new values of parameters and buffers that are used behind the gates alone."""

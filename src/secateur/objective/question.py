@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ from secateur.objective.data import first_inputs
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.held_back import hold_back
 from secateur.objective.memory import memory_cap, samples_at_once
-from secateur.objective.unlabelled import data_for
+from secateur.objective.unlabelled import MoreInputs, data_for
 from secateur.own_code.find_units import find_units
 from secateur.phases import phase
 from secateur.structure.check_units import check_units
@@ -37,6 +38,7 @@ class Question:
         max_memory: As for `secateur.score`.
 
     Attributes:
+        more: Inputs beside the data, that weights are fitted to at the end.
         judged_on: On which samples loss and accuracy are measured: "data", "validation", or "held back" from `data`.
 
     Raises:
@@ -52,6 +54,7 @@ class Question:
         self.model, self.loss = model, loss
         self.data, self.validation = data_for(model, data, loss), data_for(model, validation, loss, "validation")
         self.seed, self.max_memory = seed, max_memory
+        self.more = MoreInputs()
         self._units, self._example = units, example_inputs
         self.judged_on = "data" if validation is None else "validation"
         memory_cap(max_memory, sample_weight(model).device)
@@ -92,6 +95,12 @@ class Question:
         return GatedLoss(self.model, self.units, self.data, self.loss, self.seed, self.max_memory)
 
     @cached_property
+    def calibration(self) -> GatedLoss:
+        """E(g) on the data and the inputs beside them, that weights are fitted to at the end."""
+        more = self.more.unlabelled
+        return self.gated if more is None else self.gated.with_inputs(more, "unlabelled")
+
+    @cached_property
     def judge(self) -> GatedLoss:
         """E(g) on the samples that judge the result."""
         return self.gated if self.validation is None else self.gated.on_data(self.validation, "validation")
@@ -103,10 +112,22 @@ class Question:
 
     def for_model(self, model: nn.Module, units: Units | None) -> Question:
         """Return the same question, asked of another model."""
-        return Question(
+        question = Question(
             model, self.data, self.loss, units, example_inputs=self._example, validation=self.validation,
             seed=self.seed, max_memory=self.max_memory,
         )  # fmt: skip
+        return question.with_more(self.more)
+
+    def with_more(self, more: MoreInputs) -> Question:
+        """Return the question with inputs beside the data.
+
+        Raises:
+            DataError: They are none that can be read again.
+        """
+        question = copy.copy(self)
+        unlabelled = data_for(self.model, more.unlabelled, "output", "unlabelled")
+        question.more = dataclasses.replace(more, unlabelled=unlabelled)
+        return question
 
     @property
     def whole_batches(self) -> bool:
@@ -121,6 +142,7 @@ class Question:
         """
         fitted, held = hold_back(self.gated.batches, self.whole_batches)
         question = copy.copy(self)
+        question.__dict__.pop("calibration", None)  # of all data
         question.__dict__ |= {
             "gated": self.gated.on_batches(fitted),
             "judge": self.gated.on_batches(held),

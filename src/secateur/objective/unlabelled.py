@@ -1,20 +1,32 @@
-"""Data without targets, for losses whose targets are the original's own outputs: inputs alone, as (inputs, None)."""
+"""Data without targets: for losses whose targets are the original's own outputs, and beside data that has them."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from secateur.errors import DataError
-from secateur.objective.data import is_pair, require_batches
-from secateur.objective.kept_outputs import KEPT
-from secateur.objective.losses import find_loss
+from secateur.arguments import describe
+from secateur.errors import ArgumentError, DataError
+from secateur.objective.data import Batch, is_pair, require_batches
+from secateur.objective.kept_outputs import KEPT, keep
+from secateur.objective.loss_inputs import logits_of
+from secateur.objective.losses import (
+    LossFunction,
+    binary_cross_entropy,
+    cross_entropy,
+    find_loss,
+    squared_error,
+)
 from secateur.objective.mask import Masked
+from secateur.options import Compensation
+
+Augment = Callable[[Any, torch.Generator], Any]
 
 
 def data_for(model: nn.Module, data: Any, loss: Any, name: str = "data") -> Any:
@@ -95,3 +107,69 @@ class _Forward:
                 f"{self.most} positional ones, or inputs and targets; give ((a, b), None) or (a, None)"
             )
         return False
+
+
+@dataclass(frozen=True)
+class MoreInputs:
+    """Inputs beside the data, for the fit of the weights at the end and for their refinement.
+
+    Attributes:
+        unlabelled: Inputs without targets, in the forms of data for loss="output"; may be `masked`; None for none.
+        augment: A function of a batch's inputs and a generator that returns other inputs of their form; None for none.
+
+    Raises:
+        ArgumentError: `augment` is no function.
+    """
+
+    unlabelled: Any = None
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        if self.augment is not None and (not callable(self.augment) or isinstance(self.augment, type)):
+            raise ArgumentError(
+                f"augment: expected a function of inputs and a torch.Generator, got {describe(self.augment)}"
+            )
+
+    def check_use(self, compensation: Compensation | None) -> None:
+        """Refuse inputs that no weight would be fitted on.
+
+        Args:
+            compensation: How weights are fitted; None where they are not.
+
+        Raises:
+            ArgumentError: There are such.
+        """
+        if self.unlabelled is not None and compensation is None:
+            raise ArgumentError("unlabelled: is for weights that are fitted, beside the data")
+        if self.augment is not None and not (compensation and compensation.refine):
+            raise ArgumentError("augment: is for refine=, a number of steps or 'auto'")
+
+
+def with_predictions(loss: LossFunction | None, batch: Batch, outputs: Any) -> Batch:
+    """Return a batch without targets, with what the original gives as targets of a loss with a name.
+
+    There such a loss is least, and its curvature in the outputs is the same for any targets.
+
+    Args:
+        loss: The loss; of one of the user's own, or without one, there are no targets.
+        batch: The inputs.
+        outputs: The original's.
+    """
+    if loss is not None and loss in KEPT.values():
+        return batch._replace(targets=keep(loss, outputs, batch.mask))
+    if loss not in _PREDICTIONS:
+        return batch
+    targets = _PREDICTIONS[loss](logits_of(outputs))
+    undivided = batch.spec is not None and batch.spec.undivided
+    return batch._replace(targets=targets, size=len(targets) if undivided else batch.size)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+_PREDICTIONS: dict[LossFunction | None, Callable[[Tensor], Tensor]] = {
+    cross_entropy: _softmax,
+    binary_cross_entropy: Tensor.sigmoid,
+    squared_error: Tensor.detach,
+}

@@ -16,7 +16,9 @@ from secateur.errors import DataError
 from secateur.objective.data import Batch
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.held_back import EVERY, hold_back
+from secateur.objective.unlabelled import Augment
 from secateur.phases import phase
+from secateur.refinement.augment import augmented
 from secateur.refinement.conjugate_gradients import solve
 from secateur.refinement.distance import Distance
 from secateur.refinement.kronecker import Kronecker
@@ -30,7 +32,9 @@ LEAST_GAIN = 0.002  # of the distance: less counts as none
 MOST_REFUSED = 2  # steps without a gain, one after the other
 
 
-def refined(gated: GatedLoss, g: Tensor, weights: Mapping[str, Tensor], steps: int | str) -> dict[str, Tensor]:
+def refined(
+    gated: GatedLoss, g: Tensor, weights: Mapping[str, Tensor], steps: int | str, augment: Augment | None = None
+) -> dict[str, Tensor]:  # fmt: skip
     """Return the weights, in the original's sizes, after some steps.
 
     Cost of a step: about 60 forward passes of the data through what is left, and the eigenvectors of a matrix for the
@@ -41,13 +45,14 @@ def refined(gated: GatedLoss, g: Tensor, weights: Mapping[str, Tensor], steps: i
         g: The gates [K], 0 for what is gone.
         weights: Parameters and buffers to start from, in place of the original's, by name.
         steps: How many steps are tried; "auto" for as many as gain.
+        augment: Makes another sample of each that is fitted to, which is fitted to, too; None for none.
 
     Raises:
-        DataError: There are too few samples to hold some out.
+        DataError: There are too few samples to hold some out, or `augment` returns what is no sample.
     """
     if steps == 0 or bool((g != 0).all()):
         return dict(weights)
-    search = Search(gated, g, weights)
+    search = Search(gated, g, weights, augment)
     most, refused = MOST_STEPS if steps == "auto" else int(steps), 0
     with phase("refining", most) as refining:
         for _ in refining.through(range(most)):
@@ -67,8 +72,12 @@ class Search:
         damping: λ.
     """
 
-    def __init__(self, gated: GatedLoss, g: Tensor, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, gated: GatedLoss, g: Tensor, weights: Mapping[str, Tensor], augment: Augment | None = None
+    ) -> None:  # fmt: skip
         teacher, (fitted, held) = Teacher(gated), _parts(gated)
+        if augment is not None:
+            fitted = [*fitted, *augmented(gated, fitted, augment)]
         self.network = SmallNetwork(gated, g, weights)
         self._fitted, self._held = (Distance(self.network, teacher, batches) for batches in (fitted, held))
         self.parameters: Tensors = self.network.parameters
