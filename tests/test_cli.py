@@ -377,16 +377,19 @@ def test_more_inputs_on_the_command_line(run, tmp_path):
     more = ["--unlabelled", "more.npz", "--augment", "my_models:shift"]
     written = {}
     for options in ([], more[:2], more, [*more, "--seed", "1"]):
-        code, out, err = run(*words, *options)
+        code, _, err = run(*words, *options)
         assert (code, err) == (0, "")
         written[tuple(options)] = (tmp_path / "small.safetensors").read_bytes()
     assert len(set(written.values())) == 4
     run(*words, *more)
     assert (tmp_path / "small.safetensors").read_bytes() == written[tuple(more)]
-    code, _, err = run(
-        *words[:-4], "--out", "small-{bytes}.safetensors", "--bytes", "1kB", "--bytes", "900", *words[-2:], *more
-    )
-    assert (code, err) == (0, "")
+    sizes = "--out", "small-{bytes}.safetensors", "--bytes", "850", "--bytes", "800"
+    several = []
+    for options in ([], more):
+        code, _, err = run(*SHRINK[:6], *sizes, "--refine", "1", *options)
+        assert (code, err) == (0, "")
+        several.append((tmp_path / "small-800.safetensors").read_bytes())
+    assert several[0] != several[1]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +405,7 @@ def test_more_inputs_on_the_command_line(run, tmp_path):
         (("--augment", "my_models:crop", "--refine", "1"), "augment: crop returns as inputs a tensor of shape (20, 3)"),
     ],
 )
-@pytest.mark.parametrize("bounds", [("--remove-units", "2"), ("--bytes", "1kB", "--bytes", "900")])
+@pytest.mark.parametrize("bounds", [("--remove-units", "2"), ("--bytes", "850", "--bytes", "800")])
 def test_more_inputs_that_cannot_be_used_are_refused(run, tmp_path, words, text, bounds):
     out = ("--out", "small-{bytes}.safetensors") if "--bytes" in bounds else ()
     code, _, err = run(*SHRINK[:6], *(out or SHRINK[6:]), *bounds, *words)

@@ -12,8 +12,11 @@ import secateur as sc
 from secateur.cutting.slices import gates
 from secateur.errors import DataError
 from secateur.objective.gated_loss import GatedLoss
+from secateur.objective.held_back import hold_back
 from secateur.refinement.augment import augmented
+from secateur.refinement.distance import Distance
 from secateur.refinement.refine import Search
+from secateur.refinement.teacher import Teacher
 
 X = torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -92,7 +95,7 @@ def _leaves(call: Any) -> list[Tensor]:
 # ---------------------------------------------------------------- which samples it sees
 
 
-def test_samples_held_out_stay_as_they_are_and_are_never_seen() -> None:
+def test_samples_held_out_are_changed_too_and_none_of_them_is_fitted_to() -> None:
     model, seen = dense(), []
 
     def note(inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,16 +103,19 @@ def test_samples_held_out_stay_as_they_are_and_are_never_seen() -> None:
         return noisy(inputs, generator)
 
     gated = gated_loss(model, X)
-    g = gates(model, gated.units, {"0": (0, 1, 2)})
-    plain, search = Search(gated, g, {}), Search(gated, g, {}, note)
-    assert torch.equal(torch.cat(seen), X[[i for i in range(20) if i % 5 != 4]])
-    assert search.distance == plain.distance
+    search = Search(gated, gates(model, gated.units, {"0": (0, 1, 2)}), {}, note)
+    held_out = [i % 5 == 4 for i in range(20)]
+    expected = [X[[not held for held in held_out]], X[held_out]]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    fitted, held = hold_back(gated.batches, False)
+    changed = augmented(gated, [*fitted, *held], noisy)
+    distance = Distance(search.network, Teacher(gated), [*held, changed[1]])
+    assert search.distance == pytest.approx(distance.value(search.parameters), rel=1e-12)
     for _ in range(3):
         before = search.distance
         search.step()
         assert search.distance <= before
-    plain.step()
-    assert search.distance != plain.distance
+        assert search.distance == pytest.approx(distance.value(search.parameters), rel=1e-12)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -45,7 +45,7 @@ def refined(
         g: The gates [K], 0 for what is gone.
         weights: Parameters and buffers to start from, in place of the original's, by name.
         steps: How many steps are tried; "auto" for as many as gain.
-        augment: Makes another sample of each that is fitted to, which is fitted to, too; None for none.
+        augment: Makes another sample of each, on the same side: to be fitted to or held out; None for none.
 
     Raises:
         DataError: There are too few samples to hold some out, or `augment` returns what is no sample.
@@ -77,7 +77,8 @@ class Search:
     ) -> None:  # fmt: skip
         teacher, (fitted, held) = Teacher(gated), _parts(gated)
         if augment is not None:
-            fitted = [*fitted, *augmented(gated, fitted, augment)]
+            made = augmented(gated, [*fitted, *held], augment)
+            fitted, held = [*fitted, *made[: len(fitted)]], [*held, *made[len(fitted) :]]
         self.network = SmallNetwork(gated, g, weights)
         self._fitted, self._held = (Distance(self.network, teacher, batches) for batches in (fitted, held))
         self.parameters: Tensors = self.network.parameters
