@@ -159,7 +159,9 @@ def test_data_stay_as_they_are_whatever_the_function_does() -> None:
         return inputs.add_(torch.rand((), generator=generator, dtype=inputs.dtype))
 
     data, more = X[:M].clone(), X[M:].clone()
-    cut(data, "output", refine=1, unlabelled=more, augment=in_place)
+    options: dict[str, Any] = {"refine": 1, "unlabelled": more, "augment": in_place}
+    cut(data, "output", **options)
+    sc.shrink(network(), data, "output", sc.Budget(remove_units=14), progress=False, **options)
     assert torch.equal(torch.cat([data, more]), X)
 
 

@@ -11,6 +11,7 @@ from secateur import find_units
 from secateur.errors import ArgumentError, DataError, ModelError
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.question import Question
+from secateur.objective.unlabelled import MoreInputs
 
 CASE = CASES["branches"]()
 
@@ -91,3 +92,16 @@ def test_the_question_of_another_model_keeps_all_but_the_model() -> None:
     assert (again.seed, again.max_memory, again.judged_on) == (5, "1 GB", "validation")
     assert again.samples == 3
     assert again.units.places == question.units.places
+
+
+def test_inputs_beside_the_data_are_for_calibration_alone() -> None:
+    question = asked()
+    assert question.calibration is question.gated
+    more = asked().with_more(MoreInputs([CASE.x[:3], CASE.x[:4]]))
+    n = len(CASE.x)
+    assert (more.calibration.samples, more.gated.samples, more.samples) == (n + 7, n, n)
+    assert more.calibration.graph is more.gated.graph
+    parted = more.holding_back()  # though calibration was made before
+    assert (parted.calibration.samples, parted.samples) == (n - n // 5 + 7, n // 5)
+    again = more.for_model(CASES["branches"]().model, None)
+    assert again.calibration.samples == n + 7

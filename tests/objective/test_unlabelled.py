@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from secateur.errors import ArgumentError, DataError
-from secateur.objective.data import batches, first_inputs
+from secateur.objective.data import Batch, batches, first_inputs
+from secateur.objective.losses import LOSSES, cross_entropy, squared_error
 from secateur.objective.mask import masked
-from secateur.objective.unlabelled import data_for
+from secateur.objective.unlabelled import MoreInputs, data_for, with_predictions
+from secateur.options import Compensation
+from secateur.structure.inputs import InputSpec
 
 X, Y = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 0])
 
@@ -112,3 +115,53 @@ def test_data_of_another_loss_are_left_as_they_are() -> None:
 def test_a_mask_stays_with_the_data() -> None:
     found = list(batches(One(), data_for(One(), masked([X, X], lambda x: x > 1), "output")))
     assert [torch.equal(batch.mask, X > 1) for batch in found if batch.mask is not None] == [True, True]
+
+
+# ---------------------------------------------------------------- beside data with targets
+
+
+def predicted(loss: Any, outputs: Any, batch: Batch | None = None) -> Any:
+    return with_predictions(loss, batch or Batch(((X,), {}), None, 3), outputs).targets
+
+
+def test_predictions_are_where_a_loss_is_least() -> None:
+    logits = torch.tensor([[0.0, 1.0, -2.0], [3.0, 0.5, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    for loss in LOSSES.values():
+        value = loss(logits, predicted(loss, logits.detach()))
+        assert torch.autograd.grad(value, logits)[0].abs().max() < 1e-15
+    assert predicted(cross_entropy, torch.ones(2, 7).bfloat16()).dtype == torch.float32
+
+
+def test_without_a_loss_that_has_a_name_there_are_none() -> None:
+    assert predicted(None, X) is None
+    assert predicted(nn.MSELoss(), X) is None
+
+
+def test_what_cannot_be_divided_is_counted_by_its_outputs() -> None:
+    call = (X, torch.zeros(2, 5)), {}
+    whole, rows = (Batch(call, None, 1, None, InputSpec.of(call, paths)) for paths in ((), ("[0]",)))
+    sizes = [with_predictions(squared_error, batch, X).size for batch in (whole, rows)]
+    assert sizes == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("augment", "got"), [(3, "3"), (One, "the class One"), ("shift", "'shift'")], ids=["number", "class", "name"]
+)
+def test_what_is_no_function_is_refused(augment: Any, got: str) -> None:
+    with pytest.raises(ArgumentError) as refused:
+        MoreInputs(augment=augment)
+    assert str(refused.value) == f"augment: expected a function of inputs and a torch.Generator, got {got}"
+
+
+def test_inputs_that_nothing_would_use_are_refused() -> None:
+    def same_inputs(inputs: Any, _: torch.Generator) -> Any:
+        return inputs
+
+    MoreInputs().check_use(None)
+    MoreInputs(X).check_use(Compensation())
+    MoreInputs(X, same_inputs).check_use(Compensation(refine=2))
+    with pytest.raises(ArgumentError, match=r"^unlabelled: is for weights that are fitted, beside the data$"):
+        MoreInputs(X).check_use(None)
+    for compensation in (None, Compensation()):
+        with pytest.raises(ArgumentError, match=r"^augment: is for refine="):
+            MoreInputs(augment=same_inputs).check_use(compensation)
