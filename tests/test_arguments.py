@@ -97,7 +97,8 @@ FUNCTIONS = {
     "shrink": Checked(
         sc.shrink, lambda: question(budget=sc.Budget(remove_units=1), criterion="taylor1", progress=False),
         {**ORDERED, "budget": set(), "example_inputs": {"None"}, "retrain": {"None"},
-         "refresh": {"None", "a large number"}, "ridge": {"None", "a float"}, "refine": {"a large number"}},
+         "refresh": {"None", "a large number"}, "ridge": {"None", "a float"}, "refine": {"a large number"},
+         "unlabelled": {"None"}, "augment": {"None"}},
         NAMES | {"example_inputs": "(example_)?inputs"},
     ),
     "cut": Checked(
@@ -105,7 +106,7 @@ FUNCTIONS = {
         {
             "compensate": {"None"}, "loss": {"None", "a class"}, "max_memory": {"None", "a large number"},
             "ridge": {"None", "a float"}, "weighting": {"None"}, "recalibrate": {"None"}, "add_bias": {"None"},
-            "refine": {"None", "a large number"}, "mask": {"None"},
+            "refine": {"None", "a large number"}, "mask": {"None"}, "unlabelled": {"None"}, "augment": {"None"},
         },
         NAMES | {"compensate": "(compensate|data)"},
     ),
