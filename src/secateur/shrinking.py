@@ -121,10 +121,11 @@ def shrink(
             the weights left are fitted and refined on them and `data`. Units go in an order made of `data` alone, where
             loss and accuracy are measured, too; and with a loss of your own and ``weighting="ggn"`` the fit before the
             refinement is made on `data` alone, since that curvature takes targets.
-        augment: A function ``augment(inputs, generator)`` for the refinement, which takes each sample as it is and once as
-            this function changes it: shifted, turned or noisy; both are fitted to or both held out. It is called with the inputs of a batch on the
-            model's device, a tensor, or a tuple or a dict as in `data`, and a `torch.Generator` of that device, seeded
-            with `seed`, for all that it draws. It returns new inputs of the same form, shapes and dtypes.
+        augment: A function ``augment(inputs, generator)`` for the refinement, which takes each sample as it is and once
+            as this function changes it (shifts, turns, blurs it); both are fitted to, or both are held out. It is
+            called with the inputs of a batch on the model's device, a tensor, or a tuple or a dict as in `data`, and a
+            `torch.Generator` of that device, seeded with `seed`, for all that it draws. It returns new inputs of the
+            same form, shapes and dtypes.
 
     Raises:
         ArgumentError: A name is unknown, a budget of quality cannot be measured, or an argument is for another
