@@ -21,7 +21,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
 
-ASKS = "bytes, params, macs, remove_fraction, remove_units, max_loss_increase, max_accuracy_drop"
+ASKS = "bytes, params, macs, remove_fraction, remove_units, max_loss_increase, max_accuracy_drop, max_metric_drop"
 
 
 def order(

@@ -23,10 +23,11 @@ def removable(sizes: NetworkSizes, budget: Budget | None) -> dict[str, int]:
 
 
 def state_of_kept(network: NetworkSizes, start: State, kept: Mapping[str, Sequence[int]]) -> State:
-    """Return the sizes with these units left, with loss and accuracy of the start."""
+    """Return the sizes with these units left, with the quality of the start."""
     counts = {name: len(indices) for name, indices in kept.items()}
-    sizes = network.params(counts), network.file_bytes(kept), network.macs(counts)
-    return State(start.loss, start.accuracy, *sizes)
+    return replace(
+        start, params=network.params(counts), bytes=network.file_bytes(kept), macs=network.macs(counts)
+    )  # fmt: skip
 
 
 def check_start(budget: Budget, network: NetworkSizes, start: State, predictions: int) -> None:
@@ -95,10 +96,11 @@ class RemovalOrder:
         self.curve = LossCurve(question, surgeon.compensator if surgeon else None, self.longest, network.macs({}))
         self.curve.measure(0, self.g)
         self.small = False  # whether the budget's sizes have held
-        self.start = State(*self.curve.at(0), *network.after({}, 0))
-        self.basis = basis_of(question, surgeon is not None, self.start, self.curve.predictions)
+        self.start = State(None, None, *network.after({}, 0)).measured(self.curve.at(0))
+        predictions = self.curve.at(0).predictions
+        self.basis = basis_of(question, surgeon is not None, self.start, predictions)
         if budget is not None:
-            check_start(budget, network, self.start, self.curve.predictions)
+            check_start(budget, network, self.start, predictions)
 
     def restarted(self) -> RemovalOrder:
         """Return an order for the same question and budget, with no removals."""
@@ -135,10 +137,8 @@ class RemovalOrder:
         return self._good_enough(len(self.removed))
 
     def _good_enough(self, removals: int) -> bool:
-        loss, accuracy = self.curve.at(removals)
-        return self.budget is None or self.budget.good_enough(
-            self.start, replace(self.start, loss=loss, accuracy=accuracy)
-        )
+        state = self.start.measured(self.curve.at(removals))
+        return self.budget is None or self.budget.good_enough(self.start, state)
 
     def least(self, saliency: Tensor) -> int:
         """Return the unit of least saliency [K] that may go; of tied ones the one that `choose` takes."""
@@ -201,7 +201,7 @@ class RemovalOrder:
         along = self.network.along(sets, torch.tensor([index for _, index in places], dtype=torch.long))
         params, written, macs = (values.tolist() for values in along)
         return tuple(
-            Step(*self.curve.at(n), params[n], written[n], macs[n], *place, predicted)
+            Step(None, None, params[n], written[n], macs[n], *place, predicted).measured(self.curve.at(n))
             for n, (place, predicted) in enumerate(zip(places, self.predicted, strict=True), 1)
         )
 
