@@ -245,7 +245,7 @@ def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
     if ranked.compensator is None:
         plan = measured_plan(with_bias, plan)
     else:
-        plan, weights = fitted_plan(with_bias, ranked.compensator, plan, budget)
+        plan, weights = fitted_plan(with_bias, ranked.compensator, ranked.plan.whole(budget), plan, budget)
     with holding(with_bias.model, weights), phase("cutting and proving"):
         proven = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)
     return _result(question, with_bias, plan, proven, plan.states[-1], budget)

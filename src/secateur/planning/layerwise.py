@@ -25,8 +25,6 @@ from secateur.planning.set_curves import set_curves
 from secateur.planning.state import State, Step
 from secateur.saliency.criterion import Criterion
 
-TRIALS = 12  # fits at most, by which the end of a budget of quality is sought
-
 
 def rank_layerwise(
     question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
@@ -89,9 +87,7 @@ class _Ends:
         """Return the steps to the last end that is good enough, found by halving; the end of all is not."""
         ends = budget.ends(steps, self.sizes)
         good, bad = 0, len(ends) - 1
-        for _ in range(TRIALS):
-            if bad - good < 2:
-                break
+        while bad - good > 1:
             middle = (good + bad) // 2
             steps = self._with(steps, ends[middle])
             good, bad = (middle, bad) if budget.good_enough(self.start, steps[ends[middle] - 1]) else (good, middle)

@@ -58,19 +58,21 @@ class LossCurve:
         if self.measurable and removals not in self.measured:
             self.measured[removals] = self.judge.measure(g)
 
-    def refine(self, removed: Sequence[int], good: Callable[[int], bool]) -> None:
-        """Measure between the last good point and the next one, halving, until they are neighbours.
+    def refine(self, removed: Sequence[int], ends: Sequence[int], good: Callable[[int], bool]) -> None:
+        """Measure between the last good end and the next one measured, halving, until they are neighbours.
 
         Args:
             removed: The units in the order in which they went.
+            ends: After how many removals the order may end.
             good: Whether what was measured after so many removals is good enough.
         """
-        last = max(filter(good, self.measured))
-        after = min((removals for removals in self.measured if removals > last), default=last)
+        known = [place for place, end in enumerate(ends) if end in self.measured]
+        last = max(place for place in known if good(ends[place]))
+        after = min((place for place in known if place > last), default=last)
         while after - last > 1:
             middle = (last + after) // 2
-            self._measure_again(middle, removed)
-            last, after = (middle, after) if good(middle) else (last, middle)
+            self._measure_again(ends[middle], removed)
+            last, after = (middle, after) if good(ends[middle]) else (last, middle)
 
     def _measure_again(self, removals: int, removed: Sequence[int]) -> None:
         """Measure after so many removals, with all weights fitted for these."""

@@ -176,6 +176,13 @@ class Plan:
             )
         return self if measured else plan
 
+    def whole(self, budget: Budget) -> Plan:
+        """Return the plan with all removals that its order has for a budget, or its curves give for one of quality."""
+        if self.curves is None or budget.least:
+            return self
+        steps = allotted_steps(self.curves.sets, self.curves.network, budget)
+        return replace(self, kept_indices=self.curves.whole, steps=()).with_steps(steps)
+
     def with_steps(self, steps: tuple[Step, ...]) -> Plan:
         """Return the plan with further removals."""
         gone = {(step.set, step.index) for step in steps}

@@ -89,6 +89,7 @@ class RemovalOrder:
         self.gone: Counter[str] = Counter()
         self.gone_text = 0  # characters of their indices, each with a comma
         self.removed: list[int] = []
+        self.ends = [0]  # after how many removals the order may end
         self.predicted: list[float | None] = []
         self.surgeon, self.refresh = surgeon, refresh or -(-self.longest // 100)
         if surgeon is not None:
@@ -165,6 +166,7 @@ class RemovalOrder:
             self.free &= self.set_of_each != self.set_of_each[k]
         self._next = None if self.budget is None else self.budget.goes_next(self.gone, self.sizes)
         self.removed.append(k)
+        self.ends += [len(self.removed)] if self._next is None else []
         self.predicted.append(predicted)
         if self.surgeon is not None and len(self.removed) % self.refresh == 0:
             self.surgeon.begin(self.g)
@@ -195,7 +197,7 @@ class RemovalOrder:
         """Return the removals, each with what it left; measured at the end, too, and where a budget of quality ends."""
         self.curve.measure(len(self.removed), self.g)
         if self.budget is not None and self.budget.bounds_quality and not self.budget.least:
-            self.curve.refine(self.removed, self._good_enough)
+            self.curve.refine(self.removed, self.ends, self._good_enough)
         places = [self.units.places[k] for k in self.removed]
         sets = self.set_of_each[torch.tensor(self.removed, dtype=torch.long)]
         along = self.network.along(sets, torch.tensor([index for _, index in places], dtype=torch.long))

@@ -274,4 +274,4 @@ def _fitted(ranked: Ranked, plan: Plan, bounds: Budget) -> tuple[Plan, Mapping[s
     """Return the plan and the weights that make up for what it removes; none without compensation."""
     if ranked.compensator is None:
         return plan, {}
-    return fitted_plan(ranked.question, ranked.compensator, plan, bounds)
+    return fitted_plan(ranked.question, ranked.compensator, ranked.plan.whole(bounds), plan, bounds)
