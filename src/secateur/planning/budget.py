@@ -33,7 +33,8 @@ class Budget:
         remove_units: The number of units that go.
         max_loss_increase: The absolute rise of the loss.
         max_accuracy_drop: The fall of the accuracy, as a fraction: 0.01 is one point.
-        max_metric_drop: The fall of the number that ``metric=`` of `shrink` and `rank` gives: higher is better.
+        max_metric_drop: The fall of what ``metric=`` of `shrink` and `rank` gives: higher is better, and where lower is
+            (perplexity), the function returns its negative.
         scope: "global"; "set": `remove_fraction` then counts for each unit set, ⌈f · size⌉; or "uniform": sets whose
             names differ in the number of a layer alone lose equally many units, each its own.
         multiple_of: What is left of a set that loses units is a multiple of this number; or numbers by unit set,
