@@ -77,7 +77,7 @@ def furthest(good: Callable[[int], bool], near: int, last: int) -> int:
     """
     low, high, stride = -1, last + 1, 1
     place = near
-    while low < place < high:
+    while low < place < high:  # strides grow until one end is good and the other is not
         if good(place):
             low, place = place, min(place + stride, last) if high > last else high
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -130,6 +131,25 @@ def test_a_loss_that_compares_with_the_original_leaves_the_metric_the_callers_ta
     outputs, y = rows(2), [torch.arange(n) for n in SIZES]
     assert torch.equal(called(outputs, [Kept(o, None, t) for o, t in zip(outputs, y, strict=True)])[1], torch.cat(y))
     assert called(outputs, [Kept(o, None) for o in outputs])[1] is None
+
+
+@dataclass
+class Returned:
+    """What PyTorch does not look into."""
+
+    logits: Tensor
+    cache: Tensor | None = None
+
+
+def test_objects_hold_the_outputs_of_all_samples() -> None:
+    a = rows(2)
+    outputs, _ = called([Returned(x) for x in a], [None] * 3)
+    assert isinstance(outputs, Returned)
+    assert torch.equal(outputs.logits, torch.cat(a))
+    assert outputs.cache is None
+    listed, _ = called([Returned(x, torch.zeros(n)) for n, x in enumerate(a, 5)], [None] * 3)
+    assert [type(each) for each in listed] == [Returned] * 3
+    assert all(torch.equal(each.logits, x) for each, x in zip(listed, a, strict=True))
 
 
 # ---------------------------------------------------------------- what it gives
