@@ -79,7 +79,18 @@ def question(**more: Any) -> dict[str, Any]:
 ASKED = {"data": {"None"}, "loss": {"None", "a class"}, "units": {"None"}, "max_memory": {"None", "a large number"}}
 ORDERED = ASKED | {
     name: {"None"}
-    for name in ("criterion", "ranking", "budget", "threshold", "validation", "shortlist", "refresh", "ridge", "mask")
+    for name in (
+        "criterion",
+        "ranking",
+        "budget",
+        "threshold",
+        "validation",
+        "shortlist",
+        "refresh",
+        "ridge",
+        "mask",
+        "metric",
+    )
 }
 NAMES = {"mask": "(data: batch 0: )?mask"}
 FUNCTIONS = {
@@ -132,6 +143,7 @@ FUNCTIONS = {
             "macs": {"None", "a large number"}, "multiple_of": {"a large number"},
             "remove_units": {"None", "a large number"}, "min_units": {"a large number"},
             "remove_fraction": {"None"}, "max_accuracy_drop": {"None"},
+            "max_metric_drop": {"None", "a float", "a large number"},
             "max_loss_increase": {"None", "a float", "a large number"}, "protect": {"a list", "a text"},
         },
     ),

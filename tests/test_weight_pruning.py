@@ -18,6 +18,7 @@ from secateur.artifacts.safetensors import weights_to_bytes
 from secateur.curvature.weight_loss import WeightLoss
 from secateur.cutting.weight_masks import count_moved
 from secateur.errors import ArgumentError, BudgetError, DataError, ModelError, VerificationError
+from secateur.objective.quality.quality import Quality
 from secateur.planning.state import Basis
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.result import Result
@@ -559,10 +560,10 @@ def test_without_data_and_loss_nothing_is_measured_and_quality_cannot_be_asked_f
 def test_evaluating_counts_batches_by_their_samples() -> None:
     model, (x, y) = model_of("normed").train(), samples()
     captured = _made("normed", torch.float32)[1].captured
-    loss, accuracy = WeightLoss(model, captured, [(x[:7], y[:7]), (x[7:], y[7:])], "cross_entropy").measure()
+    loss, accuracy, *_ = WeightLoss(model, captured, [(x[:7], y[:7]), (x[7:], y[7:])], "cross_entropy").measure()
     assert (loss, accuracy) == (pytest.approx(measured(model, (x, y))[0], rel=1e-6), measured(model, (x, y))[1])
-    assert WeightLoss(model, captured, (x, y), None).measure() == (None, None)
-    assert WeightLoss(model, captured, None, "cross_entropy").measure() == (None, None)
+    assert WeightLoss(model, captured, (x, y), None).measure() == Quality()
+    assert WeightLoss(model, captured, None, "cross_entropy").measure() == Quality()
 
 
 def test_a_copy_that_computes_something_else_is_not_handed_out() -> None:

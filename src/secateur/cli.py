@@ -64,11 +64,13 @@ def shrink(
     remove_units: opt.RemoveUnits = None,
     max_loss_increase: opt.MaxLossIncrease = None,
     max_accuracy_drop: opt.MaxAccuracyDrop = None,
+    max_metric_drop: opt.MaxMetricDrop = None,
     scope: opt.Scope = "global",
     min_units: opt.MinUnits = 1,
     multiple_of: opt.MultipleOf = None,
     protect: opt.Protect = None,
     loss: opt.Loss = None,
+    metric: opt.Metric = None,
     include: opt.Include = "gated",
     criterion: opt.Criterion = None,
     ranking: opt.Ranking = None,
@@ -99,7 +101,8 @@ def shrink(
         Budget(
             bytes=size, params=params, macs=macs, remove_units=remove_units,
             remove_fraction=opt.by_set("--remove-fraction", remove_fraction, float),
-            max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop, scope=scope,
+            max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop,
+            max_metric_drop=max_metric_drop, scope=scope,
             min_units=min_units, protect=tuple(protect or ()),
             multiple_of=opt.by_set("--multiple-of", multiple_of, int) or 1,
         )
@@ -108,8 +111,8 @@ def shrink(
     outputs = Outputs.of(bytes or [], out or [], report, picture)
     outputs.check(estimate, granularity == "unit", rounds == 1 and retrain is None, loss is not None)
     network = find_model(model)
-    batches = _data(network, data, loss)
-    validation_data = None if validation is None else _data(network, validation, loss)
+    batches = _data(network, data, loss, metric)
+    validation_data = None if validation is None else _data(network, validation, loss, metric)
     train = None if retrain is None else find_function("--retrain", retrain)
     fitting: dict[str, Any] = {
         "ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias,
@@ -124,32 +127,40 @@ def shrink(
         None if augment is None else find_function("--augment", augment),
     )
     units = find_units(network, first_inputs(batches), include)
+    measured = None if metric is None else find_function("--metric", metric)
     options: dict[str, Any] = {"units": units, "validation": validation_data, "max_memory": max_memory}
     if estimate:
         compensation = compensation_of(not no_compensate, **fitting)
         estimated = run_estimate(
-            network, batches, loss, tightest(budgets), **options, **order, compensate=compensation or False
+            network,
+            batches,
+            loss,
+            tightest(budgets),
+            **options,
+            **order,
+            compensate=compensation or False,
+            metric=measured,
         )
         each = f"each of {rounds} rounds, without the training: " if rounds > 1 else ""
         print_json({**estimated.to_json(), "rounds": rounds}) if as_json else typer.echo(f"{each}{estimated}")
         return
     if len(budgets) > 1:
-        question = Question(network, batches, loss, seed=seed, **options).with_more(more)
+        question = Question(network, batches, loss, seed=seed, **options).with_more(more).measuring(measured)
         results = shrink_to_each(question, Ranking(**order), compensation_of(not no_compensate, **fitting), budgets)
     else:
         results = [
             run_shrink(
                 network, batches, loss, budgets[0], **options, **order, seed=seed, granularity=granularity,
-                retrain=train, rounds=rounds, compensate=not no_compensate, **fitting, **vars(more),
+                retrain=train, rounds=rounds, compensate=not no_compensate, metric=measured, **fitting, **vars(more),
             )
         ]  # fmt: skip
     written = outputs.write(results, batches, loss)
     print_json(outputs.to_json(results, written, units)) if as_json else typer.echo(outputs.text(results, written))
 
 
-def _data(network: nn.Module, name: str, loss: str | None) -> Any:
+def _data(network: nn.Module, name: str, loss: str | None, metric: str | None = None) -> Any:
     """Return what a name stands for; where the loss needs no targets there may be none."""
-    return data_for(network, find_data(name, labelled=loss not in KEPT), loss)
+    return data_for(network, find_data(name, labelled=loss not in KEPT), loss, targets=metric is not None)
 
 
 @app.command()

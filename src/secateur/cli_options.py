@@ -117,6 +117,14 @@ MultipleOf = Annotated[
 RemoveUnits = Annotated[int | None, typer.Option(help="units to remove")]
 MaxLossIncrease = Annotated[float | None, typer.Option(help="rise of the loss allowed")]
 MaxAccuracyDrop = Annotated[float | None, typer.Option(help="fall of the accuracy allowed; 0.01 is a point")]
+MaxMetricDrop = Annotated[float | None, typer.Option(help="fall of what --metric gives allowed")]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        metavar="package.module:function",
+        help="of all outputs and targets: a number, the higher the better, measured where the loss is",
+    ),
+]
 Scope = Annotated[
     Literal["global", "set", "uniform"],
     typer.Option(help="remove-fraction is a share of all units, or of each set; uniform: as many from every layer"),

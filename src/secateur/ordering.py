@@ -11,7 +11,9 @@ from secateur.arguments import checked_call, require_flag, require_instance
 from secateur.artifacts.header import network_sizes
 from secateur.compensation.compensator import Compensator
 from secateur.cutting.added_biases import with_biases, without_bias
+from secateur.errors import ArgumentError
 from secateur.objective.mask import Mask, masked
+from secateur.objective.quality.metric import Metric
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
 from secateur.own_code.find_units import units_of
@@ -50,6 +52,7 @@ def rank(
     ridge: float | None = None,
     weighting: str = "ggn",
     recalibrate: bool = False,
+    metric: Metric | None = None,
 ) -> Plan:
     """Return the order in which units go, with the loss, the accuracy and the sizes after each.
 
@@ -103,6 +106,10 @@ def rank(
         ridge: As for `cut`.
         weighting: As for `cut`.
         recalibrate: As for `cut`; also without `compensate`.
+        metric: A function ``metric(outputs, targets)`` that returns a number, the higher the better; where lower is
+            better (perplexity), let it return the negative. It is measured wherever the loss is, by one call with the
+            outputs and the targets of all samples there: of all batches in one, or, where these differ in more than
+            their number of samples (lengths of texts), with two lists of the batches'.
 
     Raises:
         ArgumentError: A name is unknown, a memory is no size, or an argument is for another ranking or criterion.
@@ -124,7 +131,9 @@ def rank(
     order = Ranking(criterion, ranking, threshold, shortlist, refresh, swaps)
     resolve(order, compensation, budget)
     data, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
-    question = Question(model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory)
+    question = Question(
+        model, data, loss, units, validation=validation, seed=seed, max_memory=max_memory
+    ).measuring(metric)  # fmt: skip
     with showing(progress):
         return make_order(prepared(question, order, compensation, budget)).plan
 
@@ -168,6 +177,16 @@ def require_budget(budget: Any) -> None:
     require_instance("budget", budget, Budget, "secateur.Budget(...)")
 
 
+def require_measured(budget: Budget | None, question: Question) -> None:
+    """Refuse a budget of a metric where there is none.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    if budget is not None and budget.max_metric_drop is not None and question.metric is None:
+        raise ArgumentError("Budget: max_metric_drop needs metric=, a function of outputs and targets")
+
+
 def resolve(ranking: Ranking, compensation: Compensation | None, budget: Budget | None) -> tuple[Ranking, Criterion]:
     """Return the ranking with its criterion's name, and the criterion; nothing is captured for that."""
     criterion = None if ranking.criterion is None else as_criterion(ranking.criterion)
@@ -183,6 +202,7 @@ def prepared(question: Question, ranking: Ranking, compensation: Compensation | 
     Inputs beside the data are refused here, before any unit is ranked.
     """
     question.more.check_use(compensation)
+    require_measured(budget, question)
     question, biases = _with_biases(question, compensation)
     quality, reason = budget is not None and budget.bounds_quality, None
     if compensation is not None and quality and question.validation is None and question.gated.has_loss:

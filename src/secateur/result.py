@@ -19,13 +19,14 @@ from secateur.reporting.paths import check_page
 
 
 class Row(NamedTuple):
-    """One step of the trade-off; loss and accuracy are None where they were not measured."""
+    """One step of the trade-off; loss, accuracy and metric are None where they were not measured."""
 
     removed: int
     loss: float | None
     accuracy: float | None
     params: int
     bytes: int
+    metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Result:
             ``compensate=data, loss=loss`` where weights made up for them; of one made in rounds the same structure, its
             weights are in `model`. For single weights, their masks.
         curve: One row per step of the plan.
-        before: Sizes, loss and accuracy of the original; `before.bytes` is its file's size with the same metadata.
-        after: Sizes, loss and accuracy of the smaller network; `after.bytes` is the written file's size.
+        before: Sizes, loss, accuracy and metric of the original; `before.bytes` is its file's size with the same
+            metadata.
+        after: Sizes, loss, accuracy and metric of the smaller network; `after.bytes` is the written file's size.
         max_difference: The largest difference between its outputs and those of the gated original, with the trained
             weights where there are such; of single weights, those of the original's graph with its weights and the
             masks.

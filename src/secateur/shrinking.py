@@ -18,10 +18,11 @@ from secateur.cutting.generation import proven_for
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.estimating.estimate import estimate_of, long_job
 from secateur.objective.mask import Mask, masked
+from secateur.objective.quality.metric import Metric
 from secateur.objective.question import Question
 from secateur.objective.unlabelled import Augment, MoreInputs
 from secateur.options import Compensation, Ranking, compensation_of
-from secateur.ordering import Ranked, make_order, prepared, require_budget, resolve
+from secateur.ordering import Ranked, make_order, prepared, require_budget, require_measured, resolve
 from secateur.own_code.probe_weights import holding
 from secateur.phases import phase
 from secateur.planning.budget import Budget
@@ -68,6 +69,7 @@ def shrink(
     refine: int | str = 0,
     unlabelled: Any = None,
     augment: Augment | None = None,
+    metric: Metric | None = None,
 ) -> Result:
     """Return a smaller network within the budget, proven to compute what the gated original does.
 
@@ -126,6 +128,7 @@ def shrink(
             called with the inputs of a batch on the model's device, a tensor, or a tuple or a dict as in `data`, and a
             `torch.Generator` of that device, seeded with `seed`, for all that it draws. It returns new inputs of the
             same form, shapes and dtypes.
+        metric: As for `rank`.
 
     Raises:
         ArgumentError: A name is unknown, a budget of quality cannot be measured, or an argument is for another
@@ -153,16 +156,20 @@ def shrink(
     }  # fmt: skip
     loop = Loop(rounds, retrain)
     samples, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
-    question = Question(
-        model,
-        samples,
-        loss,
-        units,
-        example_inputs=example_inputs,
-        validation=validation,
-        seed=seed,
-        max_memory=max_memory,
-    ).with_more(MoreInputs(unlabelled if unlabelled is None else masked(unlabelled, mask), augment))
+    question = (
+        Question(
+            model,
+            samples,
+            loss,
+            units,
+            example_inputs=example_inputs,
+            validation=validation,
+            seed=seed,
+            max_memory=max_memory,
+        )
+        .with_more(MoreInputs(unlabelled if unlabelled is None else masked(unlabelled, mask), augment))
+        .measuring(metric)
+    )
     choose("granularity", granularity, GRANULARITIES)
     if granularity == "weight":
         _refuse_for_weights({**order, **fitting, **vars(question.more)}, compensate)
@@ -192,7 +199,7 @@ def shrink_to_each(
 ) -> list[Result]:
     """Return a smaller network for each budget, all from one order: units are scored once, for the tightest one.
 
-    Each network is cut, fitted and proven by itself; its loss and accuracy are measured.
+    Each network is cut, fitted and proven by itself; its quality is measured.
 
     Args:
         question: The model, its units and the data.
@@ -254,7 +261,7 @@ def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
     if ranked.compensator is None:
         plan = measured_plan(with_bias, plan)
     else:
-        plan, weights = fitted_plan(with_bias, ranked.compensator, plan, budget)
+        plan, weights = fitted_plan(with_bias, ranked.compensator, ranked.plan.whole(budget), plan, budget)
     with holding(with_bias.model, weights), phase("cutting and proving"):
         proven = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)
     return _result(question, with_bias, plan, proven, plan.states[-1], budget)
@@ -270,7 +277,7 @@ def _result(
         with_bias: The same with the biases that the plan adds.
         plan: The removals.
         proven: The network that is left, and its largest difference from the gated original.
-        end: The network's loss and accuracy, and the size expected of its file.
+        end: The network's quality, and the size expected of its file.
         budget: The bounds.
 
     Raises:
@@ -288,16 +295,19 @@ def _result(
 
 
 def _sizes(sizes: Sizes, state: State, written: int) -> Sizes:
-    """Return sizes with a state's loss and accuracy, and the bytes of the written file."""
-    return dataclasses.replace(sizes, bytes=written, loss=state.loss, accuracy=state.accuracy)
+    """Return sizes with a state's quality, and the bytes of the written file."""
+    return dataclasses.replace(
+        sizes, bytes=written, loss=state.loss, accuracy=state.accuracy, metric=state.metric
+    )  # fmt: skip
 
 
 def _row(removed: int, state: State) -> Row:
-    return Row(removed, state.loss, state.accuracy, state.params, state.bytes)
+    return Row(removed, state.loss, state.accuracy, state.params, state.bytes, state.metric)
 
 
 def _without_weights(question: Question, criterion: Criterion, loop: Loop, budget: Budget) -> Result:
     """Remove single weights until the budget is met, and prove it."""
+    require_measured(budget, question)
     with progress_bar(f"removing weights by {criterion.name}") as bar:
         network, plan, difference = shrink_weights(question, criterion, loop, budget, on_round=bar)
     end = plan.steps[-1] if plan.steps else plan.start

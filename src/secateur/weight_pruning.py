@@ -98,7 +98,7 @@ class WeightLoop:
 
     Args:
         weights: E as a function of the network's weights, on the data to score by.
-        judge: E as a function of the same weights, on the data to measure loss and accuracy by.
+        judge: E as a function of the same weights, on the data to measure the quality by.
         units: The network's units.
         criterion: Computes the saliencies.
         budget: The bounds that must hold at the end; each parameter counts as a unit set, each weight as a unit.
@@ -120,10 +120,11 @@ class WeightLoop:
         self.sets = torch.repeat_interleave(torch.tensor(list(self.sizes.values()))).to(weights.flat().device)
         self.kept = torch.ones_like(self.sets, dtype=torch.bool)
         self.steps: list[WeightStep] = []
-        self.start = self._state()
+        quality = judge.measure()
+        self.start = self._sizes().measured(quality)
         check_start(self.start.loss)
         budget.check_measured(self.start)
-        budget.check_resolution(0 if self.start.accuracy is None else judge.predictions())
+        budget.check_resolution(quality.predictions)
 
     def run(self, rounds: int, on_round: OnRound) -> WeightPlan:
         """Remove weights in so many rounds, and return which.
@@ -223,7 +224,7 @@ class WeightLoop:
         Raises:
             BudgetError: No number of removals does.
         """
-        sizes = replace(self.budget, max_loss_increase=None, max_accuracy_drop=None)
+        sizes = self.budget.without_quality()
 
         def holds(n: int) -> bool:
             self._put(removals, n)
@@ -267,8 +268,7 @@ class WeightLoop:
         return Counter({name: int((~mask).sum()) for name, mask in self.weights.split(self.kept).items()})
 
     def _state(self) -> State:
-        loss, accuracy = self.judge.measure()
-        return replace(self._sizes(), loss=loss, accuracy=accuracy)
+        return self._sizes().measured(self.judge.measure())
 
     def _sizes(self) -> State:
         written = len(weights_to_bytes(self.network, self._masks(), self.units.captured.spec))

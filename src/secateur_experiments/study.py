@@ -174,8 +174,8 @@ class Study:
 
     def _measured(self, subject: Subject, seed: int) -> tuple[float, float]:
         model, units = self.network(subject, seed), self.units(subject, seed)
-        loss, accuracy = GatedLoss(model, units, self.data.test, subject.loss).measure(ones(model, units))
-        return loss, accuracy or 0.0
+        loss, accuracy, *_ = GatedLoss(model, units, self.data.test, subject.loss).measure(ones(model, units))
+        return loss or 0.0, accuracy or 0.0
 
     def stored(self, name: str, measure: Callable[[], Curve]) -> Curve:
         """Return the curve of that name, measured now, before, or in an earlier run.

@@ -142,7 +142,7 @@ def test_accuracy_is_that_of_the_gated_network(name: str, cuts: list[int]) -> No
     for seed in range(8):
         g = gates(units.total, seed)
         outputs = functional_call(case.model, reference.gated_weights(case.model, units, g), case.x)
-        loss, accuracy = gated.measure(g)
+        loss, accuracy, *_ = gated.measure(g)
         assert accuracy == sum(row.argmax().item() == t for row, t in zip(outputs, case.y.tolist(), strict=True)) / 6
         assert apart(loss, F.cross_entropy(outputs, case.y).item()) < 1e-12
         seen.add(accuracy)
@@ -154,14 +154,15 @@ def test_binary_accuracy_is_the_share_of_logits_on_the_right_side() -> None:
     model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(), torch.randn(9, 3).double()
     y = torch.randint(0, 2, (9,))
     units = find_units(model, x)
-    _, accuracy = GatedLoss(model, units, in_batches(x, y, [2]), "binary_cross_entropy").measure(ones(model, units))
+    gated = GatedLoss(model, units, in_batches(x, y, [2]), "binary_cross_entropy")
+    accuracy = gated.measure(ones(model, units)).accuracy
     assert accuracy == ((model(x)[:, 0] > 0) == (y == 1)).sum().item() / len(y)
 
 
 def test_there_is_no_accuracy_without_classes() -> None:
     case, units = built("two_hidden")
     t = torch.randn(6, 3, dtype=torch.float64)
-    loss, accuracy = GatedLoss(case.model, units, (case.x, t), "squared_error").measure(ones(case.model, units))
+    loss, accuracy, *_ = GatedLoss(case.model, units, (case.x, t), "squared_error").measure(ones(case.model, units))
     assert accuracy is None
     assert apart(loss, squared_error(case.model(case.x), t).item()) < 1e-12
 
@@ -170,14 +171,14 @@ def test_the_predictions_that_an_accuracy_is_taken_over_are_counted() -> None:
     case, units = built("two_hidden")
     gated = GatedLoss(case.model, units, in_batches(case.x, case.y, [4]), "cross_entropy")
     g = gates(units.total)
-    assert gated.assess(g) == (*gated.measure(g), 6)
+    assert gated.measure(g).predictions == 6
     squares = GatedLoss(case.model, units, (case.x, torch.zeros(6, 3).double()), "squared_error")
-    assert squares.assess(g) == (*squares.measure(g), 0)
+    assert squares.measure(g).predictions == 0
     torch.manual_seed(0)
     tagger = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Tanh(), nn.Conv1d(4, 2, 1)).double()
     x, y = torch.randn(5, 3, 7).double(), torch.randint(0, 2, (5, 7))
     tagged = find_units(tagger, x)
-    assert GatedLoss(tagger, tagged, (x, y), "cross_entropy").assess(ones(tagger, tagged))[2] == 5 * 7
+    assert GatedLoss(tagger, tagged, (x, y), "cross_entropy").measure(ones(tagger, tagged)).predictions == 5 * 7
 
 
 class TwoConsumers(nn.Module):

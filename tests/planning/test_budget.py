@@ -21,7 +21,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
 
-ASKS = "bytes, params, macs, remove_fraction, remove_units, max_loss_increase, max_accuracy_drop"
+ASKS = "bytes, params, macs, remove_fraction, remove_units, max_loss_increase, max_accuracy_drop, max_metric_drop"
 
 
 def order(
@@ -71,6 +71,8 @@ def order(
         ({"max_accuracy_drop": 2}, "Budget: max_accuracy_drop must be from 0 to 1, got 2"),
         ({"max_accuracy_drop": -0.01}, "Budget: max_accuracy_drop must be from 0 to 1, got -0.01"),
         ({"max_loss_increase": -1}, "Budget: max_loss_increase must be at least 0, got -1"),
+        ({"max_metric_drop": -1}, "Budget: max_metric_drop must be at least 0, got -1"),
+        ({"max_metric_drop": "0.1"}, "Budget: max_metric_drop must be at least 0, got '0.1'"),
         ({"max_loss_increase": math.nan}, "Budget: max_loss_increase must be at least 0, got nan"),
         ({"remove_units": 1, "min_units": 0}, "Budget: min_units must be at least 1, got 0"),
         ({"remove_units": 1, "min_units": 1.5}, "Budget: min_units must be a whole number from 0, got 1.5"),
@@ -216,6 +218,18 @@ def test_quality_alone_takes_the_longest_prefix_and_with_a_size_the_shortest(
     assert plan.at(Budget(**fields)) == plan.prefix(removed)
 
 
+@pytest.mark.parametrize("more", [{}, {"params": 80}, {"bytes": 800, "max_loss_increase": 0.2}], ids=str)
+@pytest.mark.parametrize("drop", [0.01, 0.1, 0.9])
+def test_a_metric_is_bounded_as_the_accuracy_is(drop: float, more: dict[str, Any]) -> None:
+    plan = order(losses=LOSSES, accuracies=ACCURACIES)
+    start, *steps = (dataclasses.replace(state, metric=-5 + state.accuracy) for state in plan.states)  # type: ignore[operator]
+    plan = dataclasses.replace(plan, start=start, steps=tuple(steps))  # type: ignore[arg-type]
+    for budget in (Budget(max_metric_drop=drop, **more), Budget(max_metric_drop=drop, max_accuracy_drop=1, **more)):
+        assert plan.at(budget) == plan.at(Budget(max_accuracy_drop=drop, **more))
+        assert budget.bounds_quality
+        assert budget.least == bool(more)
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -275,7 +289,10 @@ def test_a_plan_that_removes_what_the_budget_keeps_is_refused(fields: dict[str, 
     assert str(caught.value) == text
 
 
-@pytest.mark.parametrize(("name", "what"), [("max_loss_increase", "loss"), ("max_accuracy_drop", "accuracy")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("max_loss_increase", "loss"), ("max_accuracy_drop", "accuracy"), ("max_metric_drop", "metric")],
+)
 @pytest.mark.parametrize("size", [{}, {"remove_units": 1}])
 def test_a_budget_of_quality_needs_a_measured_plan(name: str, what: str, size: dict[str, Any]) -> None:
     plan = order(losses=[None] * 9, accuracies=[None] * 9)
@@ -393,4 +410,6 @@ def test_quality_with_a_size_that_is_never_both_says_how_far_one_can_get() -> No
 
 def test_without_its_bounds_of_quality_a_budget_has_the_others() -> None:
     sizes = {"params": 9, "protect": "a", "min_units": 2}
-    assert Budget(**sizes, max_loss_increase=0.1, max_accuracy_drop=0.2).without_quality() == Budget(**sizes)  # type: ignore[arg-type]
+    assert Budget(**sizes, max_loss_increase=0.1, max_accuracy_drop=0.2, max_metric_drop=3).without_quality() == Budget(  # type: ignore[arg-type]
+        **sizes  # type: ignore[arg-type]
+    )

@@ -161,7 +161,7 @@ def test_an_interrupt_of_a_ranking_leaves_the_model_as_it_was(ranking, monkeypat
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     data, before = (torch.randn(40, 3).double(), torch.randint(2, (40,))), [p.clone() for p in model.parameters()]
-    monkeypatch.setattr("secateur.objective.gated_loss.loss_and_accuracy", interrupt)
+    monkeypatch.setattr("secateur.objective.gated_loss.quality_of", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"^interrupted while .*measuring, 0 of 1, after"):
         sc.shrink(model, data, "cross_entropy", sc.Budget(remove_units=4), ranking=ranking, progress=False)
     assert all(map(torch.equal, before, model.parameters()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from secateur.planning.budget import Budget
@@ -64,6 +66,13 @@ def test_quality_that_is_left_counts_from_the_start(loss: float, accuracy: float
     after = START.with_steps((step("a", 0, 70, 700, loss, accuracy=accuracy),))
     target = round_budget(Budget(max_loss_increase=0.25, max_accuracy_drop=0.25), after, 2)
     assert target == Budget(max_loss_increase=rise, max_accuracy_drop=drop)
+
+
+@pytest.mark.parametrize(("metric", "drop"), [(-3.0, 0.25), (-2.5, 0.75), (-3.125, 0.125), (-9.0, 0.0)])
+def test_so_does_the_metric(metric: float, drop: float) -> None:
+    start = replace(state(80, 800, 1.0), metric=-3.0)
+    plan = replace(START, start=start, steps=(replace(step("a", 0, 70, 700), metric=metric),))
+    assert round_budget(Budget(max_metric_drop=0.25), plan, 2) == Budget(max_metric_drop=drop)
 
 
 def test_a_drop_that_is_left_is_one_of_whole_predictions() -> None:

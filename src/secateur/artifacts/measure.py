@@ -28,6 +28,7 @@ class Sizes:
         ram: The bytes of its weights and of the values alive at the same time, at most, for one sample.
         loss: The loss on the data it was shrunk with, or on the validation data; None where not measured.
         accuracy: The accuracy on the same samples; None also where there are no classes.
+        metric: The metric on the same samples; None also where there is none.
     """
 
     params: int
@@ -36,6 +37,7 @@ class Sizes:
     ram: int
     loss: float | None = None
     accuracy: float | None = None
+    metric: float | None = None
 
     def __str__(self) -> str:
         return (

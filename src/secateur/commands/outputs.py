@@ -13,7 +13,7 @@ from secateur.commands.files import describe_artifact, write_artifact
 from secateur.errors import ArgumentError
 from secateur.own_code.slices import index_map
 from secateur.planning.plan import Plan
-from secateur.planning.state import accuracy_of, three_digits
+from secateur.planning.state import quality_cells, quality_columns, to_json
 from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.paths import check_page
 from secateur.result import Result
@@ -132,20 +132,20 @@ class Outputs:
 
     def _comparison(self, results: Sequence[Result], written: Sequence[dict[str, Any]]) -> str:
         """Lay out one row per file, and one of the original."""
-        columns = ["asked", "written", "units removed", "parameters", "loss", "accuracy", "file"]
+        before, plan = results[0].before, results[0].plan
+        columns = ["asked", "written", "units removed", "parameters", *quality_columns(before), "file"]
         rows = [
-            (asked, f"{file['bytes']:,}", len(result.curve), *_quality(result.after, result.plan), file["path"])
+            (asked, f"{file['bytes']:,}", len(result.curve), *_quality(result.after, result), file["path"])
             for asked, file, result in zip(self.asked, written, results, strict=True)
         ]
-        before, plan = results[0].before, results[0].plan
-        whole = ("all", f"{before.bytes:,}", 0, *_quality(before, plan), "")
+        whole = ("all", f"{before.bytes:,}", 0, *_quality(before, results[0]), "")
         title = f"{len(results)} networks from one order; loss and accuracy on {plan.basis}"
         return table(columns, [whole, *rows], title if plan.basis else title.partition(";")[0])
 
 
-def _quality(sizes: Sizes, plan: Plan | WeightPlan) -> tuple[str | None, ...]:
-    """Return parameters, loss and accuracy as in the tables."""
-    return f"{sizes.params:,}", three_digits(sizes.loss), accuracy_of(sizes.accuracy, plan.basis)
+def _quality(sizes: Sizes, result: Result) -> tuple[str | None, ...]:
+    """Return parameters, loss, accuracy and metric as in the tables."""
+    return f"{sizes.params:,}", *quality_cells(sizes, result.before, result.plan.basis)
 
 
 def _longest(results: Sequence[Result]) -> Result:
@@ -172,8 +172,8 @@ def _names(option: str, name: str, asked: Sequence[str]) -> tuple[Path, ...]:
 def _result_to_json(result: Result) -> dict[str, Any]:
     """Return a result as plain data."""
     return {
-        "before": asdict(result.before),
-        "after": asdict(result.after),
+        "before": to_json(result.before),
+        "after": to_json(result.after),
         "removed": len(result.plan.steps) if isinstance(result.plan, Plan) else result.plan.removed,
         "kept": result.plan.kept,
         "measured": _measured(result),

@@ -28,10 +28,11 @@ from secateur.objective.losses import (
     LossFunction,
     differentiable,
     find_loss,
-    loss_and_accuracy,
     require_loss,
 )
 from secateur.objective.memory import bytes_of, memory_cap
+from secateur.objective.quality.metric import Metric, Run
+from secateur.objective.quality.quality import Quality, quality_of
 from secateur.structure.capture import Captured, check_finite
 from secateur.structure.graph_run import compile_graph, outputs
 from secateur.structure.inputs import sample_weight
@@ -54,6 +55,7 @@ class WeightLoss:
         max_memory: Bytes that may be held beside model and data: an eighth each for the values of a batch, and for
             what is computed from them at a time; None for a quarter of what is free.
         name: What an error calls the data.
+        metric: A function of all outputs and targets that `measure` calls; None for none.
 
     Attributes:
         names: The parameters of floating-point numbers; tied ones under the first.
@@ -72,13 +74,14 @@ class WeightLoss:
 
     def __init__(
         self, model: nn.Module, captured: Captured, data: Any, loss: Any, seed: int = 0,
-        max_memory: int | str | None = None, name: str = "data",
+        max_memory: int | str | None = None, name: str = "data", metric: Metric | None = None,
     ) -> None:  # fmt: skip
         if torch.is_inference_mode_enabled():
             raise ModelError("torch.inference_mode() takes derivatives away for good; use torch.no_grad() instead")
         check_finite(model)
         self.model, self.captured = model, captured
         self._loss = None if loss is None else find_loss(loss)
+        self._metric = metric
         self.memory = memory_cap(max_memory, sample_weight(model).device)
         self.generator = torch.Generator().manual_seed(seed)
         used = {captured.weights.get(p.name) for p in captured.graph.find_nodes(op="placeholder") if p.users}
@@ -128,20 +131,13 @@ class WeightLoss:
         """Yield the batches, each after its share of all samples."""
         yield from ((batch.size / self._n, batch) for batch in self._batches)
 
-    def measure(self) -> tuple[float | None, float | None]:
-        """Return E and the accuracy; None where there is no data or no loss, or there are no classes."""
+    def measure(self) -> Quality:
+        """Return E, the accuracy and the metric; None where there is no data or no loss, or there are no classes."""
         if self._loss is None or not self._batches:
-            return None, None
+            return Quality()
         with torch.no_grad():
-            return self._assess()[:2]
-
-    def predictions(self) -> int:
-        """Return how many predictions the accuracy is taken over; 0 without classes."""
-        with torch.no_grad():
-            return self._assess()[2]
-
-    def _assess(self) -> tuple[float, float | None, int]:
-        return loss_and_accuracy(self.loss, ((share, out, batch.targets) for share, batch, out in self._outputs()))
+            runs = (Run(batch.size, share, out, batch.targets) for share, batch, out in self._outputs())
+            return quality_of(self.loss, self._metric, runs)
 
     def _outputs(self) -> Iterator[tuple[float, Batch, Any]]:
         run = compile_graph(self.captured.graph)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.arguments import checked_call
 from secateur.estimating.job_work import job_work
 from secateur.objective.mask import Mask, masked
+from secateur.objective.quality.metric import Metric
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
 from secateur.ordering import Job, prepared, require_budget, resolve
@@ -132,6 +133,7 @@ def estimate(
     max_memory: int | str | None = None,
     mask: Mask | None = None,
     compensate: bool | Compensation = True,
+    metric: Metric | None = None,
 ) -> Estimate:
     """Return how long `shrink` would take and what memory, within a factor of two or so, before anything is ranked.
 
@@ -156,6 +158,7 @@ def estimate(
         max_memory: As for `shrink`.
         mask: As for `shrink`.
         compensate: As for `shrink`.
+        metric: As for `shrink`.
 
     Raises:
         ArgumentError: A name is unknown, or an argument is for another ranking or criterion.
@@ -174,7 +177,7 @@ def estimate(
     samples, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
     question = Question(
         model, samples, loss, units, example_inputs=example_inputs, validation=validation, max_memory=max_memory
-    )
+    ).measuring(metric)
     return estimate_of(prepared(question, order, compensation, budget))
 
 

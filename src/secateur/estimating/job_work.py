@@ -9,7 +9,6 @@ from secateur.least_squares.moments import COLUMNS, LARGE
 from secateur.least_squares.ridge import GRID
 from secateur.ordering import Job
 from secateur.planning.budget import Budget
-from secateur.planning.layerwise import TRIALS
 from secateur.planning.loss_curve import spacing
 from secateur.planning.ranking_choice import REMOVAL, Counts, Work, iterative_work
 from secateur.planning.set_curves import SHARES, probe_samples
@@ -19,6 +18,7 @@ from secateur.refinement.kronecker import LARGEST
 BACKWARD = 2  # passes that one backward pass is counted as
 TRIED = 3  # ridges of a large layer, where not all are tried
 EXPECTED = 6  # steps of a refinement until it gains no more
+ENDS = 3  # where weights are fitted until a budget of quality alone is kept, and not one removal further
 EIGENVECTORS = 10  # products for each number of a matrix and each of its rows
 GATHERED = 128  # columns of an elimination that wait, on average
 SLOW = 8  # how much longer a multiplication takes in a product with one vector
@@ -38,10 +38,11 @@ def job_work(job: Job) -> list[Work]:
         ranked = iterative_work(question, ranking.criterion, limits, job.budget)
     else:
         ranked = _scored_once(counts, ranking.criterion)
-    fits = TRIALS if ranking.ranking == "layerwise" and not budget.least else 1
+    tried = 1 if budget.least else ENDS
+    fits = tried + (counts.removals.bit_length() if ranking.ranking == "layerwise" and not budget.least else 0)
     steps = job.compensation.refine if job.compensation is not None else 0
     ends = [_fit(counts, fits)] if counts.layers else []
-    ends += [_refining(counts, EXPECTED if steps == "auto" else int(steps))] if steps else []
+    ends += [_refining(counts, tried * (EXPECTED if steps == "auto" else int(steps)))] if steps else []
     return [_capture(counts), *ranked, *ends, *_proof(counts)]
 
 

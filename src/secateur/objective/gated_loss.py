@@ -23,11 +23,12 @@ from secateur.objective.losses import (
     check_start,
     differentiable,
     find_loss,
-    loss_and_accuracy,
     loss_of_batch,
     require_loss,
 )
 from secateur.objective.memory import bytes_held, memory_cap, samples_at_once
+from secateur.objective.quality.metric import Metric, Run
+from secateur.objective.quality.quality import Quality, quality_of
 from secateur.objective.unlabelled import with_predictions
 from secateur.phases import phase
 from secateur.structure.axis import Axis
@@ -86,6 +87,7 @@ class GatedLoss:
         max_memory: Bytes that may be held beside model and data: a third for the values that no gate changes, if they
             fit, an eighth each for a batch and for what is run on it; None for a quarter of what is free.
         name: What an error calls the data.
+        metric: A function of all outputs and targets that `measure` calls; None for none.
 
     Raises:
         ArgumentError: `max_memory` is no size.
@@ -95,7 +97,7 @@ class GatedLoss:
 
     def __init__(
         self, model: nn.Module, units: Units, data: Any = None, loss: Any = None, seed: int = 0,
-        max_memory: int | str | None = None, name: str = "data",
+        max_memory: int | str | None = None, name: str = "data", metric: Metric | None = None,
     ) -> None:  # fmt: skip
         if torch.is_inference_mode_enabled():
             raise ModelError("torch.inference_mode() takes derivatives away for good; use torch.no_grad() instead")
@@ -106,6 +108,7 @@ class GatedLoss:
         self.graph = GatedGraph(units)
         self.generator = torch.Generator().manual_seed(seed)
         self._loss: LossFunction | None = None if loss is None else find_loss(loss)
+        self._metric = metric
         self.memory, self.capped = memory_cap(max_memory, sample_weight(model).device), max_memory is not None
         self.weights: Mapping[str, Tensor] = {}
         self._sliced: GatedLoss | None = None
@@ -246,18 +249,14 @@ class GatedLoss:
             losses = ((b.share, loss_of_batch(self.loss_function, out, b.targets)) for b, out in self.outputs(g))
             return self.checked(g, sum(share * loss.double().item() for share, loss in losses))
 
-    def measure(self, g: Tensor) -> tuple[float, float | None]:
-        """Return E(g) and the accuracy, None where there are no classes."""
-        return self.assess(g)[:2]
-
-    def assess(self, g: Tensor) -> tuple[float, float | None, int]:
-        """Return E(g), the accuracy and the number of predictions that it is taken over, None and 0 without classes."""
+    def measure(self, g: Tensor) -> Quality:
+        """Return E(g), the accuracy and the metric, each None where there is none."""
         with torch.no_grad(), phase("measuring", len(self.batches)) as measuring:
-            runs = self.sliced(g).outputs(g)
-            loss, accuracy, predictions = loss_and_accuracy(
-                self.loss_function, ((batch.share, out, batch.targets) for batch, out in measuring.through(runs))
-            )
-            return self.checked(g, loss), accuracy, predictions
+            outputs = measuring.through(self.sliced(g).outputs(g))
+            runs = (Run(batch.size, batch.share, out, batch.targets) for batch, out in outputs)
+            quality = quality_of(self.loss_function, self._metric, runs)
+            self._check(g, quality.loss)
+            return quality
 
     def checked(self, g: Tensor, loss: float) -> float:
         """Return E(g).
@@ -265,9 +264,12 @@ class GatedLoss:
         Raises:
             DataError: It is infinite, and that of the network as trained.
         """
+        self._check(g, loss)
+        return loss
+
+    def _check(self, g: Tensor, loss: float | None) -> None:
         if bool((g == 1).all()):
             check_start(loss)
-        return loss
 
     def outputs(self, g: Tensor) -> Iterator[tuple[CachedBatch, Any]]:
         """Yield each batch and what the network returns for it."""

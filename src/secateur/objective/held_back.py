@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from secateur.errors import DataError
 from secateur.objective.data import Batch
+from secateur.objective.kept_outputs import Kept
 
 EVERY = 5  # every fifth sample is held back where weights are fitted and a budget bounds the quality
 
@@ -80,11 +81,13 @@ def _rows(batch: Batch, rows: Tensor) -> Batch:
         return tensor[rows.to(tensor.device)] if tensor.ndim else tensor
 
     mask = None if batch.mask is None else select(batch.mask)
-    return Batch(batch.take(rows), _some_targets(batch, rows, select), len(rows), mask, batch.spec)
+    return Batch(batch.take(rows), _some_targets(batch.targets, batch.size, rows, select), len(rows), mask, batch.spec)
 
 
-def _some_targets(batch: Batch, rows: Tensor, select: Callable[[Tensor], Tensor]) -> Any:
+def _some_targets(targets: Any, size: int, rows: Tensor, select: Callable[[Tensor], Tensor]) -> Any:
     """Return the targets of some samples: rows of tensors, however nested, or entries of a list for each sample."""
-    if isinstance(batch.targets, list) and len(batch.targets) == batch.size:
-        return [batch.targets[i] for i in rows.tolist()]
-    return tree_map(lambda leaf: select(leaf) if isinstance(leaf, Tensor) else leaf, batch.targets)
+    if isinstance(targets, Kept):
+        return Kept(*(_some_targets(part, size, rows, select) for part in targets))
+    if isinstance(targets, list) and len(targets) == size:
+        return [targets[i] for i in rows.tolist()]
+    return tree_map(lambda leaf: select(leaf) if isinstance(leaf, Tensor) else leaf, targets)

@@ -18,10 +18,12 @@ class Kept(NamedTuple):
     Attributes:
         values: The numbers that a loss compares [N, ...].
         weight: How much each of them counts, or each position of theirs; None for 1.
+        targets: The targets that came with the inputs, for a metric; None where there are none.
     """
 
     values: Tensor
     weight: Tensor | None
+    targets: Any = None
 
 
 def output(outputs: Any, kept: Kept) -> Tensor:

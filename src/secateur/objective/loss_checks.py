@@ -50,7 +50,8 @@ def batches_for_loss(
     held = list(batches)
     if loss is not None and loss in KEPT.values():
         with torch.no_grad():
-            return [b._replace(targets=keep(loss, run(captured, model, b.call), b.mask)) for b in held]
+            kept = (keep(loss, run(captured, model, b.call), b.mask) for b in held)
+            return [b._replace(targets=k._replace(targets=b.targets)) for b, k in zip(held, kept, strict=True)]
     if loss is None or loss in LOSSES.values():
         return held
     if len(held) > 1:

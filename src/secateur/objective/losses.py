@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -110,20 +110,6 @@ def require_loss(loss: LossFunction | None) -> LossFunction:
     if loss is None:
         raise DataError("this needs a loss: a function(outputs, targets) or its name; None was given")
     return loss
-
-
-def loss_and_accuracy(loss: LossFunction, runs: Iterable[tuple[float, Any, Any]]) -> tuple[float, float | None, int]:
-    """Return mean loss, accuracy and number of predictions from batches' shares, outputs and targets.
-
-    Without classes there is no accuracy, and there are 0 predictions.
-    """
-    total, right, predictions = 0.0, 0, 0
-    for share, outputs, targets in runs:
-        total += share * loss_of_batch(loss, outputs, targets).double().item()
-        hits = correct(loss, outputs, targets)
-        if hits is not None:
-            right, predictions = right + int(hits.sum()), predictions + hits.numel()
-    return total, right / predictions if predictions else None, predictions
 
 
 def loss_of_batch(loss: LossFunction, outputs: Any, targets: Any) -> Tensor:

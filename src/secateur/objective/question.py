@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.arguments import require_instance, require_model, require_seed
+from secateur.errors import ArgumentError
 from secateur.objective.data import first_inputs
 from secateur.objective.gated_loss import GatedLoss, ones
 from secateur.objective.held_back import hold_back
 from secateur.objective.memory import memory_cap, samples_at_once
+from secateur.objective.quality.metric import Metric, require_metric
 from secateur.objective.unlabelled import MoreInputs, data_for
 from secateur.own_code.find_units import find_units
 from secateur.phases import phase
@@ -40,6 +42,7 @@ class Question:
     Attributes:
         more: Inputs beside the data, that weights are fitted to at the end.
         judged_on: On which samples loss and accuracy are measured: "data", "validation", or "held back" from `data`.
+        metric: What is measured there, too; None for nothing.
 
     Raises:
         ArgumentError: The model or the seed is none, there is no loss of that name, or `max_memory` is no size.
@@ -52,12 +55,33 @@ class Question:
         model = require_model(model)
         require_seed(seed)
         self.model, self.loss = model, loss
-        self.data, self.validation = data_for(model, data, loss), data_for(model, validation, loss, "validation")
+        self._samples = data, validation
+        self.metric: Metric | None = None
+        self._read_samples()
         self.seed, self.max_memory = seed, max_memory
         self.more = MoreInputs()
         self._units, self._example = units, example_inputs
         self.judged_on = "data" if validation is None else "validation"
         memory_cap(max_memory, sample_weight(model).device)
+
+    def _read_samples(self) -> None:
+        read = partial(data_for, self.model, loss=self.loss, targets=self.metric is not None)
+        self.data, self.validation = (
+            read(data, name=name) for data, name in zip(self._samples, ("data", "validation"), strict=True)
+        )
+
+    def measuring(self, metric: Any) -> Question:
+        """Return the question with a metric of the user's own, which is measured where the loss is; None for none.
+
+        Raises:
+            ArgumentError: It is no function, or there is no data or no loss.
+        """
+        question = copy.copy(self)
+        question.metric = require_metric(metric)
+        if metric is not None and (self.loss is None or self.data is None):
+            raise ArgumentError("metric: is measured where the loss is, and needs data and a loss")
+        question._read_samples()
+        return question
 
     @cached_property
     def call(self) -> Call:
@@ -92,7 +116,7 @@ class Question:
     @cached_property
     def gated(self) -> GatedLoss:
         """E(g) on the data that saliency and weights come from."""
-        return GatedLoss(self.model, self.units, self.data, self.loss, self.seed, self.max_memory)
+        return GatedLoss(self.model, self.units, self.data, self.loss, self.seed, self.max_memory, metric=self.metric)
 
     @cached_property
     def calibration(self) -> GatedLoss:
@@ -116,7 +140,7 @@ class Question:
             model, self.data, self.loss, units, example_inputs=self._example, validation=self.validation,
             seed=self.seed, max_memory=self.max_memory,
         )  # fmt: skip
-        return question.with_more(self.more)
+        return question.with_more(self.more).measuring(self.metric)
 
     def with_more(self, more: MoreInputs) -> Question:
         """Return the question with inputs beside the data.

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from secateur.errors import ArgumentError, BudgetError
 from secateur.planning.state import State, Step
@@ -21,7 +21,7 @@ class Budget:
     """Bounds that must hold at the end; the shortest prefix of a plan that satisfies them is taken.
 
     Sizes and losses are upper bounds, `remove_*` lower bounds. With a size or a minimum, the fewest units go that
-    satisfy all bounds; with only `max_loss_increase` or `max_accuracy_drop`, as many as they allow.
+    satisfy all bounds; with only `max_loss_increase` or `max_*_drop`, as many as they allow.
 
     Attributes:
         bytes: The size of the written safetensors file: an int, or "200 kB", "64 KiB", "1.5 MB".
@@ -33,6 +33,8 @@ class Budget:
         remove_units: The number of units that go.
         max_loss_increase: The absolute rise of the loss.
         max_accuracy_drop: The fall of the accuracy, as a fraction: 0.01 is one point.
+        max_metric_drop: The fall of what ``metric=`` of `shrink` and `rank` gives: higher is better, and where lower is
+            (perplexity), the function returns its negative.
         scope: "global"; "set": `remove_fraction` then counts for each unit set, ⌈f · size⌉; or "uniform": sets whose
             names differ in the number of a layer alone lose equally many units, each its own.
         multiple_of: What is left of a set that loses units is a multiple of this number; or numbers by unit set,
@@ -57,6 +59,7 @@ class Budget:
     remove_units: int | None = None
     max_loss_increase: float | None = None
     max_accuracy_drop: float | None = None
+    max_metric_drop: float | None = None
     scope: Literal["global", "set", "uniform"] = "global"
     multiple_of: int | Mapping[str, int] = 1
     min_units: int = 1
@@ -72,14 +75,13 @@ class Budget:
         self._check_whole("bytes", "params", "macs", "remove_units", "min_units")
         if isinstance(self.remove_fraction, Mapping):
             object.__setattr__(self, "scope", "set" if self.scope == "global" else self.scope)
-        for name in ("remove_fraction", "max_accuracy_drop"):
-            self._check(name, 1.0, "from 0 to 1")
-        self._check("max_loss_increase", math.inf, "at least 0")
+        self._check(1.0, "from 0 to 1", "remove_fraction", "max_accuracy_drop")
+        self._check(math.inf, "at least 0", "max_loss_increase", "max_metric_drop")
         if not self.min_units:
             raise ArgumentError(f"Budget: min_units must be at least 1, got {self.min_units}")
         self._check_sets()
         if not self._asked(*self._SIZES, *self._QUALITY):
-            raise ArgumentError(f"Budget: give at least one of {', '.join(self._SIZES + self._QUALITY)}")
+            raise ArgumentError(f"Budget: give at least one of {', '.join((*self._SIZES, *self._QUALITY))}")
 
     def _check_sets(self) -> None:
         for multiple in self._numbers("multiple_of"):
@@ -93,7 +95,9 @@ class Budget:
             raise ArgumentError("Budget: scope='set' goes with remove_fraction, the share of each unit set")
 
     _SIZES = ("bytes", "params", "macs", "remove_fraction", "remove_units")
-    _QUALITY = ("max_loss_increase", "max_accuracy_drop")
+    _QUALITY: ClassVar = {
+        "max_loss_increase": ("loss", -1), "max_accuracy_drop": ("accuracy", 1), "max_metric_drop": ("metric", 1)
+    }  # fmt: skip
 
     def _numbers(self, name: str) -> list[Any]:
         """Return a number, or all that are given by the names of unit sets.
@@ -110,8 +114,8 @@ class Budget:
             raise ArgumentError(f"Budget: {name} must be a number, or numbers by the names of unit sets, got {value!r}")
         return list(value.values())
 
-    def _check(self, name: str, highest: float, span: str) -> None:
-        for value in self._numbers(name):
+    def _check(self, highest: float, span: str, *names: str) -> None:
+        for name, value in [(bound, value) for bound in names for value in self._numbers(bound)]:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 <= value <= highest):
                 raise ArgumentError(f"Budget: {name} must be {span}, got {value!r}")
@@ -197,7 +201,7 @@ class Budget:
 
     @property
     def bounds_quality(self) -> bool:
-        """Whether the loss or the accuracy is bounded."""
+        """Whether the loss, the accuracy or the metric is bounded."""
         return bool(self._asked(*self._QUALITY))
 
     @property
@@ -207,7 +211,7 @@ class Budget:
 
     def without_quality(self) -> Budget:
         """Return the bounds of sizes alone."""
-        return replace(self, max_loss_increase=None, max_accuracy_drop=None)
+        return replace(self, max_loss_increase=None, max_accuracy_drop=None, max_metric_drop=None)
 
     def holds(self, start: State, state: State, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
         """Return whether all bounds hold at one point of an order.
@@ -238,15 +242,11 @@ class Budget:
         return max(_share(fraction or 0.0, total), self.remove_units or 0)
 
     def good_enough(self, start: State, state: State) -> bool:
-        """Return whether loss and accuracy have changed no more since the start than is allowed.
-
-        Where they were not measured nobody knows, and the answer is no.
-        """
-        bounds = (("loss", -1, self.max_loss_increase), ("accuracy", 1, self.max_accuracy_drop))
+        """Return whether the quality has fallen no more since the start than is allowed; no where it is not known."""
         return all(
-            (now := getattr(state, name)) is not None and sign * (getattr(start, name) - now) <= bound + _ROUNDING
-            for name, sign, bound in bounds
-            if bound is not None
+            (now := getattr(state, what)) is not None and sign * (getattr(start, what) - now) <= bound + _ROUNDING
+            for name, (what, sign) in self._QUALITY.items()
+            if (bound := getattr(self, name)) is not None
         )
 
     def position(self, states: Sequence[State], sizes: Mapping[str, int]) -> int:
@@ -276,9 +276,9 @@ class Budget:
         """Refuse a budget of quality where it was not measured.
 
         Raises:
-            ArgumentError: The loss or the accuracy that it bounds is None.
+            ArgumentError: What it bounds is None.
         """
-        for name, what in (("max_loss_increase", "loss"), ("max_accuracy_drop", "accuracy")):
+        for name, (what, _) in self._QUALITY.items():
             if getattr(self, name) is not None and getattr(state, what) is None:
                 raise ArgumentError(f"Budget: {name} needs the {what} after each step, and it was not measured")
 
@@ -317,8 +317,6 @@ class Budget:
 
 
 _ROUNDING = 1e-12  # a drop of exactly one point is allowed by 0.01
-
-
 _NUMBER = re.compile(r"(?<![\w\[])\d+(?![\w\]])")  # of a layer: in a name "layers.0.fc1[2]" the 0
 
 

@@ -7,13 +7,13 @@ at the end, layer after layer, and the loss is measured there.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from secateur.compensation.compensator import Compensator
+from secateur.objective.quality.quality import Quality
 from secateur.objective.question import Question
 from secateur.options import Ranking
 from secateur.planning.allotment import Curves, allotted_steps, end_of
@@ -24,8 +24,6 @@ from secateur.planning.removal_order import basis_of, check_start, removable
 from secateur.planning.set_curves import set_curves
 from secateur.planning.state import State, Step
 from secateur.saliency.criterion import Criterion
-
-TRIALS = 12  # fits at most, by which the end of a budget of quality is sought
 
 
 def rank_layerwise(
@@ -67,11 +65,12 @@ class _Ends:
         self.question, self.compensator = question, compensator
         self.sizes = dict(network.sets)
         self.measurable = question.judge.has_data and question.judge.has_loss
-        loss, accuracy, self.predictions = question.judge.assess(question.ones) if self.measurable else (None, None, 0)
-        self.start = State(loss, accuracy, *network.after({}, 0))
+        quality = question.judge.measure(question.ones) if self.measurable else Quality()
+        self.predictions = quality.predictions
+        self.start = State(None, None, *network.after({}, 0)).measured(quality)
 
     def measured(self, steps: tuple[Step, ...], budget: Budget | None) -> tuple[Step, ...]:
-        """Return the steps that the budget asks for, with loss and accuracy at their end."""
+        """Return the steps that the budget asks for, with the quality at their end."""
         if budget is None:
             return steps
         end = end_of(steps, self.start, budget, self.sizes) if budget.least else len(steps)
@@ -88,9 +87,7 @@ class _Ends:
         """Return the steps to the last end that is good enough, found by halving; the end of all is not."""
         ends = budget.ends(steps, self.sizes)
         good, bad = 0, len(ends) - 1
-        for _ in range(TRIALS):
-            if bad - good < 2:
-                break
+        while bad - good > 1:
             middle = (good + bad) // 2
             steps = self._with(steps, ends[middle])
             good, bad = (middle, bad) if budget.good_enough(self.start, steps[ends[middle] - 1]) else (good, middle)
@@ -102,8 +99,7 @@ class _Ends:
         if self.compensator is not None:
             self.compensator.fit(g)
             judge = judge.with_weights(self.compensator.weights)
-        loss, accuracy = judge.measure(g)
-        return (*steps[: n - 1], dataclasses.replace(steps[n - 1], loss=loss, accuracy=accuracy), *steps[n:])
+        return (*steps[: n - 1], steps[n - 1].measured(judge.measure(g)), *steps[n:])
 
     def _gates(self, steps: Sequence[Step]) -> Tensor:
         numbers = {place: n for n, place in enumerate(self.question.units.places)}

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from secateur.compensation.compensator import Compensator
+from secateur.objective.quality.quality import Quality
 from secateur.objective.question import Question
 
 MEASURED = 50  # times at most, where it is not cheap to measure after every removal
 CHEAP = 2 * 10**11  # multiplications with addition in all; counted, so that a plan depends on no clock
-
-Measured = tuple[float | None, float | None]  # loss and accuracy
 
 
 def spacing(removals: int, macs: int) -> int:
@@ -30,16 +29,13 @@ def spacing(removals: int, macs: int) -> int:
 
 
 class LossCurve:
-    """Loss and accuracy after some of the removals of an order.
+    """The quality after some of the removals of an order.
 
     Args:
-        question: Its judge measures them.
+        question: Its judge measures it.
         compensator: Fits the weights that stay; None to leave them as they are.
         removals: How many there can be.
         macs: The multiplications with addition for one sample.
-
-    Attributes:
-        predictions: The number of predictions that an accuracy is taken over; 0 where none was measured.
     """
 
     def __init__(self, question: Question, compensator: Compensator | None, removals: int, macs: int) -> None:
@@ -47,12 +43,11 @@ class LossCurve:
         self.judge = question.judge if compensator is None else question.judge.with_weights(compensator.weights)
         self.measurable = self.judge.has_data and self.judge.has_loss
         self.every = spacing(removals, macs * question.samples)
-        self.measured: dict[int, Measured] = {}
-        self.predictions = 0
+        self.measured: dict[int, Quality] = {}
 
-    def at(self, removals: int) -> Measured:
-        """Return loss and accuracy after so many removals; None where they were not measured."""
-        return self.measured.get(removals, (None, None))
+    def at(self, removals: int) -> Quality:
+        """Return the quality after so many removals, of which all is None where it was not measured."""
+        return self.measured.get(removals, Quality())
 
     def due(self, removals: int) -> bool:
         """Return whether it is time to measure after so many removals."""
@@ -61,22 +56,23 @@ class LossCurve:
     def measure(self, removals: int, g: Tensor) -> None:
         """Measure after so many removals with the weights of now, unless that was done before."""
         if self.measurable and removals not in self.measured:
-            loss, accuracy, self.predictions = self.judge.assess(g)
-            self.measured[removals] = loss, accuracy
+            self.measured[removals] = self.judge.measure(g)
 
-    def refine(self, removed: Sequence[int], good: Callable[[int], bool]) -> None:
-        """Measure between the last good point and the next one, halving, until they are neighbours.
+    def refine(self, removed: Sequence[int], ends: Sequence[int], good: Callable[[int], bool]) -> None:
+        """Measure between the last good end and the next one measured, halving, until they are neighbours.
 
         Args:
             removed: The units in the order in which they went.
+            ends: After how many removals the order may end.
             good: Whether what was measured after so many removals is good enough.
         """
-        last = max(filter(good, self.measured))
-        after = min((removals for removals in self.measured if removals > last), default=last)
+        known = [place for place, end in enumerate(ends) if end in self.measured]
+        last = max(place for place in known if good(ends[place]))
+        after = min((place for place in known if place > last), default=last)
         while after - last > 1:
             middle = (last + after) // 2
-            self._measure_again(middle, removed)
-            last, after = (middle, after) if good(middle) else (last, middle)
+            self._measure_again(ends[middle], removed)
+            last, after = (middle, after) if good(ends[middle]) else (last, middle)
 
     def _measure_again(self, removals: int, removed: Sequence[int]) -> None:
         """Measure after so many removals, with all weights fitted for these."""

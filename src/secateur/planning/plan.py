@@ -18,7 +18,7 @@ from secateur.own_code.optimiser_state import Optimizer, StateTransfer
 from secateur.own_code.slices import index_map, keep_mask_of
 from secateur.planning.allotment import Curves, allotted_steps, end_of
 from secateur.planning.budget import Budget
-from secateur.planning.state import Basis, State, Step, Swaps, accuracy_of, three_digits
+from secateur.planning.state import Basis, State, Step, Swaps, quality_cells, quality_columns, three_digits, to_json
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import Units
 from secateur.text import format_bytes, table
@@ -176,6 +176,13 @@ class Plan:
             )
         return self if measured else plan
 
+    def whole(self, budget: Budget) -> Plan:
+        """Return the plan with all removals that its order has for a budget, or its curves give for one of quality."""
+        if self.curves is None or budget.least:
+            return self
+        steps = allotted_steps(self.curves.sets, self.curves.network, budget)
+        return replace(self, kept_indices=self.curves.whole, steps=()).with_steps(steps)
+
     def with_steps(self, steps: tuple[Step, ...]) -> Plan:
         """Return the plan with further removals."""
         gone = {(step.set, step.index) for step in steps}
@@ -243,8 +250,8 @@ class Plan:
                 "basis": self.basis and asdict(self.basis),
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
-                "start": self.start and asdict(self.start),
-                "steps": [asdict(step) for step in self.steps],
+                "start": self.start and to_json(self.start),
+                "steps": [to_json(step) for step in self.steps],
             }
         )
 
@@ -303,7 +310,7 @@ class Plan:
         if self.start is None:
             rows = [(name, len(kept), " ".join(map(str, kept))) for name, kept in self.kept_indices]
             return table(["unit set", "kept", "indices"], rows, "plan written by hand")
-        columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
+        columns = ["removed", "last", "predicted", *quality_columns(self.start), "params", "bytes"]
         below = [str(self.swaps)] if self.swaps else []
         below += [f"{self.ranking}: {self.reason}"] if self.reason else []
         below += [f"{name} stays as it is: {why}" for name, why in self.unfitted]
@@ -334,5 +341,5 @@ class Plan:
     def _row(self, n: int) -> tuple[object, ...]:
         state = self.states[n]
         last, predicted = (f"{state.set}[{state.index}]", state.predicted) if isinstance(state, Step) else ("", None)
-        quality = three_digits(predicted), three_digits(state.loss), accuracy_of(state.accuracy, self.basis)
-        return n, last, *quality, state.params, format_bytes(state.bytes)
+        quality = quality_cells(state, self.states[0], self.basis)
+        return n, last, three_digits(predicted), *quality, state.params, format_bytes(state.bytes)

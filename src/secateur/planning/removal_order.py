@@ -23,10 +23,11 @@ def removable(sizes: NetworkSizes, budget: Budget | None) -> dict[str, int]:
 
 
 def state_of_kept(network: NetworkSizes, start: State, kept: Mapping[str, Sequence[int]]) -> State:
-    """Return the sizes with these units left, with loss and accuracy of the start."""
+    """Return the sizes with these units left, with the quality of the start."""
     counts = {name: len(indices) for name, indices in kept.items()}
-    sizes = network.params(counts), network.file_bytes(kept), network.macs(counts)
-    return State(start.loss, start.accuracy, *sizes)
+    return replace(
+        start, params=network.params(counts), bytes=network.file_bytes(kept), macs=network.macs(counts)
+    )  # fmt: skip
 
 
 def check_start(budget: Budget, network: NetworkSizes, start: State, predictions: int) -> None:
@@ -88,6 +89,7 @@ class RemovalOrder:
         self.gone: Counter[str] = Counter()
         self.gone_text = 0  # characters of their indices, each with a comma
         self.removed: list[int] = []
+        self.ends = [0]  # after how many removals the order may end
         self.predicted: list[float | None] = []
         self.surgeon, self.refresh = surgeon, refresh or -(-self.longest // 100)
         if surgeon is not None:
@@ -95,10 +97,11 @@ class RemovalOrder:
         self.curve = LossCurve(question, surgeon.compensator if surgeon else None, self.longest, network.macs({}))
         self.curve.measure(0, self.g)
         self.small = False  # whether the budget's sizes have held
-        self.start = State(*self.curve.at(0), *network.after({}, 0))
-        self.basis = basis_of(question, surgeon is not None, self.start, self.curve.predictions)
+        self.start = State(None, None, *network.after({}, 0)).measured(self.curve.at(0))
+        predictions = self.curve.at(0).predictions
+        self.basis = basis_of(question, surgeon is not None, self.start, predictions)
         if budget is not None:
-            check_start(budget, network, self.start, self.curve.predictions)
+            check_start(budget, network, self.start, predictions)
 
     def restarted(self) -> RemovalOrder:
         """Return an order for the same question and budget, with no removals."""
@@ -135,10 +138,8 @@ class RemovalOrder:
         return self._good_enough(len(self.removed))
 
     def _good_enough(self, removals: int) -> bool:
-        loss, accuracy = self.curve.at(removals)
-        return self.budget is None or self.budget.good_enough(
-            self.start, replace(self.start, loss=loss, accuracy=accuracy)
-        )
+        state = self.start.measured(self.curve.at(removals))
+        return self.budget is None or self.budget.good_enough(self.start, state)
 
     def least(self, saliency: Tensor) -> int:
         """Return the unit of least saliency [K] that may go; of tied ones the one that `choose` takes."""
@@ -165,6 +166,7 @@ class RemovalOrder:
             self.free &= self.set_of_each != self.set_of_each[k]
         self._next = None if self.budget is None else self.budget.goes_next(self.gone, self.sizes)
         self.removed.append(k)
+        self.ends += [len(self.removed)] if self._next is None else []
         self.predicted.append(predicted)
         if self.surgeon is not None and len(self.removed) % self.refresh == 0:
             self.surgeon.begin(self.g)
@@ -195,13 +197,13 @@ class RemovalOrder:
         """Return the removals, each with what it left; measured at the end, too, and where a budget of quality ends."""
         self.curve.measure(len(self.removed), self.g)
         if self.budget is not None and self.budget.bounds_quality and not self.budget.least:
-            self.curve.refine(self.removed, self._good_enough)
+            self.curve.refine(self.removed, self.ends, self._good_enough)
         places = [self.units.places[k] for k in self.removed]
         sets = self.set_of_each[torch.tensor(self.removed, dtype=torch.long)]
         along = self.network.along(sets, torch.tensor([index for _, index in places], dtype=torch.long))
         params, written, macs = (values.tolist() for values in along)
         return tuple(
-            Step(*self.curve.at(n), params[n], written[n], macs[n], *place, predicted)
+            Step(None, None, params[n], written[n], macs[n], *place, predicted).measured(self.curve.at(n))
             for n, (place, predicted) in enumerate(zip(places, self.predicted, strict=True), 1)
         )
 

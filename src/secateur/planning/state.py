@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, Self
+
+from secateur.objective.quality.quality import Quality
 
 
 @dataclass(frozen=True)
 class State:
-    """The network at one point of the order; loss and accuracy are None where they were not measured."""
+    """The network at one point of the order; loss, accuracy and metric are None where they were not measured."""
 
     loss: float | None
     accuracy: float | None
     params: int
     bytes: int
     macs: int
+    metric: float | None = field(default=None, kw_only=True)
+
+    def measured(self, quality: Quality) -> Self:
+        """Return the state with the quality that was measured there."""
+        return replace(self, loss=quality.loss, accuracy=quality.accuracy, metric=quality.metric)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,49 @@ def accuracy_of(accuracy: float | None, basis: Basis | None) -> str | None:
     if accuracy is None:
         return None
     return f"{accuracy:.4f}" + (f" ± {basis.standard_error(accuracy):.4f}" if basis else "")
+
+
+def to_json(sizes: Any) -> dict[str, Any]:
+    """Return a state, or other sizes with a quality, as plain data: with a metric only where there is one."""
+    return {name: value for name, value in asdict(sizes).items() if name != "metric" or value is not None}
+
+
+class Measured(Protocol):
+    """A state, or other sizes with a quality."""
+
+    @property
+    def loss(self) -> float | None:
+        """The loss."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """The accuracy."""
+
+    @property
+    def metric(self) -> float | None:
+        """The metric."""
+
+
+def quality_columns(start: Measured) -> list[str]:
+    """Return the columns of tables that `quality_cells` fills: one for the metric where there is one at the start."""
+    return ["loss", "accuracy", *(["metric"] if start.metric is not None else [])]
+
+
+def quality_cells(state: Measured, start: Measured, basis: Basis | None) -> tuple[str | None, ...]:
+    """Return loss, accuracy and metric as in the tables.
+
+    Args:
+        state: The network.
+        start: The network before any removal.
+        basis: The samples; None where unknown.
+
+    >>> start = State(0.5, 0.9, 1, 1, 1, metric=-23.456)
+    >>> quality_cells(start, start, None)
+    ('0.5', '0.9000', '-23.46')
+    """
+    metric = None if state.metric is None else f"{state.metric:.4g}"
+    cells = three_digits(state.loss), accuracy_of(state.accuracy, basis), metric
+    return cells[: len(quality_columns(start))]
 
 
 def three_digits(value: float | None) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateur.planning.state import Basis, State, accuracy_of, three_digits
+from secateur.planning.state import Basis, State, quality_cells, quality_columns, three_digits
 from secateur.structure.inputs import InputSpec
 from secateur.text import format_bytes, table
 
@@ -68,7 +68,7 @@ class WeightPlan:
 
     def __str__(self) -> str:
         total = sum(self.sizes.values())
-        columns = ["removed", "share", "round", "predicted", "loss", "accuracy", "params", "bytes"]
+        columns = ["removed", "share", "round", "predicted", *quality_columns(self.start), "params", "bytes"]
         rows = [(0, "0.0 %", "", "", *self._measured(self.start))]
         for step in self.steps:
             trained = f"{step.round}, trained" if step.trained else f"{step.round}"
@@ -77,6 +77,5 @@ class WeightPlan:
         title = f"{self.removed:,} of {total:,} weights removed, {self.criterion}"
         return table(columns, rows, title) + (f"\nloss and accuracy on {self.basis}" if self.basis else "")
 
-    def _measured(self, state: State) -> tuple[str | None, str | None, int, str]:
-        accuracy = accuracy_of(state.accuracy, self.basis)
-        return three_digits(state.loss), accuracy, state.params, format_bytes(state.bytes)
+    def _measured(self, state: State) -> tuple[str | int | None, ...]:
+        return *quality_cells(state, self.start, self.basis), state.params, format_bytes(state.bytes)

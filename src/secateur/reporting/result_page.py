@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from secateur.artifacts.measure import Sizes
 from secateur.options import Compensation, Ranking
 from secateur.planning.plan import Plan
-from secateur.planning.state import State, Step
+from secateur.planning.state import State, Step, quality_columns
 from secateur.planning.weight_plan import WeightPlan, WeightStep
 from secateur.process_state import one_at_a_time
 from secateur.reporting.page import Cell, Page, Picture, Section, Table, environment, svg, text_of
@@ -47,6 +47,7 @@ def result_page(plan: Plan | WeightPlan, before: Sizes, after: Sizes, difference
         ("Bytes in memory for one sample", _change(before.ram, after.ram)),
         ("Loss", _move(before.loss, after.loss)),
         ("Accuracy", _accuracies(plan, before.accuracy, after.accuracy)),
+        *([] if before.metric is None else [("Metric", _move(before.metric, after.metric))]),
         ("Loss and accuracy on", str(plan.basis) if plan.basis else "not measured"),
         ("Proven difference", f"at most {difference:.1e} between {_compared(plan)}"),
         ("Form", form),
@@ -141,10 +142,15 @@ def _points(plan: Plan | WeightPlan) -> Points:
     return [*start, *enumerate(plan.steps, 1)]
 
 
+def _quality(plan: Plan | WeightPlan) -> list[str]:
+    """Return the names of what is measured beside the sizes."""
+    return ["loss", "accuracy"] if plan.start is None else quality_columns(plan.start)
+
+
 def _trade_off(plan: Plan | WeightPlan) -> Section:
     text = ["What is left after each removal. The dot is the network of this report."]
     points = _points(plan) if plan.steps else []
-    curves = [_curve(points, name, _what(plan)) for name in ("loss", "accuracy", "bytes")]
+    curves = [_curve(points, name, _what(plan)) for name in (*_quality(plan), "bytes")]
     pictures = [picture for picture in curves if picture is not None]
     if not plan.steps:
         text = ["Nothing was removed."]
@@ -217,11 +223,12 @@ def _short(name: str) -> str:
 def _steps(plan: Plan | WeightPlan) -> Section:
     """Return the table of all steps: every removal, or every round of them."""
     only_steps = ["unit"] if isinstance(plan, Plan) else ["round", "trained"]
-    columns = ["removed", *only_steps, "predicted", "loss", "accuracy", "parameters", "bytes"]
+    columns = ["removed", *only_steps, "predicted", *_quality(plan), "parameters", "bytes"]
     rows = [
-        (n, *_step_cells(state, len(only_steps)), state.loss, state.accuracy, state.params, state.bytes)
+        (n, *_step_cells(state, len(only_steps)), *(getattr(state, name) for name in _quality(plan)), state.params,
+         state.bytes)
         for n, state in _points(plan)
-    ]
+    ]  # fmt: skip
     note = (
         "Predicted: how much the criterion expects the loss to rise by that step; magnitude, activation and random "
         "expect nothing. A dash for loss or accuracy: not measured."

@@ -19,6 +19,7 @@ from secateur.cutting.trained import Retrain, trained
 from secateur.cutting.verify import truth
 from secateur.errors import ArgumentError, BudgetError, ModelError, VerificationError
 from secateur.objective.gated_loss import GatedLoss
+from secateur.objective.quality.quality import Quality
 from secateur.objective.question import Question
 from secateur.ordering import Job, Ranked, make_order
 from secateur.own_code.find_units import units_of
@@ -40,7 +41,7 @@ class Cut(NamedTuple):
 
     Attributes:
         plan: The removals of all rounds, in the original's numbers.
-        end: The sizes of the network, its loss and accuracy.
+        end: The sizes of the network, and its quality.
         network: The network with the units that are left; the original before the first round.
         weights: Its parameters and buffers in the original's places.
         difference: How far it is, at most, from the gated original with these weights.
@@ -101,10 +102,10 @@ class Rounds:
             biases=job.biases, reason=job.reason, rounds=loop.rounds, retrained=loop.retrain is not None,
         )  # fmt: skip
         self.sizes = network_sizes(question.model, question.units, plan)
-        loss, accuracy, predictions = self._assess(plan, {})
-        start = State(loss, accuracy, *self.sizes.after({}, 0))
-        check_start(budget, self.sizes, start, predictions)
-        basis = basis_of(question, job.compensation is not None, start, predictions)
+        quality = self._measured(plan, {})
+        start = State(None, None, *self.sizes.after({}, 0)).measured(quality)
+        check_start(budget, self.sizes, start, quality.predictions)
+        basis = basis_of(question, job.compensation is not None, start, quality.predictions)
         self.now = Cut(dataclasses.replace(plan, start=start, basis=basis), start, question.model, {}, 0.0)
 
     def make(self, number: int) -> bool:
@@ -181,7 +182,7 @@ class Rounds:
             return first, {unit_set.name: unit_set.name for unit_set in first.units}
         units = units_of(network, first.call, first.units.include)
         question = first.for_model(network, units)
-        gated = GatedLoss(network, units, None, first.loss, first.seed, first.max_memory)
+        gated = GatedLoss(network, units, None, first.loss, first.seed, first.max_memory, metric=first.metric)
         if first.gated.has_data:
             question.__dict__ |= {
                 "gated": gated.on_batches(first.gated.batches),
@@ -255,23 +256,22 @@ class Rounds:
                 difference = truth(model, units, kept, self.question.call).check(network)
         except VerificationError as error:
             raise ModelError(f"after retrain: the network computes something else with its weights: {error}") from error
-        loss, accuracy, _ = self._assess(cut.plan, weights)
-        end = dataclasses.replace(cut.end, loss=loss, accuracy=accuracy)
+        end = cut.end.measured(self._measured(cut.plan, weights))
         steps = (*cut.plan.steps[:-1], end) if isinstance(end, Step) else ()
         return Cut(dataclasses.replace(cut.plan, steps=steps), end, network, weights, difference)
 
-    def _assess(self, plan: Plan, weights: Mapping[str, Tensor]) -> tuple[float | None, float | None, int]:
-        """Return loss, accuracy and the number of predictions of the original with other weights and gates."""
+    def _measured(self, plan: Plan, weights: Mapping[str, Tensor]) -> Quality:
+        """Return the quality of the original with other weights and gates."""
         judge = self.question.judge
         if not (judge.has_data and judge.has_loss):
-            return None, None, 0
+            return Quality()
         model, units = self.question.model, self.question.units
         with holding(model, weights):
-            return judge.on_batches(judge.batches).assess(gates(model, units, plan.kept))
+            return judge.on_batches(judge.batches).measure(gates(model, units, plan.kept))
 
 
 def _fitted(ranked: Ranked, plan: Plan, bounds: Budget) -> tuple[Plan, Mapping[str, Tensor]]:
     """Return the plan and the weights that make up for what it removes; none without compensation."""
     if ranked.compensator is None:
         return plan, {}
-    return fitted_plan(ranked.question, ranked.compensator, plan, bounds)
+    return fitted_plan(ranked.question, ranked.compensator, ranked.plan.whole(bounds), plan, bounds)

@@ -79,7 +79,7 @@ def _quotas(
 
 
 def _quality_left(budget: Budget, plan: Plan) -> Budget:
-    """Return how far loss and accuracy may still change; training may have left more than there was before."""
+    """Return how far the quality may still fall; training may have left more than there was before."""
     start, now, bounds = plan.states[0], plan.states[-1], dict[str, Any]()
     if budget.max_loss_increase is not None and start.loss is not None and now.loss is not None:
         bounds["max_loss_increase"] = max(0.0, budget.max_loss_increase + start.loss - now.loss)
@@ -87,6 +87,8 @@ def _quality_left(budget: Budget, plan: Plan) -> Budget:
         drop = min(1.0, max(0.0, budget.max_accuracy_drop - start.accuracy + now.accuracy))
         predictions = plan.basis.predictions if plan.basis else 0
         bounds["max_accuracy_drop"] = math.floor(drop * predictions + 1e-6) / predictions if predictions else drop
+    if budget.max_metric_drop is not None and start.metric is not None and now.metric is not None:
+        bounds["max_metric_drop"] = max(0.0, budget.max_metric_drop - start.metric + now.metric)
     return replace(budget, **bounds)
 
 

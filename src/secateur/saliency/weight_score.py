@@ -23,7 +23,9 @@ def weights_of(question: Question, name: str = "data") -> WeightLoss:
     question.all_units.check_model(question.model)
     captured = question.all_units.captured
     data = question.validation if name == "validation" else question.data
-    weights = WeightLoss(question.model, captured, data, question.loss, question.seed, question.max_memory, name)
+    weights = WeightLoss(
+        question.model, captured, data, question.loss, question.seed, question.max_memory, name, question.metric
+    )
     if not weights.removable:
         raise ModelError("granularity='weight': the model uses no parameter of two dimensions or more")
     return weights

@@ -24,7 +24,9 @@ from secateur.artifacts.exports.runtimes import run_file
 from secateur.artifacts.safetensors import check_path, whole_file
 from secateur.errors import ArgumentError, ArtifactError, SecateurError
 from secateur.objective.data import batches
-from secateur.objective.losses import LossFunction, find_loss, loss_and_accuracy
+from secateur.objective.losses import LossFunction, find_loss
+from secateur.objective.quality.metric import Run
+from secateur.objective.quality.quality import quality_of
 from secateur.process_state import one_at_a_time
 from secateur.structure.export import first_line
 from secateur.structure.exporting.tracing import quiet
@@ -281,8 +283,11 @@ def _in_form(outputs: Any, result: list[Tensor]) -> Any:
     return tree_unflatten([next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], form)
 
 
-def _measured(loss: LossFunction, pieces: list[_Piece], outputs: list[Any]) -> tuple[float, float | None]:
+def _measured(loss: LossFunction, pieces: list[_Piece], outputs: list[Any]) -> tuple[float | None, float | None]:
     """Return loss and accuracy."""
     n = sum(piece.size for piece in pieces)
-    runs = [(piece.size / n, values, piece.targets) for piece, values in zip(pieces, outputs, strict=True)]
-    return loss_and_accuracy(loss, runs)[:2]
+    runs = [
+        Run(piece.size, piece.size / n, values, piece.targets) for piece, values in zip(pieces, outputs, strict=True)
+    ]
+    quality = quality_of(loss, None, runs)
+    return quality.loss, quality.accuracy
