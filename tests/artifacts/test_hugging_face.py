@@ -20,6 +20,7 @@ from secateur.artifacts.hugging_face import (
     tokenised,
     tokens_of,
 )
+from secateur.errors import ArgumentError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -68,6 +69,25 @@ def test_where_no_class_is_named_the_type_of_the_model_says_it(tmp_path: Path) -
     del config["architectures"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert type(load_network(tmp_path)) is type(model)
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "AutoTokenizer"])
+def test_nothing_but_the_folder_is_looked_into_and_no_code_of_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    save_folder("BERT", tmp_path)
+    called = []
+
+    def loading(*args: Any, **options: Any) -> None:
+        called.append((*args, options["local_files_only"], options["trust_remote_code"]))
+        raise OSError("nothing\nloaded")
+
+    monkeypatch.setattr(getattr(transformers_of_the_zoo(), kind), "from_pretrained", loading)
+    what = "its tokenizer" if kind == "AutoTokenizer" else "its BertModel"
+    with pytest.raises(ArgumentError) as raised:
+        load_network(tmp_path) if kind == "BertModel" else tokens_of(["w3"], tmp_path, 4)
+    assert str(raised.value) == f"--hf {tmp_path}: {what} cannot be loaded (OSError: nothing)"
+    assert called == [(str(tmp_path), True, False)]
 
 
 def test_inputs_are_those_by_keyword_without_the_networks_own_targets() -> None:

@@ -98,13 +98,13 @@ def test_people_read_how_large_the_folder_is(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_written_for_each_size(run: Run, tmp_path: Path) -> None:
-    sizes = {"90kB": 90_000, "0.08MB": 80_000}
+    sizes = {"0.09MB": 90_000, "80kB": 80_000}
     asked = [word for size in sizes for word in ("--bytes", size)]
     words = ("shrink", "--hf", "Llama", "--data", "texts.txt", "--scope", "uniform", *asked)
     code, out, _ = run(*words, "--out", str(tmp_path / "small-{bytes}"), "--json")
     assert code == 0
     results = json.loads(out)
-    assert [Path(result["artifact"]["path"]).name for result in results] == ["small-90kB", "small-0.08MB"]
+    assert [Path(result["artifact"]["path"]).name for result in results] == ["small-0.09MB", "small-80kB"]
     for result, most in zip(results, sizes.values(), strict=True):
         folder = Path(result["artifact"]["path"])
         assert result["artifact"]["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
