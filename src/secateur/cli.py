@@ -9,21 +9,20 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import typer
-from torch import nn
 from typer.core import TyperGroup
 from typer.main import get_group
 
 from secateur import cli_options as opt
-from secateur.artifacts.sources import find_data, find_function, find_model
+from secateur.artifacts.sources import find_function
 from secateur.cli_options import Commands, print_json
 from secateur.commands.files import measure
+from secateur.commands.inputs import Source
 from secateur.commands.outputs import Outputs
 from secateur.errors import ArgumentError, DataError, SecateurError
 from secateur.estimating.estimate import estimate as run_estimate
 from secateur.objective.data import first_inputs
-from secateur.objective.kept_outputs import KEPT
 from secateur.objective.question import Question
-from secateur.objective.unlabelled import MoreInputs, data_for
+from secateur.objective.unlabelled import MoreInputs
 from secateur.options import Ranking, compensation_of
 from secateur.own_code.find_units import find_units, units_of
 from secateur.planning.budget import Budget
@@ -52,8 +51,10 @@ app.command()(measure)
 
 @app.command()
 def shrink(
-    model: opt.Model,
     data: opt.Data,
+    model: opt.Model = None,
+    hf: opt.HuggingFace = None,
+    max_tokens: opt.MaxTokens = None,
     out: opt.Out = None,
     report: opt.Report = None,
     picture: opt.SizesPicture = None,
@@ -96,6 +97,7 @@ def shrink(
     as_json: opt.Json = False,
 ) -> None:
     """Remove units until the budget is met, and write the small network."""
+    source = Source(model, hf, max_tokens)
     sizes: list[str | None] = list(bytes) if bytes else [None]
     budgets = [
         Budget(
@@ -108,11 +110,11 @@ def shrink(
         )
         for size in sizes
     ]  # fmt: skip
-    outputs = Outputs.of(bytes or [], out or [], report, picture)
-    outputs.check(estimate, granularity == "unit", rounds == 1 and retrain is None, loss is not None)
-    network = find_model(model)
-    batches = _data(network, data, loss, metric)
-    validation_data = None if validation is None else _data(network, validation, loss, metric)
+    outputs = Outputs.of(bytes or [], out or [], report, picture, folders=hf is not None)
+    outputs.check(estimate, granularity == "unit", rounds == 1 and retrain is None, measured=bool(loss or hf))
+    network = source.network()
+    batches, loss = source.data(network, data, loss, metric is not None)
+    validation_data = None if validation is None else source.data(network, validation, loss, metric is not None)[0]
     train = None if retrain is None else find_function("--retrain", retrain)
     fitting: dict[str, Any] = {
         "ridge": ridge, "weighting": weighting, "recalibrate": recalibrate, "add_bias": add_bias,
@@ -123,7 +125,7 @@ def shrink(
         "refresh": refresh, "swaps": swaps,
     }  # fmt: skip
     more = MoreInputs(
-        None if unlabelled is None else find_data(unlabelled, labelled=False),
+        None if unlabelled is None else source.read(network, unlabelled, "output"),
         None if augment is None else find_function("--augment", augment),
     )
     units = find_units(network, first_inputs(batches), include)
@@ -158,14 +160,10 @@ def shrink(
     print_json(outputs.to_json(results, written, units)) if as_json else typer.echo(outputs.text(results, written))
 
 
-def _data(network: nn.Module, name: str, loss: str | None, metric: str | None = None) -> Any:
-    """Return what a name stands for; where the loss needs no targets there may be none."""
-    return data_for(network, find_data(name, labelled=loss not in KEPT), loss, targets=metric is not None)
-
-
 @app.command()
 def inspect(
-    model: opt.Model,
+    model: opt.Model = None,
+    hf: opt.HuggingFace = None,
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="example inputs; not needed where a dense layer comes first")
     ] = None,
@@ -173,11 +171,11 @@ def inspect(
     as_json: opt.Json = False,
 ) -> None:
     """List what can be removed, what each unit costs, and what is fixed and why."""
-    network = find_model(model)
-    units = units_of(
-        network, InputSpec.guess(network).sample(network) if data is None else as_call(first_inputs(find_data(data))),
-        include,
-    )  # fmt: skip
+    source = Source(model, hf)
+    network = source.network()
+    batches = None if data is None else source.read(network, data)
+    call = InputSpec.guess(network).sample(network) if batches is None else as_call(first_inputs(batches))
+    units = units_of(network, call, include)
     if as_json:
         print_json(units.to_json())
     else:
@@ -186,8 +184,9 @@ def inspect(
 
 @app.command()
 def score(
-    model: opt.Model,
     data: opt.Data,
+    model: opt.Model = None,
+    hf: opt.HuggingFace = None,
     loss: opt.Loss = None,
     include: opt.Include = "gated",
     criterion: opt.Criterion = None,
@@ -198,8 +197,9 @@ def score(
     as_json: opt.Json = False,
 ) -> None:
     """List the saliency of every unit, lowest first; of single weights what lies between the least and the largest."""
-    network = find_model(model)
-    batches = _data(network, data, loss)
+    source = Source(model, hf)
+    network = source.network()
+    batches, loss = source.data(network, data, loss)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar("scoring"):
         scores = run_score(
@@ -223,8 +223,9 @@ def score(
 
 @app.command()
 def interactions(
-    model: opt.Model,
     data: opt.Data,
+    model: opt.Model = None,
+    hf: opt.HuggingFace = None,
     loss: opt.Loss = None,
     include: opt.Include = "gated",
     curvature: Annotated[str, typer.Option(help="ggn, fisher or hessian")] = "ggn",
@@ -235,8 +236,9 @@ def interactions(
     as_json: opt.Json = False,
 ) -> None:
     """Show how units depend on each other: the pairs whose removals know most of each other, and a picture of all."""
-    network = find_model(model)
-    batches = _data(network, data, loss)
+    source = Source(model, hf)
+    network = source.network()
+    batches, loss = source.data(network, data, loss)
     units = find_units(network, first_inputs(batches), include)
     with progress_bar(f"interactions by {curvature}"):
         matrix = run_interactions(

@@ -53,20 +53,34 @@ SizesPicture = Annotated[
     typer.Option("--picture", metavar="FILE", help="a picture of the loss against bytes, .png", callback=_checked),
 ]
 Model = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="MODEL", help="a .pt2 file of torch.export.save, or package.module:factory, which returns the model"
     ),
 ]
+HuggingFace = Annotated[
+    Path | None,
+    typer.Option(
+        "--hf", metavar="DIR", help="in place of MODEL a folder of Hugging Face's; no code of the folder's is run"
+    ),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="tokens that are read of each text, at most; 128 if left out", min=1)
+]
 Data = Annotated[
-    str, typer.Option(metavar="DATA", help="a .npz or .safetensors file with x and y, or package.module:loader")
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="a .npz or .safetensors file with x and y, or package.module:loader; with --hf also a .txt file, one text "
+        "a line, or arrays with the names of inputs in place of x",
+    ),
 ]
 Loss = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
         help="cross_entropy, binary_cross_entropy or squared_error; output or distribution, which keep what the model "
-        "gives and need no y; left out for magnitude ...",
+        "gives and need no y; left out for magnitude ..., and with --hf and no y one of these two",
     ),
 ]
 Include = Annotated[
@@ -90,8 +104,8 @@ Out = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FILE",
-        help="where to write the small network: .safetensors, .pt2, .onnx, .int8.onnx, .pte, .int8.pte; needed to "
-        "shrink; {bytes} stands for what --bytes gives",
+        help="where to write the small network: .safetensors, .pt2, .onnx, .int8.onnx, .pte, .int8.pte; with --hf and "
+        "no such ending a folder; needed to shrink; {bytes} stands for what --bytes gives",
     ),
 ]
 Estimate = Annotated[

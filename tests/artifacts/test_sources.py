@@ -128,3 +128,33 @@ def test_targets_may_be_missing_where_they_are_not_needed(folder, suffix):
     assert str(refused.value) == (
         f"data.{suffix}: expected arrays x and y, found x; without targets y the loss can be output or distribution"
     )
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_arrays_may_be_named_like_inputs(folder, suffix):
+    arrays = {"ids": torch.arange(6).reshape(2, 3), "mask": torch.ones(2, 3)}
+    targets = torch.tensor([0, 1])
+    for name, content in (("inputs", arrays), ("both", {**arrays, "y": targets}), ("more", {**arrays, "z": targets})):
+        if suffix == "npz":
+            np.savez(f"{name}.npz", **{key: array.numpy() for key, array in content.items()})
+        else:
+            save_file(content, f"{name}.safetensors")
+    names = ("ids", "mask", "other")
+    found, y = find_data(f"both.{suffix}", inputs=names)
+    assert found.keys() == arrays.keys()
+    assert all(torch.equal(found[name], arrays[name]) for name in arrays)
+    assert torch.equal(y, targets)
+    assert find_data(f"inputs.{suffix}", labelled=False, inputs=names)[1] is None
+    for name, options, text in (
+        (
+            "inputs",
+            {"inputs": names},
+            "x and y, found ids, mask; without targets y the loss can be output or distribution",
+        ),
+        ("more", {"inputs": names}, "x and y, or ids, mask, other in place of x, found ids, mask, z"),
+        ("both", {}, "x and y, found ids, mask, y"),
+        ("both", {"inputs": ("ids",)}, "x and y, or ids in place of x, found ids, mask, y"),
+    ):
+        with pytest.raises(SecateurError) as refused:
+            find_data(f"{name}.{suffix}", **options)
+        assert str(refused.value) == f"{name}.{suffix}: expected arrays {text}"

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from secateur import Budget, cut, interactions, rank, score, shrink
 from secateur.errors import DataError
-from secateur.objective.kept_outputs import KEPT, Kept, distribution, keep, output
+from secateur.objective.kept_outputs import KEPT, Kept, distribution, keep, output, suited_to
 from secateur.objective.losses import correct, stacked
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -32,6 +32,22 @@ def divergence(before: Tensor, now: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss"),
+    [
+        (Returned(made(2, 3, 4)), "distribution"),
+        ({"logits": made(2, 3), "state": made(2, 4)}, "distribution"),
+        (Returned(made(2, 4, 3, 5)), "distribution"),
+        (Returned(made(2, 1)), "output"),
+        (Returned(made(2)), "output"),
+        (made(2, 3), "output"),
+        ({"last_hidden_state": made(2, 3, 4)}, "output"),
+    ],
+)
+def test_the_loss_that_suits_outputs_is_the_distribution_of_logits_of_classes(outputs: Any, loss: str) -> None:
+    assert suited_to(outputs) == loss
 
 
 def test_the_output_loss_is_half_the_squared_distance_of_all_outputs_and_a_mean_over_samples() -> None:

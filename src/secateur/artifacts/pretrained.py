@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.arguments import require_path
 from secateur.artifacts.config_search import configurations, differing
+from secateur.artifacts.hugging_face import quietly
 from secateur.artifacts.resized_class import resized
+from secateur.artifacts.safetensors import check_place
 from secateur.cutting.captured_forward import captured_parts
 from secateur.errors import ArgumentError, ArtifactError
 from secateur.structure.capture import evaluating
@@ -57,7 +59,7 @@ def save_pretrained(
     if inputs is None:
         raise ArgumentError(f"{target}: cannot be compared, the form of the network's inputs is not known")
     call = inputs.sample(model, inputs.fixed or 2)
-    with _whole_folder(target) as temporary:
+    with _whole_folder(target) as temporary, quietly():
         written = any(_written(model, type(model)(config), call, temporary) for config in configurations(model))
         if not written and not (code and _written_with_code(model, call, temporary)):
             raise ArtifactError(f"{target}: {_reason(model)}")
@@ -162,8 +164,7 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: It cannot be written, or there is something in it.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ArtifactError(f"{target}: is no empty folder")
+    check_place(target, folder=True)
     try:
         with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=f".{target.name}.") as folder:
             temporary = Path(folder, "written")

@@ -104,16 +104,32 @@ def check_path(path: str | os.PathLike[str]) -> Format:
     """
     path = require_path(path)
     form = require_libraries(path)
+    check_place(path)
+    return form
+
+
+def check_place(path: Path, folder: bool = False) -> None:
+    """Refuse a path that nothing can be written to.
+
+    Args:
+        path: The path of a file.
+        folder: Whether it is that of a folder instead, which may be there if it is empty.
+
+    Raises:
+        PathError: Its folder does not exist or cannot be written to, or something is there that is not replaced.
+    """
     try:
-        folder = path.resolve().parent
-        there, writable = folder.is_dir(), not path.is_dir() and os.access(folder, os.W_OK)
+        parent = path.resolve().parent
+        there, writable = parent.is_dir(), (folder or not path.is_dir()) and os.access(parent, os.W_OK)
+        taken = folder and path.exists() and (not path.is_dir() or any(path.iterdir()))
     except (OSError, ValueError) as error:
         raise PathError(f"{path}: cannot be written ({error})") from error
     if not there:
-        raise PathError(f"{path}: cannot be written, there is no folder {folder}")
+        raise PathError(f"{path}: cannot be written, there is no folder {parent}")
+    if taken:
+        raise PathError(f"{path}: is no empty folder")
     if not writable:
-        raise PathError(f"{path}: cannot be written, {folder} allows no new file or this is a folder")
-    return form
+        raise PathError(f"{path}: cannot be written, {parent} allows no new file or this is a folder")
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -36,16 +36,17 @@ def find_model(name: str) -> nn.Module:
     return require_instance(f"MODEL {name!r}", _call("MODEL", name), nn.Module, "a torch.nn.Module")
 
 
-def find_data(name: str, labelled: bool = True) -> Any:
-    """Return tensors x and y of a .npz or .safetensors file, or what ``package.module:loader`` returns.
+def find_data(name: str, labelled: bool = True, inputs: Collection[str] = ()) -> Any:
+    """Return inputs and targets of a .npz or .safetensors file, or what ``package.module:loader`` returns.
 
     Args:
-        name: The file or the loader.
+        name: The file, with x and y, or the loader.
         labelled: Whether there have to be targets y; otherwise None stands for those that a file does not have.
+        inputs: The names of keyword inputs, which arrays may have in place of x.
 
     Raises:
         ArgumentError: There is no such loader, or it needs arguments.
-        DataError: The file cannot be read, or has no x, or no y where that is needed.
+        DataError: The file cannot be read, or has no inputs, or no y where that is needed.
     """
     path = Path(name)
     _refuse_pickle("DATA", name, "a .npz or .safetensors file with x and y, or package.module:loader")
@@ -55,10 +56,14 @@ def find_data(name: str, labelled: bool = True) -> Any:
         arrays = _tensors(path)
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    if "x" not in arrays or (labelled and "y" not in arrays):
-        without = f"; without targets y the loss can be {' or '.join(KEPT)}" if "x" in arrays else ""
-        raise DataError(f"{path}: expected arrays x and y, found {', '.join(sorted(arrays)) or 'none'}{without}")
-    return arrays["x"], arrays.get("y")
+    named = {key: array for key, array in arrays.items() if key != "y"}
+    x = arrays.get("x", named if named and named.keys() <= set(inputs) else None)
+    if x is None or (labelled and "y" not in arrays):
+        others = f", or {', '.join(inputs)} in place of x" if inputs and x is None else ""
+        without = f"; without targets y the loss can be {' or '.join(KEPT)}" if x is not None else ""
+        found = ", ".join(sorted(arrays)) or "none"
+        raise DataError(f"{path}: expected arrays x and y{others}, found {found}{without}")
+    return x, arrays.get("y")
 
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy")

@@ -10,6 +10,7 @@ import typer
 
 from secateur.artifacts.exports.measure import FileSizes, measure_file
 from secateur.artifacts.exports.write import write
+from secateur.artifacts.resized_class import FILE as CODE_FILE
 from secateur.artifacts.safetensors import SUFFIX, check_path
 from secateur.cli_options import Json, print_json
 from secateur.objective.kept_outputs import KEPT
@@ -31,11 +32,21 @@ def write_artifact(result: Result, out: Path, data: Any, loss: str | None) -> di
     return asdict(write(result.model, result.plan.inputs, out, data, None if loss in KEPT else loss))
 
 
+def write_folder(result: Result, out: Path) -> dict[str, Any]:
+    """Write the folder that a command was asked for, and return what is known of it, as plain data."""
+    written = result.save_pretrained(out)
+    files = sorted(file.name for file in out.iterdir())
+    return {"path": str(out), "bytes": written, "files": files, "trust_remote_code": CODE_FILE in files}
+
+
 def describe_artifact(artifact: dict[str, Any]) -> str:
     """Return what a command says of the file that it wrote."""
     text = f"written to {artifact['path']}"
     if "difference" in artifact:
         text += f", {format_bytes(artifact['bytes'])}; its own runtime differs by {artifact['difference']:.1e}"
+    if "files" in artifact:
+        text += f", {format_bytes(artifact['bytes'])} in {len(artifact['files'])} files"
+        text += "; from_pretrained needs trust_remote_code=True" if artifact["trust_remote_code"] else ""
     for name in ("loss", "accuracy"):
         if artifact.get(name) is not None:
             text += f", {name} {artifact[name]:.4f} (the network's {artifact[f'module_{name}']:.4f})"

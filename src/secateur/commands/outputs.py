@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.artifacts.measure import Sizes
-from secateur.artifacts.safetensors import check_path
-from secateur.commands.files import describe_artifact, write_artifact
+from secateur.artifacts.safetensors import check_path, check_place
+from secateur.commands.files import describe_artifact, write_artifact, write_folder
 from secateur.errors import ArgumentError
 from secateur.own_code.slices import index_map
 from secateur.planning.plan import Plan
@@ -32,16 +32,27 @@ class Outputs:
         files: The files of the networks; empty where none was named.
         reports: The pages on them; empty without.
         picture: The picture of the loss against bytes; None for none.
+        folders: Whether those of the networks are folders of Hugging Face's.
     """
 
     asked: tuple[str, ...]
     files: tuple[Path, ...]
     reports: tuple[Path, ...]
     picture: Path | None
+    folders: bool = False
 
     @classmethod
-    def of(cls, asked: Sequence[str], out: Sequence[str], report: str | None, picture: Path | None) -> Outputs:
+    def of(
+        cls, asked: Sequence[str], out: Sequence[str], report: str | None, picture: Path | None, folders: bool = False
+    ) -> Outputs:
         """Return the files by what --bytes, --out, --report and --picture give.
+
+        Args:
+            asked: What --bytes gives.
+            out: What --out gives.
+            report: What --report gives.
+            picture: What --picture gives.
+            folders: Whether a name without an ending is that of a folder.
 
         Raises:
             ArgumentError: --out is given twice, or files of several budgets would have one name.
@@ -50,7 +61,8 @@ class Outputs:
             raise ArgumentError(f"--out: give it once; {PLACE} in it stands for what each --bytes gives")
         files = _names("--out", out[0], asked) if out else ()
         reports = () if report is None else _names("--report", report, asked)
-        return cls(tuple(asked), files, reports, picture)
+        folders = folders and bool(out) and not Path(out[0].replace(PLACE, "")).suffix
+        return cls(tuple(asked), files, reports, picture, folders)
 
     def check(self, estimate: bool, of_units: bool, in_one_go: bool, measured: bool) -> None:
         """Refuse what cannot be written, before the work.
@@ -62,9 +74,9 @@ class Outputs:
             measured: Whether there is a loss.
 
         Raises:
-            ArgumentError: There is no file and the network shall be shrunk, or an estimate is asked for that there is
-                not, or several budgets where there is not one order, or a picture of no loss.
-            ArtifactError: A folder does not exist or cannot be written to.
+            ArgumentError: There is no file and the network shall be shrunk, or a folder for single weights; an estimate
+                is asked for that there is not, several budgets where there is not one order, or a picture of no loss.
+            ArtifactError: A folder does not exist or cannot be written to, or one that is to be written is not empty.
         """
         if not self.files and not estimate:
             raise ArgumentError("--out: needs the file to write the small network to, or --estimate")
@@ -74,8 +86,10 @@ class Outputs:
             raise ArgumentError("--bytes: several are cut from one order; not with --rounds, --retrain or weights")
         if self.picture is not None and not measured:
             raise ArgumentError("--picture: shows the loss against bytes; give --loss")
+        if self.folders and not of_units:
+            raise ArgumentError(f"--out {self.files[0]}: single weights are left out of .safetensors files alone")
         for path in self.files:
-            check_path(path)
+            check_place(path, folder=True) if self.folders else check_path(path)
         for path in self.reports:
             check_page(path)
 
@@ -88,7 +102,10 @@ class Outputs:
             loss: The loss to measure.
         """
         pairs = zip(self.files, results, strict=True)
-        written = [write_artifact(result, path, data, loss) for path, result in pairs]
+        written = [
+            write_folder(result, path) if self.folders else write_artifact(result, path, data, loss)
+            for path, result in pairs
+        ]
         for path, result in zip(self.reports, results, strict=False):
             result.report(path)
         if self.picture is not None:

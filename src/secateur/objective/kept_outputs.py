@@ -39,6 +39,13 @@ def distribution(outputs: Any, kept: Kept) -> Tensor:
 KEPT: dict[str, Callable[[Any, Any], Tensor]] = {"output": output, "distribution": distribution}
 
 
+def suited_to(outputs: Any) -> str:
+    """Return the name of the loss that suits what a network gives: for logits of classes their distribution."""
+    if not has_logits(outputs) or logits_of(outputs).ndim < 2:
+        return output.__name__
+    return distribution.__name__ if by_class(outputs).shape[1] > 1 else output.__name__
+
+
 def keep(loss: Callable[[Any, Any], Tensor], outputs: Any, mask: Tensor | None) -> Kept:
     """Return the targets of such a loss.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur import find_units
+from secateur.artifacts.hugging_face import tokenised
 from secateur_experiments.bench.scale.task import Batches, Folders, Task, imported, package_folder, removing
 from secateur_experiments.bench.scale.texts import docstrings, sentences, shuffled, sources
 from secateur_experiments.networks import seeded
@@ -33,22 +34,13 @@ def sentence_encoder(folders: Folders, count: int = 600, share: float = 0.3) -> 
     tokenizer = imported("transformers", "AutoTokenizer", folders).from_pretrained(folder)
     model = imported("transformers", "AutoModel", folders).from_pretrained(folder, add_pooling_layer=False).eval()
     texts = sentences(2 * count)
-    data, test = (padded(tokenizer, texts[i : i + count]) for i in (0, count))
+    data, test = (tokenised(tokenizer, texts[i : i + count], LENGTH, BATCH) for i in (0, count))
     units, expected = find_units(model, data[0][0]), embeddings(model, test)
 
     def quality(small: nn.Module) -> dict[str, float]:
         return agreement(embeddings(small, test), expected)
 
     return Task(model, units, data, "output", removing(units, share, UNITS), share, quality=quality)
-
-
-def padded(tokenizer: Any, texts: list[str]) -> Batches:
-    """Return batches of token numbers and attention masks, each as long as its longest text."""
-    encoded = (
-        tokenizer(texts[i : i + BATCH], padding=True, return_tensors="pt", return_token_type_ids=False)
-        for i in range(0, len(texts), BATCH)
-    )
-    return [(dict(batch), None) for batch in encoded]
 
 
 def embeddings(model: nn.Module, data: Batches) -> Tensor:

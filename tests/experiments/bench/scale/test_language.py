@@ -12,21 +12,6 @@ from torch import nn
 from secateur_experiments.bench.scale import language
 
 
-def tokenizer(words, padding, return_tensors, return_token_type_ids):
-    """Letters as tokens, padded to the longest."""
-    assert (padding, return_tensors, return_token_type_ids) == (True, "pt", False)
-    rows = [torch.tensor([ord(letter) for letter in word]) for word in words]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return {"input_ids": ids, "attention_mask": (ids > 0).long()}
-
-
-def test_sentences_are_padded_for_each_batch(monkeypatch):
-    monkeypatch.setattr(language, "BATCH", 2)
-    data = language.padded(tokenizer, ["ab", "abcd", "a"])
-    assert [batch["input_ids"].shape for batch, _ in data] == [(2, 4), (1, 1)]
-    assert {targets for _, targets in data} == {None}
-
-
 def test_embeddings_leave_padding_out():
     def model(input_ids, attention_mask):
         return SimpleNamespace(last_hidden_state=torch.stack([input_ids, torch.ones_like(input_ids)], 2).float())
