@@ -60,6 +60,9 @@ def shrink(
     bytes: opt.Bytes = None,
     params: opt.Params = None,
     macs: opt.Macs = None,
+    ram: opt.Ram = None,
+    kv_cache: opt.KvCache = None,
+    latency_ms: opt.LatencyMs = None,
     remove_fraction: opt.RemoveFraction = None,
     remove_units: opt.RemoveUnits = None,
     max_loss_increase: opt.MaxLossIncrease = None,
@@ -92,10 +95,12 @@ def shrink(
     as_json: opt.Json = False,
 ) -> None:
     """Remove units until the budget is met, and write the small network."""
+    outputs = Outputs.of(bytes or [], out or [], report, picture)
     sizes: list[str | None] = list(bytes) if bytes else [None]
     budgets = [
         Budget(
-            bytes=size, params=params, macs=macs, remove_units=remove_units,
+            bytes=size, params=params, macs=macs, ram=ram, kv_cache=kv_cache, latency_ms=latency_ms,
+            artifact=outputs.artifact if size else "safetensors", remove_units=remove_units,
             remove_fraction=opt.by_set("--remove-fraction", remove_fraction, float),
             max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop, scope=scope,
             min_units=min_units, protect=tuple(protect or ()),
@@ -103,7 +108,6 @@ def shrink(
         )
         for size in sizes
     ]  # fmt: skip
-    outputs = Outputs.of(bytes or [], out or [], report, picture)
     outputs.check(estimate, granularity == "unit", rounds == 1 and retrain is None, loss is not None)
     network = find_model(model)
     batches = _data(network, data, loss)

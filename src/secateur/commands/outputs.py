@@ -11,6 +11,7 @@ from secateur.artifacts.measure import Sizes
 from secateur.artifacts.safetensors import check_path
 from secateur.commands.files import describe_artifact, write_artifact
 from secateur.errors import ArgumentError
+from secateur.file_formats import format_of
 from secateur.own_code.slices import index_map
 from secateur.planning.plan import Plan
 from secateur.planning.state import accuracy_of, three_digits
@@ -18,7 +19,7 @@ from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.paths import check_page
 from secateur.result import Result
 from secateur.structure.units import Units
-from secateur.text import table
+from secateur.text import parse_bytes, table
 
 PLACE = "{bytes}"  # stands in a file's name for what --bytes gives
 
@@ -51,6 +52,11 @@ class Outputs:
         files = _names("--out", out[0], asked) if out else ()
         reports = () if report is None else _names("--report", report, asked)
         return cls(tuple(asked), files, reports, picture)
+
+    @property
+    def artifact(self) -> str:
+        """The kind of the files, which --bytes are of."""
+        return format_of(self.files[0]).suffix.removeprefix(".") if self.files else "safetensors"
 
     def check(self, estimate: bool, of_units: bool, in_one_go: bool, measured: bool) -> None:
         """Refuse what cannot be written, before the work.
@@ -88,15 +94,17 @@ class Outputs:
             loss: The loss to measure.
         """
         pairs = zip(self.files, results, strict=True)
-        written = [write_artifact(result, path, data, loss) for path, result in pairs]
+        bounds: list[int | None] = [parse_bytes(size) for size in self.asked]
+        written = [
+            write_artifact(result, path, data, loss, most)
+            for (path, result), most in zip(pairs, bounds or [None], strict=True)
+        ]
         for path, result in zip(self.reports, results, strict=False):
             result.report(path)
         if self.picture is not None:
             from secateur.reporting.size_curve import loss_by_bytes  # matplotlib is slow to import
 
-            dots = [
-                (result.after.bytes, result.after.loss) for result in results
-            ]  # of other files the curve knows none
+            dots = [(result.after.bytes, result.after.loss) for result in results]
             loss_by_bytes(_longest(results).curve, dots, self.picture)
         return written
 

@@ -43,9 +43,11 @@ class Plan:
         basis: The samples that losses and accuracies were measured on; None where they were not.
         curves: The curves of all sets, from which a layerwise plan allots any budget again; None of other rankings.
         reason: Why this ranking was taken where none was asked for; plans are not compared by it.
+        compared: How the order came out beside one by rise of the loss alone, where both were made; likewise.
         unfitted: Weights that cannot make up for removed units and stay as they are, each with the reason.
         rounds: The number of rounds, each ranked on the network that the one before left; 0 for one order.
         retrained: Whether the user's function trained the network after each round.
+        artifact: The kind of file that the states' bytes are of.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -63,9 +65,11 @@ class Plan:
     basis: Basis | None = None
     curves: Curves | None = None
     reason: str | None = field(default=None, compare=False)
+    compared: str | None = field(default=None, compare=False)
     unfitted: tuple[tuple[str, str], ...] = ()
     rounds: int = 0
     retrained: bool = False
+    artifact: str = "safetensors"
 
     @property
     def criterion(self) -> str:
@@ -147,6 +151,12 @@ class Plan:
             raise ArgumentError("a plan written by hand has no order to take a prefix of")
         if self.rounds:
             raise ArgumentError("a plan made in rounds is for its own budget alone; shrink again for another one")
+        if budget.latency_ms is not None:
+            raise ArgumentError("Budget: latency_ms is measured on the networks themselves; secateur.shrink does that")
+        if budget.bytes is not None and budget.artifact != self.artifact:
+            raise ArgumentError(
+                f"{budget}: the plan's bytes are of .{self.artifact} files; make it with rank(..., budget=budget)"
+            )
         if self.basis is not None:
             if self.basis.fitted and budget.bounds_quality:
                 raise ArgumentError(
@@ -165,7 +175,7 @@ class Plan:
             ArgumentError: The budget bounds a quality that was not measured there, or was and is not kept.
         """
         assert self.start is not None
-        steps, sizes = allotted_steps(curves.sets, curves.network, budget), dict(curves.network.sets)
+        steps, sizes = allotted_steps(curves, budget), dict(curves.network.sets)
         end = end_of(steps, self.start, budget, sizes) if budget.least else len(self.steps)
         plan = replace(self, kept_indices=curves.whole, steps=(), basis=None).with_steps(steps[:end])
         measured = plan.kept == self.kept
@@ -175,6 +185,12 @@ class Plan:
                 "rank(..., budget=budget)"
             )
         return self if measured else plan
+
+    def with_larger_file(self, more: int) -> Plan:
+        """Return the plan for files that are larger by so many bytes than was predicted."""
+        start = self.start and replace(self.start, bytes=self.start.bytes + more)
+        steps = tuple(replace(step, bytes=step.bytes + more) for step in self.steps)
+        return replace(self, start=start, steps=steps, curves=self.curves and self.curves.with_larger_file(more))
 
     def with_steps(self, steps: tuple[Step, ...]) -> Plan:
         """Return the plan with further removals."""
@@ -239,12 +255,14 @@ class Plan:
                 "swaps": self.swaps and asdict(self.swaps),
                 "curves": self.curves and self.curves.to_json(),
                 "reason": self.reason,
+                "compared": self.compared,
                 "unfitted": [list(pair) for pair in self.unfitted],
                 "basis": self.basis and asdict(self.basis),
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
-                "start": self.start and asdict(self.start),
-                "steps": [asdict(step) for step in self.steps],
+                "artifact": self.artifact,
+                "start": self.start and self.start.to_json(),
+                "steps": [step.to_json() for step in self.steps],
             }
         )
 
@@ -290,8 +308,10 @@ class Plan:
                 swaps=data["swaps"] and Swaps(**data["swaps"]),
                 curves=data.get("curves") and Curves.from_json(data["curves"]),
                 reason=data.get("reason"),
+                compared=data.get("compared"),
                 unfitted=tuple((str(name), str(why)) for name, why in data.get("unfitted", ())),
                 basis=data.get("basis") and Basis(**data["basis"]),
+                artifact=str(data.get("artifact", "safetensors")),
                 **cls.options_from_json(data),
             )
         except PlanError:
@@ -306,6 +326,7 @@ class Plan:
         columns = ["removed", "last", "predicted", "loss", "accuracy", "params", "bytes"]
         below = [str(self.swaps)] if self.swaps else []
         below += [f"{self.ranking}: {self.reason}"] if self.reason else []
+        below += [self.compared] if self.compared else []
         below += [f"{name} stays as it is: {why}" for name, why in self.unfitted]
         steps = table(columns, [self._row(n) for n in self._shown()], self._title() + self._measured())
         return "\n".join([steps, *below])

@@ -108,7 +108,7 @@ class Counts:
     def removals(self) -> int:
         """The number of units that may go until a budget that counts units is met."""
         longest, budget = sum(self.limits.values()), self.budget
-        if budget is None or not budget.least or any((budget.bytes, budget.params, budget.macs)):
+        if budget is None or not budget.least or budget.costs or budget.latency_ms is not None:
             return longest
         return longest if budget.scope == "set" else min(longest, budget.fewest(self.units.total))
 

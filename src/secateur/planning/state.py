@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class State:
-    """The network at one point of the order; loss and accuracy are None where they were not measured."""
+    """The network at one point of the order; loss and accuracy are None where they were not measured.
+
+    Attributes:
+        loss: The loss.
+        accuracy: The share of right predictions.
+        params: The number of parameters.
+        bytes: The bytes of the written file.
+        macs: The multiplications with addition for one sample.
+        ram: The bytes of the values alive at the same time, at most, for one sample.
+        kv_cache: The bytes that a decoder keeps of each earlier token; 0 where that is not known.
+    """
 
     loss: float | None
     accuracy: float | None
     params: int
     bytes: int
     macs: int
+    ram: int = field(default=0, kw_only=True)
+    kv_cache: int = field(default=0, kw_only=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, from which the class is made again; costs that nobody counted are left out."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("ram", "kv_cache")}
 
 
 @dataclass(frozen=True)
