@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from secateur.structure.capture import evaluating
 from secateur.structure.inputs import map_tensors
 
 SAFETENSORS = "safetensors"
-TRIES = 8  # networks that are written until one has the size asked for
+GUESSES = 3  # files that are written by prediction, before numbers of units are halved
 CALIBRATION = 8  # samples on which ranges of values are found for it; sizes do not depend on them
 RUNS, SECONDS = 30, 1.0  # of the measurement of a latency, at most
 
@@ -94,13 +94,13 @@ def at_budget(job: Job, ranked: Ranked, budget: Budget) -> tuple[Plan, float | N
     Raises:
         BudgetError: They cannot; the message says how far one can get.
     """
-    start = ranked.plan.start
-    if budget.latency_ms is not None:
-        plan, latency = _fast_enough(ranked, budget)
+    if budget.latency_ms is None and budget.artifact == SAFETENSORS:
+        plan, latency = ranked.plan.at(budget), None
+    elif budget.latency_ms is None:
+        plan, latency = _small_enough(job, ranked, budget), None
     else:
-        plan = ranked.plan.at(budget) if budget.artifact == SAFETENSORS else _small_enough(job, ranked, budget)
-        latency = None
-    return dataclasses.replace(plan, start=start, basis=ranked.plan.basis), latency
+        plan, latency = _fast_enough(ranked, budget)
+    return dataclasses.replace(plan, start=ranked.plan.start, basis=ranked.plan.basis), latency
 
 
 def _small_enough(job: Job, ranked: Ranked, budget: Budget) -> Plan:
@@ -109,30 +109,43 @@ def _small_enough(job: Job, ranked: Ranked, budget: Budget) -> Plan:
     Raises:
         BudgetError: There is none.
     """
-    best: Plan | None = None
-    for _ in range(TRIES):
-        try:
-            plan = ranked.plan.at(budget)
-        except BudgetError:
-            if job.file is None or ranked.plan.curves is not None:
-                raise
-            ranked = make_order(job)  # which is as long as the sizes known before made it
-            plan = ranked.plan.at(budget)
-        with phase(f"writing a .{budget.artifact} file to know its size"):
-            written = file_bytes(ranked.question, plan, network(ranked.question, plan), budget.artifact)
-        if written <= int(budget.bytes or 0) and (best is None or len(plan.steps) < len(best.steps)):
-            best = plan
-        more = written - plan.states[-1].bytes
-        if not more:
-            break
-        job, ranked = _shifted(job, more), ranked._replace(plan=ranked.plan.with_larger_file(more))
-    if best is None:
-        raise BudgetError(f"{budget} cannot be met: no file came out small enough in {TRIES} tries")
-    return best
+    longest, most, writing = ranked.plan.longest(budget), int(budget.bytes or 0), f"writing a .{budget.artifact} file"
+    ends = [n for n in budget.ends(longest.steps, longest.sizes) if n >= len(_without_bytes(longest, budget).steps)]
+    sizes: dict[int, int] = {}
+    low, high, more = -1, len(ends), 0  # ends[low] is too large, ends[high] small enough
+    while high - low > 1:
+        expected = (n for n in range(low + 1, high) if longest.states[ends[n]].bytes + more <= most)
+        place = next(expected, high - 1)
+        if len(sizes) > GUESSES:  # files that grow by leaps
+            place = (low + high) // 2 if high < len(ends) else max(place, min(high - 1, low + 2 ** len(sizes)))
+        plan = longest.prefix(ends[place])
+        with phase(f"{writing} to know its size"):
+            sizes[place] = file_bytes(ranked.question, plan, network(ranked.question, plan), budget.artifact)
+        more = sizes[place] - plan.states[-1].bytes
+        low, high = (low, place) if sizes[place] <= most else (place, high)
+    if high < len(ends):
+        return longest.prefix(ends[high])
+    if longest.curves is None and job.file is not None and len(longest.steps) < _removable(job):
+        larger = job._replace(file=job.file._replace(overhead=job.file.overhead + more))
+        return _small_enough(larger, make_order(larger), budget)  # which goes further
+    end = dataclasses.replace(longest.states[-1], bytes=sizes[len(ends) - 1])
+    raise budget.unmet(len(longest.steps), sum(longest.sizes.values()), end)
 
 
-def _shifted(job: Job, more: int) -> Job:
-    return job if job.file is None else job._replace(file=job.file._replace(overhead=job.file.overhead + more))
+def _without_bytes(plan: Plan, budget: Budget) -> Plan:
+    """Return the prefix at all other bounds of sizes."""
+    others: dict[str, Any] = {
+        "bytes": None,
+        "artifact": SAFETENSORS,
+        "latency_ms": None,
+        "remove_units": budget.remove_units or 0,
+    }
+    return dataclasses.replace(plan, curves=None).at(dataclasses.replace(budget.without_quality(), **others))
+
+
+def _removable(job: Job) -> int:
+    units = job.question.units
+    return sum((job.budget or Budget(remove_units=0)).removable(units.sizes, units.least).values())
 
 
 def unhurried(job: Job) -> Job:
@@ -145,9 +158,8 @@ def unhurried(job: Job) -> Job:
         return job
     limits = budget.removable(units.sizes, units.least)
     fewest = units.macs({name: size - limits[name] for name, size in units.sizes.items()})
-    return job._replace(
-        budget=dataclasses.replace(budget, latency_ms=None, macs=fewest, remove_units=sum(limits.values()))
-    )
+    longer: dict[str, Any] = {"latency_ms": None, "macs": fewest, "remove_units": sum(limits.values())}
+    return job._replace(budget=dataclasses.replace(budget, **longer))
 
 
 def _fast_enough(ranked: Ranked, budget: Budget) -> tuple[Plan, float]:
@@ -156,33 +168,25 @@ def _fast_enough(ranked: Ranked, budget: Budget) -> tuple[Plan, float]:
     Raises:
         BudgetError: There is none.
     """
-    whole, counted = dataclasses.replace(ranked.plan, curves=None), dataclasses.replace(budget, latency_ms=None)
-    sizes = whole.sizes
-    first = whole.at(counted) if counted.least else whole.prefix(0)
-    ends = [n for n in budget.ends(whole.steps, sizes) if n >= len(first.steps)]
-    times: dict[int, float] = {}
-
-    def fits(n: int) -> bool:
-        with phase("measuring the time that a smaller network takes"):
-            times[n] = latency_ms(network(ranked.question, whole.prefix(n)), ranked.question)
-        return times[n] <= float(budget.latency_ms or 0)
-
-    if not fits(ends[-1]):
-        raise BudgetError(
-            f"{budget} cannot be met: {ends[-1]} of {sum(sizes.values())} units can be removed, and then one sample "
-            f"takes {times[ends[-1]]:.3g} ms on this machine"
-        )
-    n = _first(ends, fits)
-    return whole.prefix(n), times[n]
-
-
-def _first(ends: list[int], fits: Callable[[int], bool]) -> int:
-    """Return the first of some numbers that fits, by halving; the last one does, and those behind one that fits."""
-    low, high = -1, len(ends) - 1
+    plan, bound, times = (
+        dataclasses.replace(ranked.plan, curves=None),
+        float(budget.latency_ms or 0),
+        dict[int, float](),
+    )
+    counted = dataclasses.replace(budget, latency_ms=None, remove_units=budget.remove_units or 0)
+    ends = [n for n in budget.ends(plan.steps, plan.sizes) if n >= len(plan.at(counted.without_quality()).steps)]
+    low, high = -1, len(ends)
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(ends[middle]) else (middle, high)
-    return ends[high]
+        place = (low + high) // 2 if times else len(ends) - 1  # the last one first: it says whether any is
+        with phase("measuring the time that a smaller network takes"):
+            times[place] = latency_ms(network(ranked.question, plan.prefix(ends[place])), ranked.question)
+        low, high = (low, place) if times[place] <= bound else (place, high)
+    if high < len(ends):
+        return plan.prefix(ends[high]), times[high]
+    raise BudgetError(
+        f"{budget} cannot be met: {ends[-1]} of {sum(plan.sizes.values())} units can be removed, and then one sample "
+        f"takes {times[len(ends) - 1]:.3g} ms on this machine"
+    )
 
 
 def latency_ms(model: nn.Module, question: Question) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -32,12 +32,6 @@ class Curves:
     def whole(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """The indices of all units of each set."""
         return tuple((name, tuple(range(size))) for name, size in self.network.sets)
-
-    def with_larger_file(self, more: int) -> Curves:
-        """Return the curves for files that are larger by so many bytes than was predicted."""
-        file = self.network.file
-        larger = file and file._replace(overhead=file.overhead + more)
-        return replace(self, network=replace(self.network, file=larger))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; `from_json` reads it."""

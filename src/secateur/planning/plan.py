@@ -186,11 +186,13 @@ class Plan:
             )
         return self if measured else plan
 
-    def with_larger_file(self, more: int) -> Plan:
-        """Return the plan for files that are larger by so many bytes than was predicted."""
-        start = self.start and replace(self.start, bytes=self.start.bytes + more)
-        steps = tuple(replace(step, bytes=step.bytes + more) for step in self.steps)
-        return replace(self, start=start, steps=steps, curves=self.curves and self.curves.with_larger_file(more))
+    def longest(self, budget: Budget) -> Plan:
+        """Return the whole order that a budget makes: of curves all that it permits, else the plan as it is."""
+        if self.curves is None:
+            return self
+        return replace(self, kept_indices=self.curves.whole, steps=(), basis=None).with_steps(
+            allotted_steps(self.curves, budget)
+        )
 
     def with_steps(self, steps: tuple[Step, ...]) -> Plan:
         """Return the plan with further removals."""
