@@ -61,6 +61,9 @@ def shrink(
     bytes: opt.Bytes = None,
     params: opt.Params = None,
     macs: opt.Macs = None,
+    ram: opt.Ram = None,
+    kv_cache: opt.KvCache = None,
+    latency_ms: opt.LatencyMs = None,
     remove_fraction: opt.RemoveFraction = None,
     remove_units: opt.RemoveUnits = None,
     max_loss_increase: opt.MaxLossIncrease = None,
@@ -98,10 +101,12 @@ def shrink(
 ) -> None:
     """Remove units until the budget is met, and write the small network."""
     source = Source(model, hf, max_tokens)
+    outputs = Outputs.of(bytes or [], out or [], report, picture, folders=hf is not None)
     sizes: list[str | None] = list(bytes) if bytes else [None]
     budgets = [
         Budget(
-            bytes=size, params=params, macs=macs, remove_units=remove_units,
+            bytes=size, params=params, macs=macs, ram=ram, kv_cache=kv_cache, latency_ms=latency_ms,
+            artifact=outputs.artifact if size else "safetensors", remove_units=remove_units,
             remove_fraction=opt.by_set("--remove-fraction", remove_fraction, float),
             max_loss_increase=max_loss_increase, max_accuracy_drop=max_accuracy_drop,
             max_metric_drop=max_metric_drop, scope=scope,
@@ -110,7 +115,6 @@ def shrink(
         )
         for size in sizes
     ]  # fmt: skip
-    outputs = Outputs.of(bytes or [], out or [], report, picture, folders=hf is not None)
     outputs.check(estimate, granularity == "unit", rounds == 1 and retrain is None, measured=bool(loss or hf))
     network = source.network()
     batches, loss = source.data(network, data, loss, metric is not None)

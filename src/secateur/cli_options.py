@@ -120,6 +120,11 @@ Bytes = Annotated[
 ]
 Params = Annotated[int | None, typer.Option(help="parameters left")]
 Macs = Annotated[int | None, typer.Option(help="multiplications left for one sample")]
+Ram = Annotated[str | None, typer.Option(help="bytes of activations alive at the same time, at most, for one sample")]
+KvCache = Annotated[str | None, typer.Option(help="bytes that a decoder keeps of each earlier token")]
+LatencyMs = Annotated[
+    float | None, typer.Option(help="milliseconds of one sample, measured on this machine: best effort")
+]
 RemoveFraction = Annotated[
     list[str] | None,
     typer.Option(help="share of all units to remove; or NAME=SHARE for unit sets, * in it for any; may be repeated"),

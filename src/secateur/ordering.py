@@ -16,8 +16,10 @@ from secateur.objective.mask import Mask, masked
 from secateur.objective.quality.metric import Metric
 from secateur.objective.question import Question
 from secateur.options import Compensation, Ranking, compensation_of
+from secateur.own_code.cached_values import cached_values
 from secateur.own_code.find_units import units_of
 from secateur.planning.budget import Budget
+from secateur.planning.network_sizes import NetworkSizes, OtherFile
 from secateur.planning.plan import Plan
 from secateur.planning.ranking import rank_units
 from secateur.planning.ranking_choice import choose_ranking
@@ -157,6 +159,7 @@ class Job(NamedTuple):
         budget: The bounds at which to stop; None for none.
         biases: The layers that got a bias.
         reason: Why this ranking was taken; None where it was asked for.
+        file: The bytes of the file that the budget is of, where that is no .safetensors file.
     """
 
     question: Question
@@ -166,6 +169,7 @@ class Job(NamedTuple):
     budget: Budget | None
     biases: tuple[str, ...]
     reason: str | None
+    file: OtherFile | None = None
 
 
 def require_budget(budget: Any) -> None:
@@ -222,10 +226,12 @@ def make_order(job: Job) -> Ranked:
     question, ranking, compensation, biases = job.question, job.ranking, job.compensation, job.biases
     compensator = None if compensation is None else Compensator(question.gated, compensation)
     header = Plan((), inputs=question.units.captured.spec, made_by=ranking, compensation=compensation, biases=biases)
-    sizes = network_sizes(question.model, question.units, header)
-    plan = rank_units(question, ranking, job.criterion, compensator, job.budget, sizes)
+    plan = rank_units(
+        question, ranking, job.criterion, compensator, job.budget, sizes_of(job, header), bool(job.reason)
+    )
     unfitted = tuple(compensator.unfitted.items()) if compensator else ()
-    made = dataclasses.replace(plan, biases=biases, reason=job.reason, unfitted=unfitted)
+    artifact = "safetensors" if job.budget is None else job.budget.artifact
+    made = dataclasses.replace(plan, biases=biases, reason=job.reason, unfitted=unfitted, artifact=artifact)
     return Ranked(made, question, compensator)
 
 
@@ -241,6 +247,20 @@ def _check_more(question: Question) -> None:
     batches = question.calibration.batches
     if more.augment is not None:
         augmented(question.gated, batches[:1], more.augment)
+
+
+def sizes_of(job: Job, header: Plan) -> NetworkSizes:
+    """Return the sizes of a job's network for any units kept, those that its budget bounds among them.
+
+    Args:
+        job: The job, its `file` known where its budget is of a file of another kind.
+        header: Says what is written of the plan.
+    """
+    question, budget = job.question, job.budget
+    cached = {}
+    if budget is not None and budget.kv_cache is not None:
+        cached = cached_values(question.model, question.units, question.call)
+    return dataclasses.replace(network_sizes(question.model, question.units, header, cached), file=job.file)
 
 
 def _with_biases(question: Question, compensation: Compensation | None) -> tuple[Question, tuple[str, ...]]:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.arguments import checked_call, require_flag
-from secateur.artifacts import safetensors
 from secateur.artifacts.measure import Sizes, measure_units
 from secateur.cutting.captured_forward import captured_parts
 from secateur.cutting.cut import cut_units
@@ -17,12 +16,13 @@ from secateur.cutting.final_fit import fitted_plan, measured_plan
 from secateur.cutting.generation import proven_for
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.estimating.estimate import estimate_of, long_job
+from secateur.measured_costs import SAFETENSORS, at_budget, file_bytes, latency_ms, unhurried, with_file
 from secateur.objective.mask import Mask, masked
 from secateur.objective.quality.metric import Metric
 from secateur.objective.question import Question
 from secateur.objective.unlabelled import Augment, MoreInputs
 from secateur.options import Compensation, Ranking, compensation_of
-from secateur.ordering import Ranked, make_order, prepared, require_budget, require_measured, resolve
+from secateur.ordering import Job, Ranked, make_order, prepared, require_budget, require_measured, resolve
 from secateur.own_code.probe_weights import holding
 from secateur.phases import phase
 from secateur.planning.budget import Budget
@@ -173,6 +173,7 @@ def shrink(
     choose("granularity", granularity, GRANULARITIES)
     if granularity == "weight":
         _refuse_for_weights({**order, **fitting, **vars(question.more)}, compensate)
+        _refuse_costs(budget, "with granularity='weight'", "ram", "kv_cache", "latency_ms", "artifact")
         weight_criterion = as_criterion("obd" if criterion is None else criterion, "weight")
         with showing(progress):
             return _without_weights(question, weight_criterion, loop, budget)
@@ -180,13 +181,14 @@ def shrink(
     ranked_by = Ranking(criterion, **order)
     if loop.in_one_go:
         return shrink_to_each(question, ranked_by, compensation, [budget], progress)[0]
+    _refuse_costs(budget, "with rounds or retrain", "latency_ms")
     resolve(ranked_by, compensation, budget)
     with showing(progress) as shown:
-        job = prepared(question, ranked_by, compensation, budget)
+        job = with_file(prepared(question, ranked_by, compensation, budget))
         if progress and long_job(job):
             shown.say(f"each round {estimate_of(job).summary}")
         cut = shrink_in_rounds(job, loop, budget)
-        return _result(question, job.question, cut.plan, (cut.network, cut.difference), cut.end, budget)
+        return _result(question, job.question, cut.plan, (cut.network, cut.difference), cut.end, budget, None)
 
 
 @one_at_a_time
@@ -213,11 +215,11 @@ def shrink_to_each(
     """
     resolve(ranking, compensation, tightest(budgets))
     with showing(progress) as shown:
-        job = prepared(question, ranking, compensation, tightest(budgets))
+        job = unhurried(with_file(prepared(question, ranking, compensation, tightest(budgets))))
         if progress and long_job(job):
             shown.say(estimate_of(job).summary)
         ranked = make_order(job)
-        return [_shrunk(question, ranked, budget) for budget in budgets]
+        return [_shrunk(question, job, ranked, budget) for budget in budgets]
 
 
 def tightest(budgets: Sequence[Budget]) -> Budget:
@@ -254,22 +256,35 @@ def _refuse_for_weights(options: dict[str, Any], compensate: Any) -> None:
         raise ArgumentError(f"{changed[0]}: has no meaning with granularity='weight'")
 
 
-def _shrunk(question: Question, ranked: Ranked, budget: Budget) -> Result:
+def _refuse_costs(budget: Budget, why: str, *names: str) -> None:
+    """Refuse bounds that are not counted.
+
+    Raises:
+        ArgumentError: There is one of these names.
+    """
+    for name in names:
+        if getattr(budget, name) not in (None, SAFETENSORS):
+            raise ArgumentError(f"Budget: {name} has no meaning {why}")
+
+
+def _shrunk(question: Question, job: Job, ranked: Ranked, budget: Budget) -> Result:
     """Cut what the plan says, with the weights fitted at its end, and prove it."""
-    plan, with_bias, weights = ranked.plan.at(budget), ranked.question, dict[str, Tensor]()
-    plan = dataclasses.replace(plan, basis=ranked.plan.basis)
+    plan, latency = at_budget(job, ranked, budget)
+    with_bias, weights = ranked.question, dict[str, Tensor]()
     if ranked.compensator is None:
         plan = measured_plan(with_bias, plan)
     else:
-        plan, weights = fitted_plan(with_bias, ranked.compensator, ranked.plan.whole(budget), plan, budget)
+        order = ranked.plan if budget.least else ranked.plan.longest(budget)
+        plan, weights = fitted_plan(with_bias, ranked.compensator, order, plan, budget)
     with holding(with_bias.model, weights), phase("cutting and proving"):
         proven = cut_units(with_bias.model, with_bias.units, plan, with_bias.call)
-    return _result(question, with_bias, plan, proven, plan.states[-1], budget)
+    return _result(question, with_bias, plan, proven, plan.states[-1], budget, latency)
 
 
 def _result(
-    question: Question, with_bias: Question, plan: Plan, proven: tuple[nn.Module, float], end: State, budget: Budget
-) -> Result:
+    question: Question, with_bias: Question, plan: Plan, proven: tuple[nn.Module, float], end: State, budget: Budget,
+    latency: float | None,
+) -> Result:  # fmt: skip
     """Return what shrinking gives.
 
     Args:
@@ -279,6 +294,7 @@ def _result(
         proven: The network that is left, and its largest difference from the gated original.
         end: The network's quality, and the size expected of its file.
         budget: The bounds.
+        latency: The milliseconds that the small network takes for one sample; None where nobody asked.
 
     Raises:
         BudgetError: The file is larger than the budget allows.
@@ -286,18 +302,21 @@ def _result(
     small, difference = proven
     sizes = proven_for(with_bias.model, small, with_bias.units, with_bias.call)
     after, start = measure_units(with_bias.model, with_bias.units, plan), plan.states[0]
-    written = len(safetensors.to_bytes(small, plan))
+    written = file_bytes(with_bias, plan, small, budget.artifact)
     if isinstance(budget.bytes, int) and written > budget.bytes:
         raise BudgetError(f"{budget} does not hold: the file has {written:,} bytes, {end.bytes:,} expected")
-    before = _sizes(measure_units(question.model, question.units), start, start.bytes)
+    whole = None if latency is None else latency_ms(question.model, question)
+    before = _sizes(measure_units(question.model, question.units), start, start.bytes, whole)
+    after = _sizes(after, end, written, latency)
     rows = tuple(_row(n, step) for n, step in enumerate(plan.steps, 1))
-    return Result(small, plan, rows, before, _sizes(after, end, written), difference, captured_parts(small), sizes)
+    return Result(small, plan, rows, before, after, difference, captured_parts(small), sizes)
 
 
-def _sizes(sizes: Sizes, state: State, written: int) -> Sizes:
-    """Return sizes with a state's quality, and the bytes of the written file."""
+def _sizes(sizes: Sizes, state: State, written: int, latency: float | None = None) -> Sizes:
+    """Return sizes with a state's quality and cache, the bytes of the written file, and the time measured."""
+    quality: dict[str, Any] = {"loss": state.loss, "accuracy": state.accuracy, "metric": state.metric}
     return dataclasses.replace(
-        sizes, bytes=written, loss=state.loss, accuracy=state.accuracy, metric=state.metric
+        sizes, bytes=written, kv_cache=state.kv_cache or None, latency_ms=latency, **quality
     )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ import torch
 from secateur.compensation import row_elimination
 from secateur.compensation.elimination import Elimination, Summation
 from secateur.compensation.row_elimination import RowElimination, RowSummation
+from secateur.least_squares import rows as rows_of_layers
+from secateur.least_squares.rows import Rows
 
 UNITS, EACH, OTHERS, OUTPUTS, ROWS = 9, 3, 2, 4, 11
 
@@ -21,7 +23,7 @@ def both(curved: bool) -> tuple[Summation, RowSummation]:
     curvature = root @ root.mT if curved else None
     rows = torch.randperm(inputs)[: UNITS * EACH].reshape(UNITS, EACH)
     return Summation((data.T @ data)[None], ridge, weight, curvature, rows), RowSummation(
-        data, ridge, weight, curvature, rows
+        Rows(data * ROWS**0.5, torch.arange(inputs), False), ridge, weight, curvature, rows
     )
 
 
@@ -30,6 +32,7 @@ def both(curved: bool) -> tuple[Summation, RowSummation]:
 def test_costs_and_weights_after_each_removal(curved: bool, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_elimination, "GROUPS", UNITS)
     monkeypatch.setattr(row_elimination, "COLUMNS", columns)
+    monkeypatch.setattr(rows_of_layers, "COLUMNS", columns)
     moments, rows = both(curved)
     expected, got = Elimination(moments), RowElimination(rows)
     for _ in range(UNITS - 1):

@@ -1,4 +1,7 @@
-"""Budgets: which are possible, where they hold, what they refuse."""
+"""Budgets: which are possible, where they hold, what they refuse.
+
+Covers also secateur.planning.budget_checks and secateur.planning.set_names.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.state import State, Step
 
-ASKS = "bytes, params, macs, remove_fraction, remove_units, max_loss_increase, max_accuracy_drop, max_metric_drop"
+ASKS = (
+    "bytes, params, macs, ram, kv_cache, latency_ms, remove_fraction, remove_units, max_loss_increase, "
+    "max_accuracy_drop, max_metric_drop"
+)
 
 
 def order(
@@ -74,6 +80,14 @@ def order(
         ({"max_metric_drop": -1}, "Budget: max_metric_drop must be at least 0, got -1"),
         ({"max_metric_drop": "0.1"}, "Budget: max_metric_drop must be at least 0, got '0.1'"),
         ({"max_loss_increase": math.nan}, "Budget: max_loss_increase must be at least 0, got nan"),
+        ({"ram": "much"}, "ram: expected an int or a size such as '200 kB', '64 KiB' or '1.5 MB', got 'much'"),
+        ({"kv_cache": -1}, "Budget: kv_cache must be a whole number from 0, got -1"),
+        ({"latency_ms": -1}, "Budget: latency_ms must be at least 0, got -1"),
+        (
+            {"bytes": 1, "artifact": "gguf"},
+            "Budget: artifact must be one of safetensors, pt2, onnx, int8.onnx, pte, int8.pte; got 'gguf'",
+        ),
+        ({"params": 1, "artifact": "onnx"}, "Budget: artifact='onnx' goes with bytes, the size of that file"),
         ({"remove_units": 1, "min_units": 0}, "Budget: min_units must be at least 1, got 0"),
         ({"remove_units": 1, "min_units": 1.5}, "Budget: min_units must be a whole number from 0, got 1.5"),
         ({"remove_units": 1, "scope": "layer"}, "Budget: scope must be 'global', 'set' or 'uniform', got 'layer'"),

@@ -19,7 +19,7 @@ import secateur as sc
 from cases import CASES
 from secateur.artifacts.header import file_size, network_sizes
 from secateur.errors import BudgetError
-from secateur.planning.allotment import allotted_steps, end_of
+from secateur.planning.allotment import Curves, allotted_steps, end_of
 from secateur.planning.curves import Curve, allot
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Plan
@@ -198,7 +198,7 @@ def random_curves(sizes: NetworkSizes, seed: int) -> list[Curve]:
 def test_each_step_has_the_sizes_of_the_network_that_it_leaves_and_no_loss(name: str) -> None:
     units, sizes, plan, model = network(name)
     curves = random_curves(sizes, 1)
-    steps = allotted_steps(curves, sizes, None)
+    steps = allotted_steps(Curves(tuple(curves), sizes), None)
     assert len(steps) == sum(size - 1 for _, size in sizes.sets)
     left = {unit_set.name: set(range(unit_set.size)) for unit_set in units}
     for step in steps:
@@ -216,15 +216,15 @@ def test_of_two_sets_that_rise_alike_the_one_goes_first_that_frees_more_of_what_
     case = CASES["branches"]()
     units = sc.find_units(case.model, case.x)
     sizes = network_sizes(case.model, units, Plan((), inputs=units.captured.spec))
-    freed = sizes.params_freed({})
+    freed = sizes.freed({}, "params")
     assert freed["left"] != freed["right"]
     more = max(freed, key=freed.__getitem__)
     curves = [Curve(name, tuple(range(size - 1)), tuple(map(float, range(size)))) for name, size in sizes.sets]
     for budget in (sc.Budget(params=30), sc.Budget(bytes=10)):
-        assert allotted_steps(curves, sizes, budget)[0].set == more
-        assert allotted_steps(curves[::-1], sizes, budget)[0].set == more
+        assert allotted_steps(Curves(tuple(curves), sizes), budget)[0].set == more
+        assert allotted_steps(Curves(tuple(curves[::-1]), sizes), budget)[0].set == more
     for budget in (None, sc.Budget(remove_units=1), sc.Budget(params=10**6, bytes=10**9)):
-        assert allotted_steps(curves[::-1], sizes, budget)[0].set == curves[-1].set != more
+        assert allotted_steps(Curves(tuple(curves[::-1]), sizes), budget)[0].set == curves[-1].set != more
 
 
 @pytest.mark.parametrize(
@@ -239,14 +239,14 @@ def test_of_two_sets_that_rise_alike_the_one_goes_first_that_frees_more_of_what_
 )
 def test_all_units_that_a_budget_lets_go_are_in_the_order(fields: dict[str, object], gone: dict[str, int]) -> None:
     _, sizes, _, _ = network("two_hidden")
-    steps = allotted_steps(random_curves(sizes, 2), sizes, sc.Budget(**fields))  # type: ignore[arg-type]
+    steps = allotted_steps(Curves(tuple(random_curves(sizes, 2)), sizes), sc.Budget(**fields))  # type: ignore[arg-type]
     assert Counter(step.set for step in steps) == gone
 
 
 def test_an_order_ends_where_the_sizes_hold_and_says_how_far_one_gets_where_they_do_not() -> None:
     _, sizes, _, _ = network("two_hidden")
-    steps, names = allotted_steps(random_curves(sizes, 3), sizes, None), dict(sizes.sets)
-    start = State(None, None, *sizes.after({}, 0))
+    steps, names = allotted_steps(Curves(tuple(random_curves(sizes, 3)), sizes), None), dict(sizes.sets)
+    start = State(None, None, **sizes.after({}, 0)._asdict())
     for n, step in enumerate(steps, 1):
         assert end_of(steps, start, sc.Budget(params=step.params), names) == n
         assert end_of(steps, start, sc.Budget(remove_units=n), names) == n

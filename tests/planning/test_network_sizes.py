@@ -1,4 +1,7 @@
-"""Sizes from counts alone, against the network's own: parameters, the written file and MACs."""
+"""Sizes from counts alone, against the network's own: parameters, the written file and MACs.
+
+Covers also secateur.planning.dimensions.
+"""
 
 import json
 import random
@@ -16,7 +19,7 @@ from cases import CASES
 from random_networks import RandomArchitecture
 from secateur.artifacts.header import file_size, network_sizes
 from secateur.options import Ranking
-from secateur.planning.network_sizes import CHUNK, NetworkSizes
+from secateur.planning.network_sizes import CHUNK, Costs, NetworkSizes
 from secateur.reference import RandomNetwork
 
 
@@ -45,13 +48,14 @@ class Removals:
     def check(self) -> None:
         sets, indices = (torch.tensor([pair[part] for pair in self.order], dtype=torch.long) for part in (0, 1))
         along = self.sizes.along(sets, indices)
-        assert [len(sizes) for sizes in along] == [len(self.order) + 1] * 3
+        assert [len(sizes) for sizes in along] == [len(self.order) + 1] * len(Costs._fields)
         for n in range(len(self.order) + 1):
             kept = self.kept(n)
             counts = {name: len(indices) for name, indices in kept.items()}
             true = self.units.params(counts), self.written(kept), self.units.macs(counts)
             assert (self.sizes.params(counts), self.sizes.file_bytes(kept), self.sizes.macs(counts)) == true
-            assert tuple(int(sizes[n]) for sizes in along) == true
+            assert along.each()[n] == self.sizes.costs(kept)._asdict()
+            assert tuple(along.each()[n].values())[:3] == true
 
 
 @settings(max_examples=25)

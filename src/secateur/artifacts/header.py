@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from secateur.errors import ArtifactError
 from secateur.planning.network_sizes import NetworkSizes
@@ -80,17 +82,20 @@ def file_size(model: nn.Module, units: Units, plan: Plan) -> int:
     return 8 + -(-length // 8) * 8 + data
 
 
-def network_sizes(model: nn.Module, units: Units, plan: Plan) -> NetworkSizes:
+def network_sizes(
+    model: nn.Module, units: Units, plan: Plan, cached: Mapping[fx.Node, int] = MappingProxyType({})
+) -> NetworkSizes:
     """Return the sizes of the network and of its file for any units kept; the file's are exactly those of `file_size`.
 
     Args:
         model: The network, with the biases that the plan adds.
         units: The network's units.
         plan: Says all else that is written; its kept units do not matter.
+        cached: The calls whose results are kept of earlier tokens, each with the number of tokens of the example.
     """
     whole = tuple((unit_set.name, tuple(range(unit_set.size))) for unit_set in units)
     length, _ = _layout(model, units, dataclasses.replace(plan, kept_indices=whole))
-    return NetworkSizes.of(model, units, _in_order(model), length)
+    return NetworkSizes.of(model, units, _in_order(model), length, cached)
 
 
 def _in_order(model: nn.Module) -> dict[str, Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from secateur.arguments import checked_call
-from secateur.artifacts.header import file_size
+from secateur.artifacts.header import network_sizes
 from secateur.own_code.find_units import find_units
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
@@ -25,10 +24,13 @@ class Sizes:
         params: The number of parameters, tied ones counted once.
         bytes: The size of its safetensors file.
         macs: The number of multiplications with addition for one sample.
-        ram: The bytes of its weights and of the values alive at the same time, at most, for one sample.
+        ram: The bytes of the values alive at the same time, at most, for one sample: each lives from its call to its
+            last use, inputs from the beginning, outputs to the end; views take none.
         loss: The loss on the data it was shrunk with, or on the validation data; None where not measured.
         accuracy: The accuracy on the same samples; None also where there are no classes.
         metric: The metric on the same samples; None also where there is none.
+        kv_cache: The bytes that a decoder keeps of each earlier token; None where no budget bounds them.
+        latency_ms: The milliseconds that one sample takes here; None where no budget bounds them.
     """
 
     params: int
@@ -38,12 +40,16 @@ class Sizes:
     loss: float | None = None
     accuracy: float | None = None
     metric: float | None = None
+    kv_cache: int | None = None
+    latency_ms: float | None = None
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.params:,} parameters, {format_bytes(self.bytes)} on disk, {self.macs:,} MACs, "
-            f"{format_bytes(self.ram)} in memory"
+            f"{format_bytes(self.ram)} of activations"
         )
+        text += "" if self.kv_cache is None else f", {format_bytes(self.kv_cache)} kept of each token"
+        return text + ("" if self.latency_ms is None else f", {self.latency_ms:.3g} ms for one sample")
 
 
 @checked_call
@@ -77,32 +83,5 @@ def measure_units(model: nn.Module, units: Units, plan: Plan | None = None) -> S
     if plan is None:
         everything = tuple((unit_set.name, tuple(range(unit_set.size))) for unit_set in units)
         plan = Plan(everything, inputs=units.captured.spec)
-    counts = {name: len(indices) for name, indices in plan.kept_indices}
-    ram = units.bytes(counts) + peak_activations(units, counts)
-    return Sizes(units.params(counts), file_size(model, units, plan), units.macs(counts), ram)
-
-
-def peak_activations(units: Units, kept: Mapping[str, int]) -> int:
-    """Return the bytes of the values alive at the same time, at most, with so many units left in each set.
-
-    Each value lives from its call to its last use; views are free.
-    """
-    graph = units.captured.graph
-    last_use: dict[fx.Node, int] = {}
-    for i, node in enumerate(graph.nodes):
-        for operand in node.all_input_nodes:
-            last_use[_owner(operand)] = i
-    alive: dict[fx.Node, int] = {}
-    peak = 0
-    for i, node in enumerate(graph.nodes):
-        if node.op == "call_function" and _owner(node) is node:
-            alive[node] = units.bytes_of_value(node, kept)
-        peak = max(peak, sum(alive.values()))
-        alive = {value: size for value, size in alive.items() if last_use.get(value, i) > i}
-    return peak
-
-
-def _owner(node: fx.Node) -> fx.Node:
-    while getattr(node.target, "is_view", False):
-        node = node.all_input_nodes[0]
-    return node
+    costs = network_sizes(model, units, plan).costs(plan.kept)
+    return Sizes(costs.params, costs.bytes, costs.macs, costs.ram)

@@ -19,12 +19,12 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from secateur.arguments import checked_call, require_model, require_path
-from secateur.artifacts.exports.formats import Format, require_libraries
 from secateur.artifacts.header import FORMAT, KEY, metadata, metadata_of, tensors_of
 from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
 from secateur.cutting.weight_masks import Masks, count_moved, freeze
 from secateur.errors import ArgumentError, ArtifactError, ModelError, PathError
+from secateur.file_formats import Format, format_of, require_libraries
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
 from secateur.structure.inputs import InputSpec
@@ -103,7 +103,7 @@ def check_path(path: str | os.PathLike[str]) -> Format:
         PathError: Its folder does not exist or cannot be written to.
     """
     path = require_path(path)
-    form = require_libraries(path)
+    form = require_libraries(format_of(path), path)
     check_place(path)
     return form
 

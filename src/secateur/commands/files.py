@@ -18,7 +18,7 @@ from secateur.result import Result
 from secateur.text import format_bytes, table
 
 
-def write_artifact(result: Result, out: Path, data: Any, loss: str | None) -> dict[str, Any]:
+def write_artifact(result: Result, out: Path, data: Any, loss: str | None, most: int | None) -> dict[str, Any]:
     """Write the file that a command was asked for, and return what is known of it, as plain data.
 
     Args:
@@ -26,10 +26,11 @@ def write_artifact(result: Result, out: Path, data: Any, loss: str | None) -> di
         out: The file.
         data: Inputs and targets: the file's own runtime is compared and measured on them.
         loss: The loss to measure; none where the targets are the original's outputs.
+        most: How many bytes it may have; None for any number.
     """
     if check_path(out).suffix == SUFFIX:
         return {"path": str(out), "bytes": result.save(out)}
-    return asdict(write(result.model, result.plan.inputs, out, data, None if loss in KEPT else loss))
+    return asdict(write(result.model, result.plan.inputs, out, data, None if loss in KEPT else loss, most=most))
 
 
 def write_folder(result: Result, out: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from secateur.artifacts.measure import Sizes
 from secateur.artifacts.safetensors import check_path, check_place
 from secateur.commands.files import describe_artifact, write_artifact, write_folder
 from secateur.errors import ArgumentError
+from secateur.file_formats import format_of
 from secateur.own_code.slices import index_map
 from secateur.planning.plan import Plan
 from secateur.planning.state import quality_cells, quality_columns, to_json
@@ -18,7 +19,7 @@ from secateur.planning.weight_plan import WeightPlan
 from secateur.reporting.paths import check_page
 from secateur.result import Result
 from secateur.structure.units import Units
-from secateur.text import table
+from secateur.text import parse_bytes, table
 
 PLACE = "{bytes}"  # stands in a file's name for what --bytes gives
 
@@ -64,6 +65,11 @@ class Outputs:
         folders = folders and bool(out) and not Path(out[0].replace(PLACE, "")).suffix
         return cls(tuple(asked), files, reports, picture, folders)
 
+    @property
+    def artifact(self) -> str:
+        """The kind of the files, which --bytes are of."""
+        return format_of(self.files[0]).suffix.removeprefix(".") if self.files else "safetensors"
+
     def check(self, estimate: bool, of_units: bool, in_one_go: bool, measured: bool) -> None:
         """Refuse what cannot be written, before the work.
 
@@ -102,18 +108,17 @@ class Outputs:
             loss: The loss to measure.
         """
         pairs = zip(self.files, results, strict=True)
+        bounds: list[int | None] = [parse_bytes(size) for size in self.asked]
         written = [
-            write_folder(result, path) if self.folders else write_artifact(result, path, data, loss)
-            for path, result in pairs
+            write_folder(result, path) if self.folders else write_artifact(result, path, data, loss, most)
+            for (path, result), most in zip(pairs, bounds or [None], strict=True)
         ]
         for path, result in zip(self.reports, results, strict=False):
             result.report(path)
         if self.picture is not None:
             from secateur.reporting.size_curve import loss_by_bytes  # matplotlib is slow to import
 
-            dots = [
-                (result.after.bytes, result.after.loss) for result in results
-            ]  # of other files the curve knows none
+            dots = [(result.after.bytes, result.after.loss) for result in results]
             loss_by_bytes(_longest(results).curve, dots, self.picture)
         return written
 

@@ -112,8 +112,8 @@ def moments_for(layer: Layer, samples: int, inputs: int, outputs: int, device: t
         outputs: How many outputs have targets.
         device: The device.
     """
-    kind = Moments if rows_of_its_own(layer, samples) is None else RowMoments
-    return kind(inputs, outputs, device)
+    rows = rows_of_its_own(layer, samples)
+    return Moments(inputs, outputs, device) if rows is None else RowMoments(inputs, outputs, rows)
 
 
 def collect_moments(

@@ -121,7 +121,7 @@ class Compensator:
         """Return the bytes that a layer's fit holds at a time."""
         kept = rows_of_its_own(layer, self._batches[0].samples)
         if kept is not None:
-            return MATRICES * (4 * kept * layer.width + 8 * kept**2)
+            return 4 * kept * layer.width + MATRICES * 8 * kept**2
         return MATRICES * 8 * layer.width**2 * (layer.outputs.size if layer in self.weighted else 1)
 
     def _fittable(self, layers: list[Layer]) -> list[Layer]:

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from secateur.least_squares.cholesky import factorise
+from secateur.least_squares.rows import COLUMNS, Rows
 
 GROUPS = 16  # of removals, between which all costs are computed anew
-COLUMNS = 4096  # inputs that are multiplied at a time
 
 
 class RowSummation(NamedTuple):
     """One layer that sums the units of a set up, at its optimum.
 
     Attributes:
-        data: Y [N, D], about its means where there is a bias.
+        data: Y [N, D], about its means where there is a bias, made a few columns at a time.
         ridge: λ [1, 1, 1].
         weight: W [1, D, o].
         curvature: B, how much the loss minds changes of its outputs [1, o, o]; None where it minds all alike.
         rows: The rows of W that belong to each unit [K, p].
     """
 
-    data: Tensor
+    data: Rows
     ridge: Tensor
     weight: Tensor
     curvature: Tensor | None
@@ -64,20 +64,15 @@ class RowElimination:
             self.known, self.waiting = self._all_costs(), 0
 
     def _stays(self) -> Tensor:
-        stays = torch.ones(self.layer.data.shape[1], dtype=torch.bool, device=self.left.device)
+        stays = torch.ones(len(self.layer.data.inputs), dtype=torch.bool, device=self.left.device)
         stays[self.layer.rows[~self.left].flatten()] = False
         return stays
 
     def _solved(self) -> tuple[Tensor, Tensor]:
         """Return the factor of M [N, N] for the inputs that are left, and M⁻¹ times what those gone gave [N, o]."""
-        data, stays, weight = self.layer.data, self._stays(), self.layer.weight[0]
-        gram = torch.zeros(len(data), len(data), dtype=torch.float64, device=data.device)
-        for columns in torch.split(stays.nonzero()[:, 0], COLUMNS):
-            y = data[:, columns]
-            gram += y @ y.T
-        gone = (~stays).nonzero()[:, 0]
-        missing = (data[:, gone] @ weight[gone].to(data)).double()
-        factor = factorise(gram[None], self.layer.ridge)[0]
+        data, stays = self.layer.data, self._stays()
+        missing = data.times(self.layer.weight[0], (~stays).nonzero()[:, 0])
+        factor = factorise(data.gram(stays.nonzero()[:, 0])[None], self.layer.ridge)[0]
         return factor, torch.cholesky_solve(missing, factor)
 
     def _all_costs(self) -> Tensor:
@@ -90,7 +85,7 @@ class RowElimination:
 
     def _costs(self, units: Tensor, factor: Tensor, change: Tensor) -> Tensor:
         rows, b = self.layer.rows[units], self.layer.curvature
-        y = self.layer.data[:, rows.flatten()].double()
+        y = self.layer.data.columns(rows.flatten()).double()
         w = (self.layer.weight[0, rows.flatten()] + y.T @ change).reshape(*rows.shape, -1)
         solved = torch.linalg.solve_triangular(factor, y, upper=False).reshape(-1, *rows.shape).movedim(1, 0)
         blocks = (torch.eye(rows.shape[1]).to(solved) - solved.mT @ solved) / self.layer.ridge  # of G⁻¹
@@ -101,5 +96,4 @@ class RowElimination:
     def weight(self) -> tuple[Tensor, Tensor]:
         """Return which rows of W are left, in order, and W there [1, n, o]."""
         left, (_, change) = self._stays().nonzero()[:, 0], self._solved()
-        more = [self.layer.data[:, columns].T.double() @ change for columns in torch.split(left, COLUMNS)]
-        return left, self.layer.weight[:, left] + torch.cat(more)[None]
+        return left, self.layer.weight[:, left] + self.layer.data.transposed_times(change, left)[None]

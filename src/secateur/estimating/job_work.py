@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.compensation.linear_layers import Layer, layers_of
+from secateur.compensation.row_elimination import GROUPS
 from secateur.least_squares.moments import COLUMNS, LARGE
 from secateur.least_squares.ridge import GRID
 from secateur.ordering import Job
@@ -22,6 +23,7 @@ ENDS = 3  # where weights are fitted until a budget of quality alone is kept, an
 EIGENVECTORS = 10  # products for each number of a matrix and each of its rows
 GATHERED = 128  # columns of an elimination that wait, on average
 SLOW = 8  # how much longer a multiplication takes in a product with one vector
+EXPORT = 10**8  # bytes that torch.export takes whatever the model, and keeps
 START, CAPTURE, CALL = 200_000, 6_000, 3_000  # small operations of a capture, and for each call; of a proof for each
 
 
@@ -43,7 +45,8 @@ def job_work(job: Job) -> list[Work]:
     steps = job.compensation.refine if job.compensation is not None else 0
     ends = [_fit(counts, fits)] if counts.layers else []
     ends += [_refining(counts, tried * (EXPECTED if steps == "auto" else int(steps)))] if steps else []
-    return [_capture(counts), *ranked, *ends, *_proof(counts)]
+    phases = [_capture(counts), *ranked, *ends, *_proof(counts)]
+    return [work._replace(bytes=work.bytes + EXPORT) for work in phases]
 
 
 def _capture(counts: Counts) -> Work:
@@ -86,7 +89,7 @@ def _layerwise(counts: Counts, criterion: str) -> list[Work]:
 
 def _learning(counts: Counts, layers: Sequence[Layer], curved: bool) -> Work:
     passes = (1 + BACKWARD * (curved and counts.question.gated.has_loss)) * counts.one_pass
-    products = sum(counts.blocks[layer] * counts.rows(layer) * _symmetric(layer.height) for layer in layers)
+    products = sum(counts.blocks[layer] * _products(counts, layer, layer.height) for layer in layers)
     if passes > counts.one_pass:
         products += sum(counts.samples * layer.positions * layer.outputs.size**2 for layer in layers)
     values = counts.batch_bytes if passes > counts.one_pass else counts.forward_bytes
@@ -96,7 +99,9 @@ def _learning(counts: Counts, layers: Sequence[Layer], curved: bool) -> Work:
 
 def _order(counts: Counts, layer: Layer, removals: int, units: int) -> int:
     """Return the multiplications of one layer's elimination: the inverse, and what is struck out of it."""
-    inputs, outputs = layer.height, layer.outputs.size
+    inputs, outputs, kept = layer.height, layer.outputs.size, counts.kept_rows(layer)
+    if kept is not None:
+        return GROUPS * kept**2 * (inputs + kept // 6) * removals // units
     rows = inputs * removals // units  # that go
     struck = SLOW * rows * (inputs // 2) * (GATHERED + outputs // 2)
     return counts.blocks[layer] * (inputs**3 // 2 + rows * inputs**2 // 3 + struck + inputs * outputs**2)
@@ -117,9 +122,11 @@ def _fit(counts: Counts, fits: int) -> Work:
     products = solves = 0
     for layer in counts.layers:
         inputs, outputs = round(counts.left * layer.height), round(counts.left * layer.outputs.size)
-        products += counts.blocks[layer] * counts.rows(layer) * (_symmetric(inputs) + inputs * outputs)
-        tried = 1 + (len(GRID) if inputs < LARGE else TRIED)
-        solves += tried * counts.blocks[layer] * inputs**2 * (inputs // 6 + 2 * outputs // counts.blocks[layer])
+        blocks, kept = counts.blocks[layer], counts.kept_rows(layer)
+        products += blocks * (_products(counts, layer, inputs) + counts.rows(layer) * inputs * outputs)
+        size = kept or inputs
+        tried = 1 + (len(GRID) if kept is not None or inputs < LARGE else TRIED)
+        solves += tried * blocks * size**2 * (size // 6 + 2 * outputs // blocks)
     most = max(map(counts.fit_bytes, counts.layers))
     passes = 2 * counts.one_pass
     return Work("fitting layers", fits * passes, fits * products, fits * solves, 0, most + counts.walk_bytes)
@@ -133,6 +140,9 @@ def _refining(counts: Counts, steps: int) -> Work:
     return Work("refining", round(counts.left * passes), 0, eigenvectors, 0, 3 * counts.batch_bytes)
 
 
-def _symmetric(inputs: int) -> int:
-    """Return the products that the second moments of so many inputs take for each row: half of them are others' too."""
-    return inputs * (inputs + min(inputs, COLUMNS)) // 2
+def _products(counts: Counts, layer: Layer, inputs: int) -> int:
+    """Return the products of so many inputs' second moments, or of the rows that are kept: half are others' too."""
+    rows, kept = counts.rows(layer), counts.kept_rows(layer)
+    if kept is not None:
+        return kept**2 * inputs
+    return rows * inputs * (inputs + min(inputs, COLUMNS)) // 2

@@ -15,6 +15,7 @@ from torch import Tensor
 from secateur.errors import DataError
 from secateur.least_squares.cholesky import NOT_FINITE, factorise
 from secateur.least_squares.moments import LARGE, Moments, Sums
+from secateur.least_squares.rows import Rows
 
 GRID = tuple(10.0**power for power in range(-7, 1))  # ridges that are tried
 RIDGE = 1e-4  # where nothing is held out to try them on
@@ -88,7 +89,7 @@ class RidgeFit(NamedTuple):
         second: The inputs' second moments [C, D', D'], about their means where there is a bias; None where there are
             more inputs than rows.
         mean: The inputs' means [C, D'].
-        rows: In their place Y [n, D'], with YᵀY the second moments.
+        rows: In their place the rows Y [n, D'], with YᵀY the second moments.
     """
 
     weight: Tensor
@@ -96,7 +97,7 @@ class RidgeFit(NamedTuple):
     ridge: Tensor
     second: Tensor | None
     mean: Tensor
-    rows: Tensor | None = None
+    rows: Rows | None = None
 
     @property
     def bias(self) -> Tensor | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from secateur.errors import DataError
 from secateur.least_squares.cholesky import NOT_FINITE, factorise
 from secateur.least_squares.ridge import GRID, RIDGE, TINY, RidgeFit, nearest_to_usual
+from secateur.least_squares.rows import Rows
 
 NUMBERS = 2**27  # of the rows of one layer, at most
 MANY = 4096  # inputs, from which rows are kept if there are fewer of them
@@ -39,55 +40,50 @@ class RowMoments:
     Args:
         inputs: D.
         outputs: O; 0 for no targets.
-        device: That of second moments; rows stay where they are.
+        rows: How many rows there are at most.
     """
 
     blocks = 1
+    dtype = torch.float32
 
-    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:  # noqa: ARG002
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(self, inputs: int, outputs: int, rows: int) -> None:
+        self.inputs, self.outputs, self.most = inputs, outputs, rows
         self.hold_out = True
-        self.batches: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.added = 0
+        self._a, self._z, self._held = torch.empty(0), torch.empty(0), torch.empty(0)
 
     def add(self, a: Tensor, z: Tensor, held: Tensor, weight: Tensor | None = None) -> None:  # noqa: ARG002
         """Take in rows [M, D], targets [M, O], and which of them are held out [M]; all count alike."""
-        self.batches.append((a.to(torch.float32), z.to(torch.float32), held))
+        if not self.added:  # on the device that rows are on
+            self._a, self._z = (rows.new_empty(self.most, rows.shape[1], dtype=self.dtype) for rows in (a, z))
+            self._held = held.new_empty(self.most)
+        more = slice(self.added, self.added + len(a))
+        self._a[more], self._z[more], self._held[more] = a, z, held
+        self.added += len(a)
 
     def only(self, outputs: Tensor) -> RowMoments:  # noqa: ARG002
         """Return the same rows: where there are no targets, all outputs share them."""
         return self
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all rows, their targets, and which of them are held out; they are joined once."""
-        if len(self.batches) > 1:
-            columns = [list(column) for column in zip(*self.batches, strict=True)]
-            self.batches = []
-            self.batches = [(torch.cat(columns[0]), torch.cat(columns[1]), torch.cat(columns[2]))]
-        return self.batches[0]
+        """Return all rows, their targets, and which of them are held out."""
+        return self._a[: self.added], self._z[: self.added], self._held[: self.added]
 
 
-class _Centred(NamedTuple):
-    """Rows about their means, over √N, and residuals of the present weights likewise."""
+class _Dual(NamedTuple):
+    """The equations in sample space: Y Yᵀ [n, n] and what the present weights miss, over √n [n, o]."""
 
-    y: Tensor
+    gram: Tensor
     residual: Tensor
-
-    @classmethod
-    def of(cls, a: Tensor, z: Tensor, weight: Tensor, centred: bool) -> _Centred:
-        """Return rows and targets [n, o] about their means, where there is a bias, beside present weights [D, o]."""
-        a, z = _about_means(a, a, centred), _about_means(z, z, centred)
-        return cls(a / math.sqrt(len(a)), (z - a @ weight) / math.sqrt(len(a)))
-
-    @property
-    def strength(self) -> float:
-        """The mean square of an input, in whose units ridges are."""
-        return max(float(torch.linalg.vector_norm(self.y)) ** 2 / self.y.shape[1], TINY)
 
     def change(self, ridge: float) -> Tensor:
         """Return (Y Yᵀ + λI)⁻¹ times the residual [n, o]."""
-        gram = (self.y @ self.y.T).double()[None]
-        λ = torch.full((1, 1, 1), ridge, dtype=torch.float64, device=gram.device)
-        return torch.cholesky_solve(self.residual.double()[None], factorise(gram, λ))[0]
+        λ = torch.full((1, 1, 1), ridge, dtype=torch.float64, device=self.gram.device)
+        return torch.cholesky_solve(self.residual[None], factorise(self.gram.clone()[None], λ))[0]
+
+    def strength(self, inputs: int) -> float:
+        """Return the mean square of an input, in whose units ridges are."""
+        return max(float(self.gram.trace()) / inputs, TINY)
 
 
 def fit_rows(moments: RowMoments, weight: Tensor, bias: Tensor | None, ridge: float | None, kept: Tensor) -> RidgeFit:
@@ -97,38 +93,50 @@ def fit_rows(moments: RowMoments, weight: Tensor, bias: Tensor | None, ridge: fl
         DataError: There is no solution: activations are not finite.
     """
     a, z, held = moments.rows()
+    rows, present = Rows(a, kept.nonzero()[:, 0], bias is not None), weight[:, kept]
     if not moments.outputs:
         z = a @ weight[0].to(a) + (0 if bias is None else bias[0].to(a))
     same = not moments.outputs and bool(kept.all())
-    present, a = weight[:, kept], a if bool(kept.all()) else a[:, kept]
-    if not bool(a.isfinite().all() & z.isfinite().all()):
+    whole = _Dual(rows.gram(), _scaled(z, rows.centred) - rows.times(present[0]))
+    if not bool(whole.gram.isfinite().all() & whole.residual.isfinite().all()):
         raise DataError(NOT_FINITE)
-    centred = bias is not None
     if ridge is None and not same and bool(held.any()) and not bool(held.all()):
-        ridge = _best((a[~held], z[~held]), (a[held], z[held]), present[0].to(a), centred)
-    whole = _Centred.of(a, z, present[0].to(a), centred)
-    λ = (RIDGE if ridge is None else ridge) * whole.strength
-    solved = present if same else present + (whole.y.T.double() @ whole.change(λ))[None]
+        ridge = _best(whole, z, held, rows)
+    λ = (RIDGE if ridge is None else ridge) * whole.strength(len(rows.inputs))
+    solved = present if same else present + rows.transposed_times(whole.change(λ))[None]
     absolute = torch.full((1, 1, 1), λ, dtype=torch.float64, device=a.device)
-    target = z.mean(0).double()[None] if centred else None
-    return RidgeFit(solved, target, absolute, None, a.mean(0).double()[None], whole.y)
+    target = z.mean(0).double()[None] if rows.centred else None
+    return RidgeFit(solved, target, absolute, None, a.mean(0)[kept].double()[None], rows)
 
 
-def _about_means(values: Tensor, rows: Tensor, centred: bool) -> Tensor:
-    """Return values about the means of some rows; as they are where no bias takes these up."""
-    return values - rows.mean(0) if centred else values
+def _scaled(values: Tensor, centred: bool) -> Tensor:
+    """Return values [N, o] over √N, about their means where there is a bias."""
+    values = values.double()
+    return (values - values.mean(0) if centred else values) / math.sqrt(len(values))
 
 
-def _best(fitted: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], weight: Tensor, centred: bool) -> float:
-    """Return the ridge that does best on the rows that are held out, as `ridge.fit` chooses it."""
-    part = _Centred.of(*fitted, weight, centred)
-    a, z = (_about_means(own, rows, centred) for own, rows in zip(held, fitted, strict=True))
-    cross, left, strength = a @ part.y.T, z - a @ weight, part.strength
+def _best(whole: _Dual, z: Tensor, held: Tensor, rows: Rows) -> float:
+    """Return the ridge that does best on the rows that are held out, as `ridge.fit` chooses it.
+
+    Rows to fit, and those held out, are taken about the means of the former: inner products tell all of that.
+    """
+    total, fitted = len(held), ~held
+    gram, missing = total * whole.gram, math.sqrt(total) * whole.residual
+    inner, cross, left = gram[fitted][:, fitted], gram[held][:, fitted], missing[held]
+    targets = z[held].double()
+    if rows.centred:
+        means = inner.mean(0)
+        cross = cross - cross.mean(1, keepdim=True) - means + means.mean()
+        inner = inner - means - means[:, None] + means.mean()
+        left, targets = left - missing[fitted].mean(0), targets - z[fitted].double().mean(0)
+    n = len(inner)
+    part = _Dual(inner / n, _scaled(missing[fitted], rows.centred))
+    strength = part.strength(len(rows.inputs))
 
     def error(ridge: float) -> float:
         try:
-            return (left - cross @ part.change(ridge * strength).to(cross)).square().sum().item()
+            return (left - cross @ part.change(ridge * strength) / math.sqrt(n)).square().sum().item()
         except DataError:  # too small for the rounding
             return math.inf
 
-    return nearest_to_usual({ridge: error(ridge) for ridge in GRID}, z.square().sum().item())
+    return nearest_to_usual({ridge: error(ridge) for ridge in GRID}, targets.square().sum().item())

@@ -21,10 +21,12 @@ class Curves:
     Attributes:
         sets: The curve of each set that may lose units.
         network: The sizes of the network for any units kept.
+        priced: Whether the costs that a budget bounds count; if not, units do.
     """
 
     sets: tuple[Curve, ...]
     network: NetworkSizes
+    priced: bool = True
 
     @property
     def whole(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -33,62 +35,75 @@ class Curves:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; `from_json` reads it."""
-        return {"sets": [asdict(curve) for curve in self.sets], "network": self.network.to_json()}
+        return {
+            "sets": [asdict(curve) for curve in self.sets],
+            "network": self.network.to_json(),
+            "priced": self.priced,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Curves:
         """Return the curves that `to_json` wrote."""
         curves = (Curve(c["set"], tuple(c["order"]), tuple(c["rises"]), c["of_loss"]) for c in data["sets"])
-        return cls(tuple(curves), NetworkSizes.from_json(data["network"]))
+        return cls(tuple(curves), NetworkSizes.from_json(data["network"]), bool(data.get("priced", True)))
 
 
-def allotted_steps(curves: Sequence[Curve], network: NetworkSizes, budget: Budget | None) -> tuple[Step, ...]:
+def allotted_steps(curves: Curves, budget: Budget | None) -> tuple[Step, ...]:
     """Return all removals that a budget permits, those first that cost least for what the budget counts.
 
     Args:
-        curves: The curves of all sets that may lose units.
-        network: The sizes of the network for any units kept.
+        curves: The curves of all sets that may lose units, and the sizes of the network.
         budget: Says what counts, and how many units each set may lose; None to count units, down to one of each set.
     """
+    network = curves.network
     sizes = dict(network.sets)
     limits = (budget or Budget(remove_units=0)).removable(sizes, dict(network.least))
-    shortened = [curve.first(limits[curve.set]) for curve in curves]
-    removals = list(allot(shortened, sizes, _worth(network, budget)))
+    shortened = [curve.first(limits[curve.set]) for curve in curves.sets]
+    removals = list(allot(shortened, sizes, (worth_of(network, budget) if curves.priced else None) or _alike))
     blocks = None if budget is None else budget.blocks(sizes)
     removals = removals if blocks is None else list(in_blocks(removals, sizes, blocks))
-    numbers, of_loss = {name: n for n, name in enumerate(sizes)}, {curve.set for curve in curves if curve.of_loss}
+    numbers, of_loss = {name: n for n, name in enumerate(sizes)}, {curve.set for curve in curves.sets if curve.of_loss}
     along = network.along(
         torch.tensor([numbers[name] for name, _, _ in removals], dtype=torch.long),
         torch.tensor([index for _, index, _ in removals], dtype=torch.long),
-    )
-    params, written, macs = (values.tolist() for values in along)
+    ).each()
     return tuple(
-        Step(None, None, params[n], written[n], macs[n], name, index, rise if name in of_loss else None)
-        for n, (name, index, rise) in enumerate(removals, 1)
+        Step(None, None, **costs, set=name, index=index, predicted=rise if name in of_loss else None)
+        for costs, (name, index, rise) in zip(along[1:], removals, strict=True)
     )
 
 
-def _worth(network: NetworkSizes, budget: Budget | None) -> Worth:
-    """Return what one more unit of each set gains: shares of what has to go, for each bound of a size."""
-    budget = budget or Budget(remove_units=0)
-    bounds = (
-        (network.freed, _excess(budget.bytes, network.file_bytes({}))),
-        (network.params_freed, _excess(budget.params, network.params({}))),
-        (network.macs_freed, _excess(budget.macs, network.macs({}))),
-    )
-    asked = [(freed, excess) for freed, excess in bounds if excess]
-    if not asked:
-        return lambda left: dict.fromkeys(left, 1.0)
+def worth_of(network: NetworkSizes, budget: Budget | None) -> Worth | None:
+    """Return what one more unit of each set gains: shares of what has to go, for each bound of a cost; None without."""
+    whole, bounds = network.costs({}), {} if budget is None else budget.costs
+    over = {cost: getattr(whole, cost) - bound for cost, bound in bounds.items() if getattr(whole, cost) > bound}
+    if not over:
+        return None
 
     def worth(left: Mapping[str, int]) -> dict[str, float]:
-        gains = [(freed(left), more) for freed, more in asked]
+        gains = [(network.freed(left, cost, bounds[cost]), more) for cost, more in over.items()]
         return {name: sum(freed[name] / more for freed, more in gains) for name in left}
 
     return worth
 
 
-def _excess(bound: int | str | None, size: int) -> int:
-    return max(0, size - int(bound)) if bound is not None else 0
+def comparison(by_cost: float, alone: float) -> str:
+    """Return in words how two orders came out.
+
+    Args:
+        by_cost: The loss at the end of the one by rise of the loss for what the budget counts.
+        alone: The loss at the end of the one by rise of the loss alone.
+    """
+    way, other = (
+        ("for what the budget counts", "alone") if by_cost <= alone else ("alone", "for what the budget counts")
+    )
+    low, high = sorted((by_cost, alone))
+    return f"units go by the rise of the loss {way}, to {low:.4g}; by the rise {other} it would be {high:.4g}"
+
+
+def _alike(left: Mapping[str, int]) -> dict[str, float]:
+    """Return the same for each set: units count."""
+    return dict.fromkeys(left, 1.0)
 
 
 Removal = tuple[str, int, float]  # set, unit, rise of the loss

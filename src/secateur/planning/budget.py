@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 from secateur.errors import ArgumentError, BudgetError
+from secateur.file_formats import artifact_format
+from secateur.planning.budget_checks import check_numbers
+from secateur.planning.set_names import alike_sets, first, matches, set_names
 from secateur.planning.state import State, Step
 from secateur.text import format_bytes, parse_bytes
 
@@ -24,9 +24,13 @@ class Budget:
     satisfy all bounds; with only `max_loss_increase` or `max_*_drop`, as many as they allow.
 
     Attributes:
-        bytes: The size of the written safetensors file: an int, or "200 kB", "64 KiB", "1.5 MB".
+        bytes: The size of the written file: an int, or "200 kB", "64 KiB", "1.5 MB".
         params: The number of parameters left.
         macs: The multiplications with addition that are left for one sample.
+        ram: The bytes of the values alive at the same time, at most, for one sample; as `bytes`.
+        kv_cache: The bytes that a decoder keeps of each earlier token; as `bytes`.
+        latency_ms: The milliseconds that one sample takes, measured on this machine on the way: best effort, since no
+            two measurements are alike, and such a plan may come out differently each time.
         remove_fraction: The share f of all K units that goes: ⌈f · K⌉ of them, whatever their kinds. Or shares by unit
             set, ``{"layer3.*": 0.5, "*": 0.2}``: ⌈f · size⌉ of each set go, by the first name that matches, and none
             where none does.
@@ -35,6 +39,7 @@ class Budget:
         max_accuracy_drop: The fall of the accuracy, as a fraction: 0.01 is one point.
         max_metric_drop: The fall of what ``metric=`` of `shrink` and `rank` gives: higher is better, and where lower is
             (perplexity), the function returns its negative.
+        artifact: The kind of file that `bytes` are of: "safetensors", "pt2", "onnx", "int8.onnx", "pte" or "int8.pte".
         scope: "global"; "set": `remove_fraction` then counts for each unit set, ⌈f · size⌉; or "uniform": sets whose
             names differ in the number of a layer alone lose equally many units, each its own.
         multiple_of: What is left of a set that loses units is a multiple of this number; or numbers by unit set,
@@ -55,77 +60,37 @@ class Budget:
     bytes: int | str | None = None
     params: int | None = None
     macs: int | None = None
+    ram: int | str | None = None
+    kv_cache: int | str | None = None
+    latency_ms: float | None = None
     remove_fraction: float | Mapping[str, float] | None = None
     remove_units: int | None = None
     max_loss_increase: float | None = None
     max_accuracy_drop: float | None = None
     max_metric_drop: float | None = None
+    artifact: str = "safetensors"
     scope: Literal["global", "set", "uniform"] = "global"
     multiple_of: int | Mapping[str, int] = 1
     min_units: int = 1
     protect: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.bytes is not None:
-            object.__setattr__(self, "bytes", parse_bytes(self.bytes))
-        names = (self.protect,) if isinstance(self.protect, str) else self.protect
-        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
-            raise ArgumentError(f"Budget: protect must be names of unit sets, got {self.protect!r}")
-        object.__setattr__(self, "protect", tuple(names))
-        self._check_whole("bytes", "params", "macs", "remove_units", "min_units")
-        if isinstance(self.remove_fraction, Mapping):
-            object.__setattr__(self, "scope", "set" if self.scope == "global" else self.scope)
-        self._check(1.0, "from 0 to 1", "remove_fraction", "max_accuracy_drop")
-        self._check(math.inf, "at least 0", "max_loss_increase", "max_metric_drop")
-        if not self.min_units:
-            raise ArgumentError(f"Budget: min_units must be at least 1, got {self.min_units}")
-        self._check_sets()
+        for name in ("bytes", "ram", "kv_cache"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, parse_bytes(getattr(self, name), name))
+        object.__setattr__(self, "protect", set_names("protect", self.protect))
+        if isinstance(self.remove_fraction, Mapping) and self.scope == "global":
+            object.__setattr__(self, "scope", "set")
+        object.__setattr__(self, "artifact", artifact_format(self.artifact).suffix.removeprefix("."))
+        check_numbers(self)
         if not self._asked(*self._SIZES, *self._QUALITY):
             raise ArgumentError(f"Budget: give at least one of {', '.join((*self._SIZES, *self._QUALITY))}")
 
-    def _check_sets(self) -> None:
-        for multiple in self._numbers("multiple_of"):
-            if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-                raise ArgumentError(f"Budget: multiple_of must be a whole number from 1, got {multiple!r}")
-        if self.scope not in ("global", "set", "uniform"):
-            raise ArgumentError(f"Budget: scope must be 'global', 'set' or 'uniform', got {self.scope!r}")
-        if self.scope == "uniform" and isinstance(self.remove_fraction, Mapping):
-            raise ArgumentError("Budget: remove_fraction by unit set goes with scope='set'")
-        if self.scope == "set" and self.remove_fraction is None:
-            raise ArgumentError("Budget: scope='set' goes with remove_fraction, the share of each unit set")
-
-    _SIZES = ("bytes", "params", "macs", "remove_fraction", "remove_units")
+    _COSTS = ("bytes", "params", "macs", "ram", "kv_cache")
+    _SIZES = (*_COSTS, "latency_ms", "remove_fraction", "remove_units")
     _QUALITY: ClassVar = {
         "max_loss_increase": ("loss", -1), "max_accuracy_drop": ("accuracy", 1), "max_metric_drop": ("metric", 1)
     }  # fmt: skip
-
-    def _numbers(self, name: str) -> list[Any]:
-        """Return a number, or all that are given by the names of unit sets.
-
-        Raises:
-            ArgumentError: They may not be given so, or are given by nothing.
-        """
-        value = getattr(self, name)
-        if not isinstance(value, Mapping):
-            return [value]
-        if name not in ("remove_fraction", "multiple_of"):
-            raise ArgumentError(f"Budget: {name} must be a number, got {value!r}")
-        if not value or not all(isinstance(pattern, str) for pattern in value):
-            raise ArgumentError(f"Budget: {name} must be a number, or numbers by the names of unit sets, got {value!r}")
-        return list(value.values())
-
-    def _check(self, highest: float, span: str, *names: str) -> None:
-        for name, value in [(bound, value) for bound in names for value in self._numbers(bound)]:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 <= value <= highest):
-                raise ArgumentError(f"Budget: {name} must be {span}, got {value!r}")
-
-    def _check_whole(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            required = value is not None or name == "min_units"
-            if required and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise ArgumentError(f"Budget: {name} must be a whole number from 0, got {value!r}")
 
     def _asked(self, *names: str) -> dict[str, float]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -147,7 +112,7 @@ class Budget:
         for what in ("protect", "remove_fraction", "multiple_of"):
             patterns = getattr(self, what)
             for pattern in patterns if isinstance(patterns, tuple | Mapping) else ():
-                if not any(_matches(name, pattern) for name in sizes):
+                if not any(matches(name, pattern) for name in sizes):
                     raise ArgumentError(f"Budget: {what}={pattern!r} is no unit set; there are: {', '.join(sizes)}")
         limits = {name: self._removable(name, size, (least or {}).get(name, 1)) for name, size in sizes.items()}
         groups = self._groups(sizes)
@@ -155,7 +120,7 @@ class Budget:
 
     def _removable(self, name: str, size: int, least: int) -> int:
         """Return how many units a set may lose: down to a multiple, which is above what must stay."""
-        if any(_matches(name, pattern) for pattern in self.protect):
+        if any(matches(name, pattern) for pattern in self.protect):
             return 0
         multiple, fewest = self._multiple(name), max(self.min_units, least)
         fewest = -(-fewest // multiple) * multiple
@@ -164,17 +129,17 @@ class Budget:
         return max(size - fewest, 0) if self._quota(name, size) else 0
 
     def _quota(self, name: str, size: int) -> int:
-        fraction: float | None = _first(self.remove_fraction, name, 0.0)
+        fraction: float | None = first(self.remove_fraction, name, 0.0)
         return _share(fraction or 0.0, size) if self.scope == "set" else size
 
     def _multiple(self, name: str) -> int:
-        return int(_first(self.multiple_of, name, 1))
+        return int(first(self.multiple_of, name, 1))
 
     def _groups(self, sizes: Mapping[str, int]) -> dict[str, list[str]]:
         """Return for each set those that lose as many units as it does, itself among them."""
         if self.scope != "uniform":
             return {name: [name] for name in sizes}
-        return _alike(tuple(sizes.items()))
+        return alike_sets(tuple(sizes.items()))
 
     def blocks(self, sizes: Mapping[str, int]) -> dict[str, tuple[list[str], int]] | None:
         """Return for each set those that lose units with it, and the number of which multiples stay; None without."""
@@ -225,10 +190,14 @@ class Budget:
         measured = self.removed_enough(gone, sizes) and self.small_enough(state) and self.good_enough(start, state)
         return measured and self.goes_next(gone, sizes) is None
 
-    def small_enough(self, state: State) -> bool:
-        """Return whether bytes, parameters and multiplications are within their bounds."""
-        bounds = ((state.bytes, self.bytes), (state.params, self.params), (state.macs, self.macs))
-        return all(size <= _bound(bound) for size, bound in bounds)
+    @property
+    def costs(self) -> dict[str, int]:
+        """The bounds of costs that are counted, by their names."""
+        return {name: int(bound) for name, bound in self._asked(*self._COSTS).items()}
+
+    def small_enough(self, costs: Any) -> bool:
+        """Return whether a state's bytes, parameters, multiplications and memory are within their bounds."""
+        return all(getattr(costs, name) <= bound for name, bound in self.costs.items())
 
     def removed_enough(self, gone: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
         """Return whether as many units are gone, of each set or of all, as have to go."""
@@ -312,37 +281,14 @@ class Budget:
         return BudgetError(
             f"{self} cannot be met: at most {removed} of {total} units can be removed{within}, "
             f"which leaves {state.params:,} parameters and a file of {state.bytes:,} bytes "
-            f"({format_bytes(state.bytes)})" + (f", {state.macs:,} MACs" if self.macs is not None else "")
+            f"({format_bytes(state.bytes)})"
+            + "".join(f", {getattr(state, name):,} {what}" for name, what in _MORE.items() if name in self.costs)
         )
 
 
+_MORE = {"macs": "MACs", "ram": "bytes of activations", "kv_cache": "bytes kept of each token"}
 _ROUNDING = 1e-12  # a drop of exactly one point is allowed by 0.01
-_NUMBER = re.compile(r"(?<![\w\[])\d+(?![\w\]])")  # of a layer: in a name "layers.0.fc1[2]" the 0
-
-
-@functools.lru_cache(maxsize=8)  # it is asked after each removal
-def _alike(sizes: tuple[tuple[str, int], ...]) -> dict[str, list[str]]:
-    """Return for each set those of its size whose names differ in the number of a layer alone."""
-    groups: dict[tuple[str, int], list[str]] = {}
-    for name, size in sizes:
-        groups.setdefault((_NUMBER.sub("#", name), size), []).append(name)
-    return {name: group for group in groups.values() for name in group}
-
-
-def _first(value: Any, name: str, default: Any) -> Any:
-    """Return a value, or the first that is given for a name."""
-    if not isinstance(value, Mapping):
-        return value
-    return next((part for pattern, part in value.items() if _matches(name, pattern)), default)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)  # names may hold brackets
 
 
 def _share(fraction: float, size: int) -> int:
     return math.ceil(fraction * size - 1e-9)  # 0.1 · 30 is 3, and not a little more
-
-
-def _bound(limit: int | str | None) -> float:
-    return math.inf if limit is None else float(limit)

@@ -7,6 +7,7 @@ at the end, layer after layer, and the loss is measured there.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ from secateur.compensation.compensator import Compensator
 from secateur.objective.quality.quality import Quality
 from secateur.objective.question import Question
 from secateur.options import Ranking
-from secateur.planning.allotment import Curves, allotted_steps, end_of
+from secateur.planning.allotment import Curves, allotted_steps, comparison, end_of, worth_of
 from secateur.planning.budget import Budget
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Plan
@@ -47,15 +48,28 @@ def rank_layerwise(
     ends = _Ends(question, compensator, network)
     if budget is not None:
         check_start(budget, network, ends.start, ends.predictions)
-    curves = set_curves(question, criterion, compensator, removable(network, budget))
-    steps = ends.measured(allotted_steps(curves, network, budget), budget)
-    made, fitted = Curves(tuple(curves), network), compensator is not None
+    sets, fitted = set_curves(question, criterion, compensator, removable(network, budget)), compensator is not None
+    made, steps, compared = _better(ends, Curves(tuple(sets), network), budget)
     plan = Plan(
         made.whole, ends.start, (), question.units.captured.spec, ranking,
-        compensator.settings if compensator else None, curves=made,
+        compensator.settings if compensator else None, curves=made, compared=compared,
         basis=basis_of(question, fitted, ends.start, ends.predictions),
     )  # fmt: skip
     return plan.with_steps(steps)
+
+
+def _better(ends: _Ends, curves: Curves, budget: Budget | None) -> tuple[Curves, tuple[Step, ...], str | None]:
+    """Return curves allotted by what the budget counts, or by units alone where that ends at a lower loss, measured."""
+    steps = ends.measured(allotted_steps(curves, budget), budget)
+    if budget is None or budget.bounds_quality or not ends.measurable or worth_of(curves.network, budget) is None:
+        return curves, steps, None
+    plain = dataclasses.replace(curves, priced=False)
+    others = ends.measured(allotted_steps(plain, budget), budget)
+    by_cost, alone = (s[-1].loss if s else None for s in (steps, others))
+    if by_cost is None or alone is None:
+        return curves, steps, None
+    compared = comparison(by_cost, alone)
+    return (curves, steps, compared) if by_cost <= alone else (plain, others, compared)
 
 
 class _Ends:
@@ -67,7 +81,7 @@ class _Ends:
         self.measurable = question.judge.has_data and question.judge.has_loss
         quality = question.judge.measure(question.ones) if self.measurable else Quality()
         self.predictions = quality.predictions
-        self.start = State(None, None, *network.after({}, 0)).measured(quality)
+        self.start = State(None, None, **network.after({}, 0)._asdict()).measured(quality)
 
     def measured(self, steps: tuple[Step, ...], budget: Budget | None) -> tuple[Step, ...]:
         """Return the steps that the budget asks for, with the quality at their end."""

@@ -18,10 +18,10 @@ from secateur.own_code.optimiser_state import Optimizer, StateTransfer
 from secateur.own_code.slices import index_map, keep_mask_of
 from secateur.planning.allotment import Curves, allotted_steps, end_of
 from secateur.planning.budget import Budget
-from secateur.planning.state import Basis, State, Step, Swaps, quality_cells, quality_columns, three_digits, to_json
+from secateur.planning.plan_text import plan_text
+from secateur.planning.state import Basis, State, Step, Swaps, to_json
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import Units
-from secateur.text import format_bytes, table
 
 FORMAT = 1
 
@@ -43,9 +43,11 @@ class Plan:
         basis: The samples that losses and accuracies were measured on; None where they were not.
         curves: The curves of all sets, from which a layerwise plan allots any budget again; None of other rankings.
         reason: Why this ranking was taken where none was asked for; plans are not compared by it.
+        compared: How the order came out beside one by rise of the loss alone, where both were made; likewise.
         unfitted: Weights that cannot make up for removed units and stay as they are, each with the reason.
         rounds: The number of rounds, each ranked on the network that the one before left; 0 for one order.
         retrained: Whether the user's function trained the network after each round.
+        artifact: The kind of file that the states' bytes are of.
 
     >>> plan = Plan.from_kept({"0": [0, 2], "2": [1]})
     >>> Plan.from_json(plan.to_json()) == plan
@@ -63,9 +65,11 @@ class Plan:
     basis: Basis | None = None
     curves: Curves | None = None
     reason: str | None = field(default=None, compare=False)
+    compared: str | None = field(default=None, compare=False)
     unfitted: tuple[tuple[str, str], ...] = ()
     rounds: int = 0
     retrained: bool = False
+    artifact: str = "safetensors"
 
     @property
     def criterion(self) -> str:
@@ -147,6 +151,12 @@ class Plan:
             raise ArgumentError("a plan written by hand has no order to take a prefix of")
         if self.rounds:
             raise ArgumentError("a plan made in rounds is for its own budget alone; shrink again for another one")
+        if budget.latency_ms is not None:
+            raise ArgumentError("Budget: latency_ms is measured on the networks themselves; secateur.shrink does that")
+        if budget.bytes is not None and budget.artifact != self.artifact:
+            raise ArgumentError(
+                f"{budget}: the plan's bytes are of .{self.artifact} files; make it with rank(..., budget=budget)"
+            )
         if self.basis is not None:
             if self.basis.fitted and budget.bounds_quality:
                 raise ArgumentError(
@@ -165,7 +175,7 @@ class Plan:
             ArgumentError: The budget bounds a quality that was not measured there, or was and is not kept.
         """
         assert self.start is not None
-        steps, sizes = allotted_steps(curves.sets, curves.network, budget), dict(curves.network.sets)
+        steps, sizes = allotted_steps(curves, budget), dict(curves.network.sets)
         end = end_of(steps, self.start, budget, sizes) if budget.least else len(self.steps)
         plan = replace(self, kept_indices=curves.whole, steps=(), basis=None).with_steps(steps[:end])
         measured = plan.kept == self.kept
@@ -176,12 +186,11 @@ class Plan:
             )
         return self if measured else plan
 
-    def whole(self, budget: Budget) -> Plan:
-        """Return the plan with all removals that its order has for a budget, or its curves give for one of quality."""
-        if self.curves is None or budget.least:
+    def longest(self, budget: Budget) -> Plan:
+        """Return the whole order that a budget makes: of curves all that it permits, else the plan as it is."""
+        if self.curves is None:
             return self
-        steps = allotted_steps(self.curves.sets, self.curves.network, budget)
-        return replace(self, kept_indices=self.curves.whole, steps=()).with_steps(steps)
+        return replace(self, kept_indices=self.curves.whole, steps=()).with_steps(allotted_steps(self.curves, budget))
 
     def with_steps(self, steps: tuple[Step, ...]) -> Plan:
         """Return the plan with further removals."""
@@ -246,10 +255,12 @@ class Plan:
                 "swaps": self.swaps and asdict(self.swaps),
                 "curves": self.curves and self.curves.to_json(),
                 "reason": self.reason,
+                "compared": self.compared,
                 "unfitted": [list(pair) for pair in self.unfitted],
                 "basis": self.basis and asdict(self.basis),
                 "inputs": self.inputs and self.inputs.to_json(),
                 "kept": self.kept,
+                "artifact": self.artifact,
                 "start": self.start and to_json(self.start),
                 "steps": [to_json(step) for step in self.steps],
             }
@@ -297,8 +308,10 @@ class Plan:
                 swaps=data["swaps"] and Swaps(**data["swaps"]),
                 curves=data.get("curves") and Curves.from_json(data["curves"]),
                 reason=data.get("reason"),
+                compared=data.get("compared"),
                 unfitted=tuple((str(name), str(why)) for name, why in data.get("unfitted", ())),
                 basis=data.get("basis") and Basis(**data["basis"]),
+                artifact=str(data.get("artifact", "safetensors")),
                 **cls.options_from_json(data),
             )
         except PlanError:
@@ -307,39 +320,4 @@ class Plan:
             raise PlanError(f"plan: not a plan's JSON ({type(error).__name__}: {error})") from error
 
     def __str__(self) -> str:
-        if self.start is None:
-            rows = [(name, len(kept), " ".join(map(str, kept))) for name, kept in self.kept_indices]
-            return table(["unit set", "kept", "indices"], rows, "plan written by hand")
-        columns = ["removed", "last", "predicted", *quality_columns(self.start), "params", "bytes"]
-        below = [str(self.swaps)] if self.swaps else []
-        below += [f"{self.ranking}: {self.reason}"] if self.reason else []
-        below += [f"{name} stays as it is: {why}" for name, why in self.unfitted]
-        steps = table(columns, [self._row(n) for n in self._shown()], self._title() + self._measured())
-        return "\n".join([steps, *below])
-
-    def _shown(self) -> list[int]:
-        """Return the points of the table: some twenty, evenly among those measured or on a curve, and the last."""
-        last = len(self.steps)
-        known = [n for n, state in enumerate(self.states) if state.loss is not None or self.curves] or range(last + 1)
-        every = max(1, -(-(len(known) - 1) // 20))
-        return sorted({*known[::every], last})
-
-    def _title(self) -> str:
-        title = f"{len(self.steps)} of {sum(self.sizes.values())} units removed, {self.criterion} / {self.ranking}"
-        title += f", {self.in_rounds}" if self.rounds else ""
-        if self.compensation is None:
-            return title
-        refined = " and refined" if self.compensation.refine else ""
-        return f"{title}, compensated{refined}" if self.compensation.fit else f"{title}, BatchNorm recalibrated"
-
-    def _measured(self) -> str:
-        if self.basis is not None:
-            return f"; loss and accuracy on {self.basis}"
-        predicted = any(step.predicted is not None for step in self.steps)
-        return "; how the loss rises is predicted, not measured" if self.curves and predicted else ""
-
-    def _row(self, n: int) -> tuple[object, ...]:
-        state = self.states[n]
-        last, predicted = (f"{state.set}[{state.index}]", state.predicted) if isinstance(state, Step) else ("", None)
-        quality = quality_cells(state, self.states[0], self.basis)
-        return n, last, three_digits(predicted), *quality, state.params, format_bytes(state.bytes)
+        return plan_text(self)

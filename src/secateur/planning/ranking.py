@@ -5,19 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from secateur.compensation.compensator import Compensator
 from secateur.compensation.unit_surgeon import UnitSurgeon
+from secateur.errors import BudgetError
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.leave_one_out import rises
 from secateur.objective.question import Question
 from secateur.options import CURVATURES, Ranking
 from secateur.phases import phase
+from secateur.planning.allotment import comparison, worth_of
 from secateur.planning.budget import Budget
+from secateur.planning.curves import Worth
 from secateur.planning.layerwise import rank_layerwise
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.plan import Plan
@@ -37,7 +40,7 @@ def criteria_for(ranking: str) -> list[str]:
 
 def rank_units(
     question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
-    network: NetworkSizes,
+    network: NetworkSizes, chosen: bool = False,
 ) -> Plan:  # fmt: skip
     """Return the order of removals; `secateur.rank` is this with the sizes of the network and its file filled in.
 
@@ -48,6 +51,8 @@ def rank_units(
         compensator: Fits the weights that stay after each removal; None to leave them as they are.
         budget: The bounds at which to stop; None to go on until one unit is left in each set.
         network: The sizes of the network and of its file for any units kept.
+        chosen: Whether nobody asked for this ranking: then units go by the rise of the loss for what the budget counts,
+            where that ends at a lower loss than by the rise alone.
 
     Returns:
         The plan: just as long as the budget needs it, and with a budget of quality alone as long as it can be.
@@ -59,6 +64,27 @@ def rank_units(
     find_criterion(criterion, question.gated)
     if ranking.ranking == "layerwise":
         return rank_layerwise(question, ranking, criterion, compensator, budget, network)
+
+    def order(worth: Worth | None = None) -> Plan:
+        return _ordered(question, ranking, criterion, compensator, budget, network, worth)
+
+    plan, worth = order(), worth_of(network, budget) if chosen and criterion.in_loss_units else None
+    if worth is None or not plan.steps or plan.steps[-1].loss is None:
+        return plan
+    try:
+        priced = order(worth)
+    except BudgetError:  # of quality
+        return plan
+    alone, by_cost = plan.steps[-1].loss, priced.steps[-1].loss
+    assert by_cost is not None
+    return replace(priced if by_cost < alone else plan, compared=comparison(by_cost, alone))
+
+
+def _ordered(
+    question: Question, ranking: Ranking, criterion: Criterion, compensator: Compensator | None, budget: Budget | None,
+    network: NetworkSizes, worth: Worth | None,
+) -> Plan:  # fmt: skip
+    """Return an order in which units go by their saliencies, for what each gains where that counts."""
     open_sets = {name for name, limit in removable(network, budget).items() if limit}
     short = SHORTLIST if ranking.ranking == "iterative" else None
     surgeon = None if compensator is None else UnitSurgeon(compensator, criterion.name == "obs", open_sets, short)
@@ -66,7 +92,7 @@ def rank_units(
     if ranking.ranking == "quadratic":
         order, swaps = rank_quadratic(gated, RemovalOrder(question, network, budget, surgeon), ranking)
     else:
-        order, swaps = RemovalOrder(question, network, budget, surgeon, ranking.refresh), None
+        order, swaps = RemovalOrder(question, network, budget, surgeon, ranking.refresh, worth), None
         _BySaliency(criterion, gated, order, ranking).run()
     return Plan(
         tuple(order.kept().items()), order.start, order.steps(), question.units.captured.spec,
@@ -104,7 +130,7 @@ class _BySaliency:
         if not self._goes_on():
             return
         saliency, candidates = self._scores(), self.order.may_go.nonzero()[:, 0]
-        if self.order.in_blocks:
+        if self.order.one_by_one:
             while self._goes_on():
                 yield (k := self.order.least(saliency)), saliency[k].item()
             return

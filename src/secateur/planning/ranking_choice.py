@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from secateur.compensation.calibration import EACH, FEWER, ROWS
+from secateur.compensation.calibration import EACH, FEWER, PIECE, ROWS, rows_of_its_own
 from secateur.compensation.linear_layers import Layer, find_layers, layers_of
 from secateur.compensation.targets import last_layers
 from secateur.least_squares.moments import LARGE
@@ -99,8 +99,15 @@ class Counts:
         weighted = last_layers(self.layers) if self.question.gated.has_loss else []
         return {layer: layer.outputs.size if layer in weighted else 1 for layer in self.layers}
 
+    def kept_rows(self, layer: Layer) -> int | None:
+        """Return how many rows are kept of a layer that is fitted by its rows; None where it has moments."""
+        return rows_of_its_own(layer, self.samples)
+
     def rows(self, layer: Layer) -> int:
         """Return how many rows a layer's moments are taken over."""
+        kept = self.kept_rows(layer)
+        if kept is not None:
+            return kept
         most = ROWS if self.blocks[layer] == 1 else FEWER
         return min(self.samples * layer.positions, max(most, EACH * layer.width))
 
@@ -108,7 +115,7 @@ class Counts:
     def removals(self) -> int:
         """The number of units that may go until a budget that counts units is met."""
         longest, budget = sum(self.limits.values()), self.budget
-        if budget is None or not budget.least or any((budget.bytes, budget.params, budget.macs)):
+        if budget is None or not budget.least or budget.costs or budget.latency_ms is not None:
             return longest
         return longest if budget.scope == "set" else min(longest, budget.fewest(self.units.total))
 
@@ -129,8 +136,9 @@ class Counts:
 
     @property
     def batch_bytes(self) -> int:
-        """The bytes of all values of the largest batch, which a backward pass needs."""
-        return bytes_of(self.units.captured.graph.nodes) * self.largest_batch
+        """The bytes of all values of the largest batch, which a backward pass needs; views take none."""
+        nodes = self.units.captured.graph.nodes
+        return bytes_of(node for node in nodes if not getattr(node.target, "is_view", False)) * self.largest_batch
 
     @cached_property
     def alive_bytes(self) -> int:
@@ -144,17 +152,19 @@ class Counts:
         return self.alive_bytes * self.largest_batch
 
     def row_bytes(self, layer: Layer) -> int:
-        """Return what the rows take that a layer's moments are made of, with a copy."""
-        return 2 * self.rows(layer) * layer.height * self.question.ones.element_size()
+        """Return what the rows take that are unfolded at a time, with a copy."""
+        return 2 * min(self.rows(layer), PIECE) * layer.height * self.question.ones.element_size()
 
     def moment_bytes(self, layer: Layer) -> int:
-        """Return what a layer's moments take: those to fit, and those held out."""
-        inputs = layer.height
+        """Return what a layer's moments take, those to fit and those held out; or the rows that are kept."""
+        inputs, kept = layer.height, self.kept_rows(layer)
+        if kept is not None:
+            return 4 * kept * (inputs + layer.outputs.size)
         return 2 * self.blocks[layer] * inputs**2 * (4 if inputs >= LARGE else 8)
 
     def solve_bytes(self, layer: Layer) -> int:
         """Return what the matrices take that a layer's factorisation holds at a time."""
-        return 4 * 8 * self.blocks[layer] * layer.height**2
+        return 3 * 8 * self.blocks[layer] * (self.kept_rows(layer) or layer.height) ** 2
 
     def fit_bytes(self, layer: Layer) -> int:
         """Return what the fit of one layer holds."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from secateur.compensation.unit_surgeon import UnitSurgeon
 from secateur.objective.question import Question
 from secateur.planning.budget import Budget
+from secateur.planning.curves import Worth
 from secateur.planning.loss_curve import LossCurve
 from secateur.planning.network_sizes import NetworkSizes
 from secateur.planning.state import Basis, State, Step
@@ -24,10 +25,7 @@ def removable(sizes: NetworkSizes, budget: Budget | None) -> dict[str, int]:
 
 def state_of_kept(network: NetworkSizes, start: State, kept: Mapping[str, Sequence[int]]) -> State:
     """Return the sizes with these units left, with the quality of the start."""
-    counts = {name: len(indices) for name, indices in kept.items()}
-    return replace(
-        start, params=network.params(counts), bytes=network.file_bytes(kept), macs=network.macs(counts)
-    )  # fmt: skip
+    return replace(start, **network.costs(kept)._asdict())
 
 
 def check_start(budget: Budget, network: NetworkSizes, start: State, predictions: int) -> None:
@@ -74,13 +72,15 @@ class RemovalOrder:
         budget: The bounds at which to stop.
         surgeon: Lets the weights make up for each unit that goes; None to leave them as they are.
         refresh: After how many removals the surgeon fits all weights again; None for a hundredth of what can go.
+        worth: What one more unit of each set gains, by which saliencies are divided; None to take them as they are.
     """
 
     def __init__(
         self, question: Question, network: NetworkSizes, budget: Budget | None, surgeon: UnitSurgeon | None = None,
-        refresh: int | None = None,
+        refresh: int | None = None, worth: Worth | None = None,
     ) -> None:  # fmt: skip
         self.question, self.units, self.network, self.budget = question, question.units, network, budget
+        self.worth = worth
         self.g = question.ones.clone()
         self.sizes, self.limits = dict(network.sets), removable(network, budget)
         self.set_of_each = self.units.set_of_each
@@ -97,7 +97,7 @@ class RemovalOrder:
         self.curve = LossCurve(question, surgeon.compensator if surgeon else None, self.longest, network.macs({}))
         self.curve.measure(0, self.g)
         self.small = False  # whether the budget's sizes have held
-        self.start = State(None, None, *network.after({}, 0)).measured(self.curve.at(0))
+        self.start = State(None, None, **network.after({}, 0)._asdict()).measured(self.curve.at(0))
         predictions = self.curve.at(0).predictions
         self.basis = basis_of(question, surgeon is not None, self.start, predictions)
         if budget is not None:
@@ -105,12 +105,12 @@ class RemovalOrder:
 
     def restarted(self) -> RemovalOrder:
         """Return an order for the same question and budget, with no removals."""
-        return RemovalOrder(self.question, self.network, self.budget, self.surgeon, self.refresh)
+        return RemovalOrder(self.question, self.network, self.budget, self.surgeon, self.refresh, self.worth)
 
     @property
-    def in_blocks(self) -> bool:
-        """Whether a unit that goes may take others along."""
-        return self.budget is not None and self.budget.blocks(self.sizes) is not None
+    def one_by_one(self) -> bool:
+        """Whether each removal may change which unit is next, by the units that go with it or by what others cost."""
+        return self.worth is not None or (self.budget is not None and self.budget.blocks(self.sizes) is not None)
 
     @property
     def may_go(self) -> Tensor:
@@ -129,8 +129,7 @@ class RemovalOrder:
             return False
         if self._next is not None:
             return False
-        sizes = self.network.after(self._counts(self.gone), self.gone_text)
-        if not budget.small_enough(State(None, None, *sizes)):
+        if not budget.small_enough(self.network.after(self._counts(self.gone), self.gone_text)):
             return False
         if budget.bounds_quality and not self.small:
             self.small = True
@@ -144,8 +143,17 @@ class RemovalOrder:
     def least(self, saliency: Tensor) -> int:
         """Return the unit of least saliency [K] that may go; of tied ones the one that `choose` takes."""
         candidates = self.may_go.nonzero()[:, 0]
-        values = saliency[candidates]
+        values = self._prices(saliency)[candidates]
         return self.choose(candidates[values == values.min()])
+
+    def _prices(self, saliency: Tensor) -> Tensor:
+        """Return the saliencies [K] for what each unit gains; as they are where none gains anything."""
+        if self.worth is None:
+            return saliency
+        gains = self.worth(self._counts(self.gone))
+        worth = torch.tensor(list(gains.values()), dtype=saliency.dtype)[self.set_of_each]
+        prices = torch.where(saliency > 0, saliency / worth, saliency * worth)
+        return prices if prices[self.may_go].isfinite().any() else saliency
 
     def choose(self, tied: Tensor) -> int:
         """Return the unit that frees most bytes, of several the first."""
@@ -200,11 +208,10 @@ class RemovalOrder:
             self.curve.refine(self.removed, self.ends, self._good_enough)
         places = [self.units.places[k] for k in self.removed]
         sets = self.set_of_each[torch.tensor(self.removed, dtype=torch.long)]
-        along = self.network.along(sets, torch.tensor([index for _, index in places], dtype=torch.long))
-        params, written, macs = (values.tolist() for values in along)
+        along = self.network.along(sets, torch.tensor([index for _, index in places], dtype=torch.long)).each()
         return tuple(
-            Step(None, None, params[n], written[n], macs[n], *place, predicted).measured(self.curve.at(n))
-            for n, (place, predicted) in enumerate(zip(places, self.predicted, strict=True), 1)
+            Step(None, None, **costs, set=place[0], index=place[1], predicted=predicted).measured(self.curve.at(n))
+            for n, (place, predicted, costs) in enumerate(zip(places, self.predicted, along[1:], strict=True), 1)
         )
 
     def _counts(self, gone: Mapping[str, int]) -> dict[str, int]:

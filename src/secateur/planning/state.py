@@ -11,7 +11,17 @@ from secateur.objective.quality.quality import Quality
 
 @dataclass(frozen=True)
 class State:
-    """The network at one point of the order; loss, accuracy and metric are None where they were not measured."""
+    """The network at one point of the order; loss, accuracy and metric are None where they were not measured.
+
+    Attributes:
+        loss: The loss.
+        accuracy: The share of right predictions.
+        params: The number of parameters.
+        bytes: The bytes of the written file.
+        macs: The multiplications with addition for one sample.
+        ram: The bytes of the values alive at the same time, at most, for one sample.
+        kv_cache: The bytes that a decoder keeps of each earlier token; 0 where that is not known.
+    """
 
     loss: float | None
     accuracy: float | None
@@ -19,6 +29,8 @@ class State:
     bytes: int
     macs: int
     metric: float | None = field(default=None, kw_only=True)
+    ram: int = field(default=0, kw_only=True)
+    kv_cache: int = field(default=0, kw_only=True)
 
     def measured(self, quality: Quality) -> Self:
         """Return the state with the quality that was measured there."""
@@ -100,8 +112,9 @@ def accuracy_of(accuracy: float | None, basis: Basis | None) -> str | None:
 
 
 def to_json(sizes: Any) -> dict[str, Any]:
-    """Return a state, or other sizes with a quality, as plain data: with a metric only where there is one."""
-    return {name: value for name, value in asdict(sizes).items() if name != "metric" or value is not None}
+    """Return a state, or other sizes with a quality, as plain data, without a metric and costs that nobody measured."""
+    left_out = [("metric", None), ("latency_ms", None), ("kv_cache", None), ("kv_cache", 0), ("ram", 0)]
+    return {name: value for name, value in asdict(sizes).items() if (name, value) not in left_out}
 
 
 class Measured(Protocol):

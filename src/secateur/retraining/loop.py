@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.arguments import require_whole
-from secateur.artifacts.header import network_sizes
 from secateur.cutting.cut import cut_units
 from secateur.cutting.final_fit import fitted_plan
 from secateur.cutting.original import in_original, same_sets
@@ -21,7 +20,7 @@ from secateur.errors import ArgumentError, BudgetError, ModelError, Verification
 from secateur.objective.gated_loss import GatedLoss
 from secateur.objective.quality.quality import Quality
 from secateur.objective.question import Question
-from secateur.ordering import Job, Ranked, make_order
+from secateur.ordering import Job, Ranked, make_order, sizes_of
 from secateur.own_code.find_units import units_of
 from secateur.own_code.probe_weights import holding
 from secateur.phases import phase
@@ -101,9 +100,9 @@ class Rounds:
             whole, inputs=question.units.captured.spec, made_by=job.ranking, compensation=job.compensation,
             biases=job.biases, reason=job.reason, rounds=loop.rounds, retrained=loop.retrain is not None,
         )  # fmt: skip
-        self.sizes = network_sizes(question.model, question.units, plan)
+        self.sizes = sizes_of(job, plan)
         quality = self._measured(plan, {})
-        start = State(None, None, *self.sizes.after({}, 0)).measured(quality)
+        start = State(None, None, **self.sizes.after({}, 0)._asdict()).measured(quality)
         check_start(budget, self.sizes, start, quality.predictions)
         basis = basis_of(question, job.compensation is not None, start, quality.predictions)
         self.now = Cut(dataclasses.replace(plan, start=start, basis=basis), start, question.model, {}, 0.0)
@@ -204,7 +203,7 @@ class Rounds:
             header = dataclasses.replace(
                 self.now.plan, inputs=question.units.captured.spec, rounds=0, retrained=False
             )  # as `make_order` counts it
-            own = network_sizes(question.model, question.units, header)
+            own = sizes_of(self.job._replace(question=question), header)
             longer = self.now.plan.states[-1].bytes - own.file_bytes({})
             changed["bytes"] = max(0, target.bytes - max(0, longer) - SLACK)
         if isinstance(target, RoundBudget):
@@ -223,13 +222,10 @@ class Rounds:
         along = self.sizes.along(
             torch.tensor([numbers[step.set] for step in every], dtype=torch.long),
             torch.tensor([step.index for step in every], dtype=torch.long),
+        ).each()[len(before.steps) + 1 :]
+        return before.with_steps(
+            tuple(dataclasses.replace(step, **costs) for step, costs in zip(moved, along, strict=True))
         )
-        first = len(before.steps) + 1
-        sized = [
-            dataclasses.replace(step, params=int(params), bytes=int(size), macs=int(macs))
-            for step, params, size, macs in zip(moved, *(values[first:] for values in along), strict=True)
-        ]
-        return before.with_steps(tuple(sized))
 
     def _cut(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Cut:
         """Return the network without the units that a plan removes, proven."""
@@ -274,4 +270,5 @@ def _fitted(ranked: Ranked, plan: Plan, bounds: Budget) -> tuple[Plan, Mapping[s
     """Return the plan and the weights that make up for what it removes; none without compensation."""
     if ranked.compensator is None:
         return plan, {}
-    return fitted_plan(ranked.question, ranked.compensator, ranked.plan.whole(bounds), plan, bounds)
+    order = ranked.plan if bounds.least else ranked.plan.longest(bounds)
+    return fitted_plan(ranked.question, ranked.compensator, order, plan, bounds)

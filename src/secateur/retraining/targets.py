@@ -54,9 +54,7 @@ def round_budget(budget: Budget, plan: Plan, rounds: int) -> Budget:
     now, sizes = plan.states[-1], plan.sizes
     gone = Counter(step.set for step in plan.steps)
     bounds: dict[str, Any] = {
-        name: share_left(getattr(now, name), int(bound), rounds)
-        for name, bound in (("bytes", budget.bytes), ("params", budget.params), ("macs", budget.macs))
-        if bound is not None
+        name: share_left(getattr(now, name), bound, rounds) for name, bound in budget.costs.items()
     }
     if budget.scope == "set":
         bounds["quotas"] = tuple(_quotas(sizes, gone, budget.removable(sizes), rounds).items())
@@ -66,7 +64,7 @@ def round_budget(budget: Budget, plan: Plan, rounds: int) -> Budget:
     fraction = budget.remove_fraction if budget.scope == "set" else None
     return RoundBudget(
         **bounds, remove_units=more, remove_fraction=fraction, scope=budget.scope, min_units=budget.min_units,
-        protect=budget.protect, multiple_of=budget.multiple_of,
+        protect=budget.protect, multiple_of=budget.multiple_of, artifact=budget.artifact,
     )  # fmt: skip
 
 

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from secateur.arguments import require_instance
 from secateur.errors import ArgumentError, ModelError, choose
 from secateur.structure.axis import BATCH, Axis, count, expand, leaves
-from secateur.structure.capture import Captured, sizes
+from secateur.structure.capture import Captured
 from secateur.structure.inputs import named_tensors
 from secateur.structure.ops.net import Axes, Net
 from secateur.structure.producers import (
@@ -186,21 +186,6 @@ class Units:
     def macs(self, kept: Mapping[str, int]) -> int:
         """Return the multiplications with addition for one sample of the example's sizes."""
         return _macs(self.net.macs, self._counts(kept))
-
-    def bytes_of_value(self, node: fx.Node, kept: Mapping[str, int]) -> int:
-        """Return the bytes that the result of a captured call takes for one sample of the example's sizes."""
-        counts, value = self._counts(kept), node.meta.get("val")
-        results = list(value) if isinstance(value, tuple | list) else [value]
-        axes = self.net.outputs_of(node) if node in self.net.known else [[] for _ in results]
-        total = 0
-        for result, own in zip(results, axes, strict=False):
-            if isinstance(result, Tensor):
-                shape = list(sizes(result, batch=1))
-                for dim, axis in enumerate(own):
-                    left = count(axis, counts)
-                    shape[dim] = shape[dim] if left == axis.size else _of_one_sample(left)
-                total += math.prod(shape) * result.element_size()
-        return total
 
     def shapes(self, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Return the shape of each captured parameter and buffer."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import secateur
-from secateur.artifacts.exports.formats import FORMATS
 from secateur.artifacts.exports.write import write
+from secateur.file_formats import FORMATS
 from secateur.objective.losses import cross_entropy
 from secateur_experiments.datasets import digits, mnist
 from secateur_experiments.networks import convolutional_network, small_convolutional_network

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from secateur.artifacts.exports.formats import FORMATS, require_libraries
 from secateur.artifacts.safetensors import whole_file
 from secateur.cli_options import Json, print_json
+from secateur.file_formats import FORMATS, require_libraries
 from secateur_experiments.commands import Mnist
 
 
@@ -22,7 +22,7 @@ def artifacts(
 ) -> None:
     """Write one network, whole and cut, as every kind of file: bytes, differences, accuracy, memory."""
     for kind in FORMATS:
-        require_libraries(Path(f"network{kind}"))
+        require_libraries(FORMATS[kind], f"network{kind}")
     from secateur_experiments.bench.artifacts import TRAINED, compare, page, text
 
     rows = []

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.artifacts.exports.formats import FORMATS
 from secateur.artifacts.exports.measure import measure_file
 from secateur.artifacts.exports.write import write
 from secateur.errors import ArgumentError, ArtifactError
+from secateur.file_formats import FORMATS
 from secateur.structure.inputs import InputSpec
 
 MODEL = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 3))

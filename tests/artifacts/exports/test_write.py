@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.artifacts.exports import write as writing
-from secateur.artifacts.exports.formats import FORMATS
 from secateur.artifacts.exports.program import plain
 from secateur.artifacts.exports.runtimes import run_file
 from secateur.artifacts.exports.write import write
 from secateur.errors import ArgumentError, ArtifactError
+from secateur.file_formats import FORMATS
 from secateur.result import Result
 from secateur.structure.inputs import InputSpec
 

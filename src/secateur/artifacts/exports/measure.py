@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.artifacts.exports.formats import require_libraries
 from secateur.errors import ArtifactError
+from secateur.file_formats import format_of, require_libraries
 from secateur.structure.export import first_line
 from secateur.structure.exporting.tracing import quiet
 
@@ -48,7 +48,7 @@ def measure_file(path: Path) -> FileSizes:
         ArgumentError: Its ending stands for no kind of file, or what reads that is not installed.
         ArtifactError: It is not there, or is no such file.
     """
-    form = require_libraries(path)
+    form = require_libraries(format_of(path), path)
     read = {".safetensors": _safetensors, ".pt2": _pt2, ".onnx": _onnx, ".pte": _pte}[path.suffix]
     if not path.is_file():
         raise ArtifactError(f"{path}: there is no such file")

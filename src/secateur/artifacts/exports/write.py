@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from secateur.artifacts.exports.formats import Format
 from secateur.artifacts.exports.onnx import to_int8_onnx, to_onnx
 from secateur.artifacts.exports.program import export_program, exportable, outputs_of, single_program
 from secateur.artifacts.exports.pt2 import to_pt2
@@ -23,6 +22,7 @@ from secateur.artifacts.exports.pte import planned_memory, to_int8_pte, to_pte
 from secateur.artifacts.exports.runtimes import run_file
 from secateur.artifacts.safetensors import check_path, whole_file
 from secateur.errors import ArgumentError, ArtifactError, SecateurError
+from secateur.file_formats import Format
 from secateur.objective.data import batches
 from secateur.objective.losses import LossFunction, find_loss
 from secateur.objective.quality.metric import Run
@@ -79,6 +79,7 @@ def write(
     data: Any = None,
     loss: Any = None,
     validation: Any = None,
+    most: int | None = None,
 ) -> Written:
     """Write a module as a file that another runtime loads, whole or not at all.
 
@@ -92,10 +93,11 @@ def write(
             whole numbers; None for random inputs.
         loss: The loss to measure, as for `score`; None for none.
         validation: The data to compare and to measure on; None for `data`.
+        most: How many bytes the file may have; None for any number.
 
     Raises:
         ArgumentError: The ending is unknown, a library is missing, or data are.
-        ArtifactError: The module cannot be exported so, or the file does not compute what the module does.
+        ArtifactError: The module cannot be exported so, or the file is too large or does not compute what it does.
         DataError: The data cannot be used.
     """
     form = check_path(path)
@@ -105,15 +107,15 @@ def write(
         raise ArgumentError(f"{path}: needs data, on which the ranges of values are found; None were given")
     name = str(path)
     with exportable(model) as module:
-        most = form.most_samples or CHUNK
+        step = form.most_samples or CHUNK
         pieces, judged = (
-            [] if samples is None else list(_pieces(module, samples, most)) for samples in (data, validation)
+            [] if samples is None else list(_pieces(module, samples, step)) for samples in (data, validation)
         )
         judged = judged or pieces
         _check_dtype(name, module, form)
         with _exporting(module, name), quiet():
             planned = planned_memory(single_program(module, spec)) if form.most_samples else None
-        trial = _Trial(module, form, path, _calibration(pieces), judged)
+        trial = _Trial(module, form, path, _calibration(pieces), judged, most)
         if spec.free:
             with contextlib.suppress(ArtifactError):  # of some operations a runtime takes the samples' number alone
                 return trial.written(spec, planned, loss)
@@ -129,6 +131,7 @@ class _Trial(NamedTuple):
         path: Where it shall be.
         calibration: The inputs on which ranges of values are found.
         judged: The samples to compare and to measure on, beside random ones.
+        most: How many bytes the file may have; None for any number.
     """
 
     module: nn.Module
@@ -136,6 +139,7 @@ class _Trial(NamedTuple):
     path: str | os.PathLike[str]
     calibration: list[Call]
     judged: list[_Piece]
+    most: int | None
 
     def written(self, spec: InputSpec, planned: int | None, loss: Any) -> Written:
         """Write the file for inputs of a form: other sizes than the example's are tried where that leaves them free.
@@ -147,6 +151,8 @@ class _Trial(NamedTuple):
         with _exporting(module, name), quiet():
             program = export_program(module, spec, self.form.most_samples)
             content = _lowered(program, spec, self.form, self.calibration)
+        if self.most is not None and len(content) > self.most:
+            raise ArtifactError(f"{name}: has {len(content):,} bytes, more than the {self.most:,} allowed")
         with whole_file(self.path) as temporary:
             temporary.write_bytes(content)
             calls = _trials(module, spec, self.judged) + [piece.call for piece in self.judged]
@@ -154,6 +160,24 @@ class _Trial(NamedTuple):
             difference = _compare(name, self.form, wanted, results, _tolerance(module))
             quality = _quality(loss, self.judged, wanted, results)
         return Written(name, len(content), difference, planned, *quality)
+
+
+def content_size(model: nn.Module, spec: InputSpec, form: Format, calibration: list[Call]) -> int:
+    """Return how many bytes a file of a kind would have.
+
+    Args:
+        model: The module; left as it was.
+        spec: The form of its inputs.
+        form: The kind of file.
+        calibration: The inputs on which ranges of values are found.
+
+    Raises:
+        ArtifactError: The module cannot be exported so.
+    """
+    with exportable(model) as module, _exporting(module, form.suffix), quiet():
+        program = export_program(module, spec, form.most_samples)
+        calls = [map_tensors(call, lambda tensor: tensor.cpu().contiguous()) for call in calibration]
+        return len(_lowered(program, spec, form, calls))
 
 
 @contextlib.contextmanager

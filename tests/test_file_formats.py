@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from secateur.artifacts.exports.formats import FORMATS, format_of, require_libraries
 from secateur.artifacts.safetensors import check_path
 from secateur.errors import ArgumentError
+from secateur.file_formats import FORMATS, format_of, require_libraries
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -44,4 +44,4 @@ def test_where_libraries_are_missing_one_line_names_the_extra(
     with pytest.raises(ArgumentError) as caught:
         check_path(tmp_path / name)
     assert str(caught.value) == f"{tmp_path / name}: {text}"
-    assert require_libraries(Path("small.pt2")).suffix == ".pt2"
+    assert require_libraries(FORMATS[".pt2"], "small").suffix == ".pt2"

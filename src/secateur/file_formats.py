@@ -67,16 +67,35 @@ def format_of(path: Path) -> Format:
     return FORMATS[suffix]
 
 
-def require_libraries(path: Path) -> Format:
-    """Return the kind of file if what writes it is installed.
+def artifact_format(name: object) -> Format:
+    """Return the kind of file that a name such as "int8.pte" stands for.
 
     Raises:
-        ArgumentError: A library is missing, or there is no such kind.
+        ArgumentError: There is no such kind.
+
+    >>> artifact_format("int8.pte").suffix
+    '.int8.pte'
     """
-    form = format_of(path)
-    missing = [name for name in form.libraries if find_spec(name) is None]
+    suffix = f".{name.removeprefix('.')}" if isinstance(name, str) else None
+    if suffix not in FORMATS:
+        names = ", ".join(form.removeprefix(".") for form in FORMATS)
+        raise ArgumentError(f"Budget: artifact must be one of {names}; got {name!r}")
+    return FORMATS[suffix]
+
+
+def require_libraries(form: Format, name: object) -> Format:
+    """Return a kind of file if what writes it is installed.
+
+    Args:
+        form: The kind of file.
+        name: What an error calls the file.
+
+    Raises:
+        ArgumentError: A library is missing.
+    """
+    missing = [library for library in form.libraries if find_spec(library) is None]
     if missing:
         *most, last = missing
         names = f"{', '.join(most)} and {last}" if most else last
-        raise ArgumentError(f'{path}: needs {names}: pip install "secateur[{form.extra}]"')
+        raise ArgumentError(f'{name}: needs {names}: pip install "secateur[{form.extra}]"')
     return form
