@@ -17,10 +17,10 @@ PACKAGE = Path(secateur.__file__).parent
 EXPERIMENTS = Path(secateur_experiments.__file__).parent
 ROOTS = {"secateur": PACKAGE, "secateur_experiments": EXPERIMENTS}
 STAGES = [
-    "errors", "plugins", "text", "file_formats", "phases", "arguments", "process_state", "options", "reference",
+    "errors", "plugins", "text", "phases", "arguments", "process_state", "options", "reference",
     "structure", "own_code",
     "objective", "curvature", "least_squares", "compensation", "saliency", "planning", "refinement", "cutting",
-    "artifacts", "reporting", "result", "weight_pruning", "ordering", "estimating", "measured_costs", "retraining",
+    "artifacts", "reporting", "result", "weight_pruning", "ordering", "estimating", "retraining",
     "shrinking",
     "secateur", "optim", "cli_options", "commands", "cli",
 ]  # fmt: skip

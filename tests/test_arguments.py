@@ -141,6 +141,8 @@ FUNCTIONS = {
         {
             "bytes": {"None", "a large number"}, "params": {"None", "a large number"},
             "macs": {"None", "a large number"}, "multiple_of": {"a large number"},
+            "ram": {"None", "a large number"}, "kv_cache": {"None", "a large number"},
+            "latency_ms": {"None", "a float", "a large number"},
             "remove_units": {"None", "a large number"}, "min_units": {"a large number"},
             "remove_fraction": {"None"}, "max_accuracy_drop": {"None"},
             "max_metric_drop": {"None", "a float", "a large number"},

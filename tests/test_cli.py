@@ -435,7 +435,7 @@ def test_an_estimate_is_printed_and_nothing_else_is_done(run, tmp_path):
     assert (code, err) == (0, "")
     summary, head, *rows = out.splitlines()
     assert re.match(
-        r"about \d+ s, [\d.]+ kB beside model and data; iterative: an iterative ranking takes some ", summary
+        r"about \d+ s, [\d.]+ MB beside model and data; iterative: an iterative ranking takes some ", summary
     )
     assert head.split() == ["phase", "multiplications", "seconds", "memory"]
     assert [row.split("  ")[0] for row in rows] == [

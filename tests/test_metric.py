@@ -229,7 +229,7 @@ def test_plans_keep_the_metric_and_those_without_it_are_as_they_were(ranking: st
     assert Plan.from_json(text) == with_it.plan
     assert json.loads(text)["start"]["metric"] == with_it.before.metric
     assert json.loads(text)["steps"][-1]["metric"] == with_it.after.metric
-    assert [*json.loads(without.plan.to_json())["start"]] == ["loss", "accuracy", "params", "bytes", "macs"]
+    assert [*json.loads(without.plan.to_json())["start"]] == ["loss", "accuracy", "params", "bytes", "macs", "ram"]
     assert "metric" not in without.plan.to_json()
     assert Plan.from_json(without.plan.to_json()) == without.plan
     for result in (with_it, without):

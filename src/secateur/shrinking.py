@@ -16,7 +16,7 @@ from secateur.cutting.final_fit import fitted_plan, measured_plan
 from secateur.cutting.generation import proven_for
 from secateur.errors import ArgumentError, BudgetError, choose
 from secateur.estimating.estimate import estimate_of, long_job
-from secateur.measured_costs import SAFETENSORS, at_budget, file_bytes, latency_ms, unhurried, with_file
+from secateur.estimating.measured_costs import SAFETENSORS, at_budget, file_bytes, latency_ms, unhurried, with_file
 from secateur.objective.mask import Mask, masked
 from secateur.objective.quality.metric import Metric
 from secateur.objective.question import Question

@@ -18,7 +18,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import BudgetError
-from secateur.file_formats import FORMATS
+from secateur.planning.details.file_formats import FORMATS
 from secateur.result import Result
 from secateur_experiments.bench.suite.run import importable
 from secateur_experiments.networks import (

@@ -63,7 +63,7 @@ def whole_order(plan: Plan, budget: sc.Budget) -> Plan:
     """The plan with all removals: those that a layerwise one has for the budget on its curves."""
     if plan.curves is None:
         return plan
-    steps = allotted_steps(plan.curves.sets, plan.curves.network, budget)
+    steps = allotted_steps(plan.curves, budget)
     return dataclasses.replace(plan, kept_indices=plan.curves.whole, steps=()).with_steps(steps)
 
 

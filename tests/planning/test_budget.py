@@ -1,6 +1,6 @@
 """Budgets: which are possible, where they hold, what they refuse.
 
-Covers also secateur.planning.budget_checks and secateur.planning.set_names.
+Covers also secateur.planning.details.budget_checks and secateur.planning.details.set_names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sizes from counts alone, against the network's own: parameters, the written file and MACs.
 
-Covers also secateur.planning.dimensions.
+Covers also secateur.planning.details.dimensions.
 """
 
 import json

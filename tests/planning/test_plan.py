@@ -1,6 +1,6 @@
 """Plans: prefixes, JSON, text.
 
-Also covers secateur.planning.plan_text and secateur.planning.state.
+Also covers secateur.planning.details.plan_text and secateur.planning.state.
 """
 
 from __future__ import annotations

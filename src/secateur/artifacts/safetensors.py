@@ -24,7 +24,7 @@ from secateur.artifacts.sparse import Masked, decode_all, pack, unpack
 from secateur.cutting.cut import cut
 from secateur.cutting.weight_masks import Masks, count_moved, freeze
 from secateur.errors import ArgumentError, ArtifactError, ModelError, PathError
-from secateur.file_formats import Format, format_of, require_libraries
+from secateur.planning.details.file_formats import Format, format_of, require_libraries
 from secateur.planning.plan import Plan
 from secateur.process_state import one_at_a_time
 from secateur.structure.inputs import InputSpec

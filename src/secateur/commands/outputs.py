@@ -11,8 +11,8 @@ from secateur.artifacts.measure import Sizes
 from secateur.artifacts.safetensors import check_path, check_place
 from secateur.commands.files import describe_artifact, write_artifact, write_folder
 from secateur.errors import ArgumentError
-from secateur.file_formats import format_of
 from secateur.own_code.slices import index_map
+from secateur.planning.details.file_formats import format_of
 from secateur.planning.plan import Plan
 from secateur.planning.state import quality_cells, quality_columns, to_json
 from secateur.planning.weight_plan import WeightPlan
@@ -68,7 +68,9 @@ class Outputs:
     @property
     def artifact(self) -> str:
         """The kind of the files, which --bytes are of."""
-        return format_of(self.files[0]).suffix.removeprefix(".") if self.files else "safetensors"
+        if not self.files or self.folders:
+            return "safetensors"
+        return format_of(self.files[0]).suffix.removeprefix(".")
 
     def check(self, estimate: bool, of_units: bool, in_one_go: bool, measured: bool) -> None:
         """Refuse what cannot be written, before the work.

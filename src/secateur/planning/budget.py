@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from secateur.errors import ArgumentError, BudgetError
-from secateur.file_formats import artifact_format
-from secateur.planning.budget_checks import check_numbers
-from secateur.planning.set_names import alike_sets, first, matches, set_names
+from secateur.planning.details.budget_checks import check_numbers
+from secateur.planning.details.file_formats import artifact_format
+from secateur.planning.details.set_names import alike_sets, first, matches, set_names
 from secateur.planning.state import State, Step
 from secateur.text import format_bytes, parse_bytes
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.planning.dimensions import Dimensions, Products, Sum, Sums, merged, read_sum
-from secateur.planning.values_alive import sums_alive, value_terms
+from secateur.planning.details.dimensions import Dimensions, Products, Sum, Sums, merged, read_sum
+from secateur.planning.details.values_alive import sums_alive, value_terms
 from secateur.structure.units import Units
 
 CHUNK = 512  # removals whose sizes are computed at once

@@ -18,7 +18,7 @@ from secateur.own_code.optimiser_state import Optimizer, StateTransfer
 from secateur.own_code.slices import index_map, keep_mask_of
 from secateur.planning.allotment import Curves, allotted_steps, end_of
 from secateur.planning.budget import Budget
-from secateur.planning.plan_text import plan_text
+from secateur.planning.details.plan_text import plan_text
 from secateur.planning.state import Basis, State, Step, Swaps, to_json
 from secateur.structure.inputs import InputSpec, as_call
 from secateur.structure.units import Units

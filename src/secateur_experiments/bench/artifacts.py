@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 import secateur
 from secateur.artifacts.exports.write import write
-from secateur.file_formats import FORMATS
 from secateur.objective.losses import cross_entropy
+from secateur.planning.details.file_formats import FORMATS
 from secateur_experiments.datasets import digits, mnist
 from secateur_experiments.networks import convolutional_network, small_convolutional_network
 from secateur_experiments.training import train

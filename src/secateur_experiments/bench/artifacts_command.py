@@ -10,7 +10,7 @@ import typer
 
 from secateur.artifacts.safetensors import whole_file
 from secateur.cli_options import Json, print_json
-from secateur.file_formats import FORMATS, require_libraries
+from secateur.planning.details.file_formats import FORMATS, require_libraries
 from secateur_experiments.commands import Mnist
 
 

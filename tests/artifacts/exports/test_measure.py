@@ -12,7 +12,7 @@ import secateur as sc
 from secateur.artifacts.exports.measure import measure_file
 from secateur.artifacts.exports.write import write
 from secateur.errors import ArgumentError, ArtifactError
-from secateur.file_formats import FORMATS
+from secateur.planning.details.file_formats import FORMATS
 from secateur.structure.inputs import InputSpec
 
 MODEL = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 3))

@@ -20,7 +20,7 @@ from secateur.artifacts.exports.program import plain
 from secateur.artifacts.exports.runtimes import run_file
 from secateur.artifacts.exports.write import write
 from secateur.errors import ArgumentError, ArtifactError
-from secateur.file_formats import FORMATS
+from secateur.planning.details.file_formats import FORMATS
 from secateur.result import Result
 from secateur.structure.inputs import InputSpec
 

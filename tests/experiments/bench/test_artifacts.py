@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from secateur.file_formats import FORMATS
+from secateur.planning.details.file_formats import FORMATS
 from secateur_experiments.bench.artifacts import Row, page, text
 
 ROWS = [

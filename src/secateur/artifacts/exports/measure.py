@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import ArtifactError
-from secateur.file_formats import format_of, require_libraries
+from secateur.planning.details.file_formats import format_of, require_libraries
 from secateur.structure.export import first_line
 from secateur.structure.exporting.tracing import quiet
 

@@ -22,11 +22,11 @@ from secateur.artifacts.exports.pte import planned_memory, to_int8_pte, to_pte
 from secateur.artifacts.exports.runtimes import run_file
 from secateur.artifacts.safetensors import check_path, whole_file
 from secateur.errors import ArgumentError, ArtifactError, SecateurError
-from secateur.file_formats import Format
 from secateur.objective.data import batches
 from secateur.objective.losses import LossFunction, find_loss
 from secateur.objective.quality.metric import Run
 from secateur.objective.quality.quality import quality_of
+from secateur.planning.details.file_formats import Format
 from secateur.process_state import one_at_a_time
 from secateur.structure.export import first_line
 from secateur.structure.exporting.tracing import quiet

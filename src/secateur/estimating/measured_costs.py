@@ -17,11 +17,11 @@ from secateur.artifacts.exports.write import content_size
 from secateur.artifacts.safetensors import to_bytes
 from secateur.cutting.cut import cut_units
 from secateur.errors import BudgetError
-from secateur.file_formats import artifact_format, require_libraries
 from secateur.objective.question import Question
 from secateur.ordering import Job, Ranked, make_order
 from secateur.phases import phase
 from secateur.planning.budget import Budget
+from secateur.planning.details.file_formats import artifact_format, require_libraries
 from secateur.planning.network_sizes import OtherFile
 from secateur.planning.plan import Plan
 from secateur.structure.calls.trees import unpack

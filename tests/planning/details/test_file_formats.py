@@ -7,7 +7,7 @@ import pytest
 
 from secateur.artifacts.safetensors import check_path
 from secateur.errors import ArgumentError
-from secateur.file_formats import FORMATS, format_of, require_libraries
+from secateur.planning.details.file_formats import FORMATS, format_of, require_libraries
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

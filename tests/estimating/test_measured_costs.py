@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import ArgumentError, BudgetError
-from secateur.file_formats import FORMATS
+from secateur.planning.details.file_formats import FORMATS
 from secateur.result import Result
 
 ARTIFACTS = [suffix.removeprefix(".") for suffix in FORMATS]

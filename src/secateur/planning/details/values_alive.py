@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from secateur.planning.dimensions import Dimensions, Sum, Term, merged
+from secateur.planning.details.dimensions import Dimensions, Sum, Term, merged
 from secateur.structure.capture import sizes
 from secateur.structure.units import Units
 

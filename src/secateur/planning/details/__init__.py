@@ -1,0 +1,1 @@
+"""Details of budgets, plans and sizes, and the kinds of files that there are."""
