@@ -130,6 +130,7 @@ def rank(
     compensation = compensation_of(compensate, ridge=ridge, weighting=weighting, recalibrate=recalibrate)
     if budget is not None:
         require_budget(budget)
+        _require_counted(budget)
     order = Ranking(criterion, ranking, threshold, shortlist, refresh, swaps)
     resolve(order, compensation, budget)
     data, validation = masked(data, mask), validation if validation is None else masked(validation, mask)
@@ -189,6 +190,17 @@ def require_measured(budget: Budget | None, question: Question) -> None:
     """
     if budget is not None and budget.max_metric_drop is not None and question.metric is None:
         raise ArgumentError("Budget: max_metric_drop needs metric=, a function of outputs and targets")
+
+
+def _require_counted(budget: Budget) -> None:
+    """Refuse a budget of what the networks themselves have to be made for.
+
+    Raises:
+        ArgumentError: It is one of time, or of a file of another runtime.
+    """
+    for name, counted in (("latency_ms", None), ("artifact", "safetensors")):
+        if getattr(budget, name) != counted:
+            raise ArgumentError(f"Budget: {name} is measured on the networks themselves; secateur.shrink does that")
 
 
 def resolve(ranking: Ranking, compensation: Compensation | None, budget: Budget | None) -> tuple[Ranking, Criterion]:

@@ -68,7 +68,7 @@ def test_a_random_budget_of_a_file_is_kept(seed: int, tmp_path: Path) -> None:
     for library in FORMATS[f".{artifact}"].libraries:
         pytest.importorskip(library)
     model, x = NETWORKS[name](), inputs_of(name)
-    data = [(x, None)] if isinstance(x, dict) else x
+    data = [(x, None)]
     multiple, ranking = draw.choice([1, 1, 4]), draw.choice(["layerwise", "single"])
     options: dict[str, Any] = {
         "criterion": "magnitude", "ranking": ranking, "compensate": False, "progress": False,

@@ -69,7 +69,7 @@ def test_a_plan_counts_the_bytes_of_one_kind_of_file(tmp_path: Path) -> None:
     again = sc.Plan.from_json(result.plan.to_json())
     assert again == result.plan
     assert again.at(sc.Budget(bytes="35 kB", artifact="pt2")).states[-1].bytes <= 35_000
-    with pytest.raises(ArgumentError, match=r"the plan's bytes are of \.pt2 files; make it with rank"):
+    with pytest.raises(ArgumentError, match=r"the plan's bytes are of \.pt2 files; secateur\.shrink makes"):
         again.at(sc.Budget(bytes="20 kB"))
     assert len(again.at(sc.Budget(remove_units=2)).steps) == 2
 
@@ -132,3 +132,13 @@ def test_a_plan_does_not_know_times() -> None:
     plan = sc.rank(network(), (X, Y), "cross_entropy", criterion="magnitude", ranking="single", progress=False)
     with pytest.raises(ArgumentError, match=r"^Budget: latency_ms is measured on the networks themselves"):
         plan.at(sc.Budget(latency_ms=1.0))
+
+
+@pytest.mark.parametrize("budget", [{"latency_ms": 1.0}, {"bytes": 30_000, "artifact": "pt2"}])
+def test_rank_makes_no_plan_by_what_networks_themselves_cost(budget: Any) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        sc.rank(network(), (X, Y), "cross_entropy", budget=sc.Budget(**budget), progress=False)
+    assert (
+        str(caught.value)
+        == f"Budget: {[*budget][-1]} is measured on the networks themselves; secateur.shrink does that"
+    )

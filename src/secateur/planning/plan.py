@@ -155,7 +155,7 @@ class Plan:
             raise ArgumentError("Budget: latency_ms is measured on the networks themselves; secateur.shrink does that")
         if budget.bytes is not None and budget.artifact != self.artifact:
             raise ArgumentError(
-                f"{budget}: the plan's bytes are of .{self.artifact} files; make it with rank(..., budget=budget)"
+                f"{budget}: the plan's bytes are of .{self.artifact} files; secateur.shrink makes one for others"
             )
         if self.basis is not None:
             if self.basis.fitted and budget.bounds_quality:
