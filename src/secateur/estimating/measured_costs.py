@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from secateur.artifacts.exports.write import content_size
+from secateur.artifacts.header import tensors_of
 from secateur.artifacts.safetensors import to_bytes
 from secateur.cutting.cut import cut_units
 from secateur.errors import BudgetError
@@ -30,15 +31,14 @@ from secateur.structure.inputs import map_tensors
 
 SAFETENSORS = "safetensors"
 GUESSES = 3  # files that are written by prediction, before numbers of units are halved
-CALIBRATION = 8  # samples on which ranges of values are found for it; sizes do not depend on them
 RUNS, SECONDS = 30, 1.0  # of the measurement of a latency, at most
 
 
 def with_file(job: Job) -> Job:
     """Return the job with what is known of the file that its budget is of, where it is no .safetensors file.
 
-    Its bytes are taken as so many beside the weights, and so many for each byte of them: by the file of the whole
-    network, and that of one with half of the units of each set.
+    Files are written of the whole network, of the smallest one that the budget permits, and of one between them; in
+    between their bytes are taken to lie on straight lines.
 
     Raises:
         ArgumentError: A library is missing that writes it.
@@ -48,18 +48,17 @@ def with_file(job: Job) -> Job:
     if budget is None or budget.artifact == SAFETENSORS or job.file is not None:
         return job
     require_libraries(artifact_format(budget.artifact), f"Budget: artifact={budget.artifact!r}")
+    limits, points = budget.removable(question.units.sizes, question.units.least), dict[int, int]()
     with phase(f"writing .{budget.artifact} files to know their sizes"):
-        plans = [_share_kept(question, share) for share in (1.0, 0.5)]
-        whole, half = (file_bytes(question, plan, network(question, plan), budget.artifact) for plan in plans)
-        data, less = (question.units.bytes({name: len(kept) for name, kept in plan.kept_indices}) for plan in plans)
-    ratio = (whole - half) / (data - less) if data > less else 1.0
-    return job._replace(file=OtherFile(whole - ratio * data, ratio))
-
-
-def _share_kept(question: Question, share: float) -> Plan:
-    """Return a plan that keeps a share of the units of each set."""
-    kept = ((s.name, tuple(range(max(s.least, 1, round(share * s.size))))) for s in question.units)
-    return Plan(tuple(kept), inputs=question.units.captured.spec)
+        for share in (0.0, 0.5, 1.0):
+            kept = tuple((s.name, tuple(range(s.size - round(share * limits[s.name])))) for s in question.units)
+            plan = Plan(kept, inputs=question.units.captured.spec)
+            small = network(question, plan)
+            data = sum(tensor.nbytes for tensor in tensors_of(small).values())
+            points[data] = file_bytes(question, plan, small, budget.artifact)
+    whole = max(points)
+    points.setdefault(whole + 1, points[whole] + 1)  # where nothing may go
+    return job._replace(file=OtherFile(tuple(sorted(points.items()))))
 
 
 def network(question: Question, plan: Plan) -> nn.Module:
@@ -78,9 +77,7 @@ def file_bytes(question: Question, plan: Plan, small: nn.Module, artifact: str) 
     """
     if artifact == SAFETENSORS:
         return len(to_bytes(small, plan))
-    spec = question.units.captured.spec
-    call = question.call if spec.fixed else spec.take(question.call, slice(CALIBRATION))
-    return content_size(small, spec, artifact_format(artifact), [call])
+    return content_size(small, question.units.captured.spec, artifact_format(artifact), question.data)
 
 
 def at_budget(job: Job, ranked: Ranked, budget: Budget) -> tuple[Plan, float | None]:
@@ -126,7 +123,7 @@ def _small_enough(job: Job, ranked: Ranked, budget: Budget) -> Plan:
     if high < len(ends):
         return longest.prefix(ends[high])
     if longest.curves is None and job.file is not None and len(longest.steps) < _removable(job):
-        larger = job._replace(file=job.file._replace(overhead=job.file.overhead + more))
+        larger = job._replace(file=job.file.larger(more))
         return _small_enough(larger, make_order(larger), budget)  # which goes further
     end = dataclasses.replace(longest.states[-1], bytes=sizes[len(ends) - 1])
     raise budget.unmet(len(longest.steps), sum(longest.sizes.values()), end)

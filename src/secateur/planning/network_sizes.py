@@ -41,15 +41,25 @@ class Costs(NamedTuple):
 
 
 class OtherFile(NamedTuple):
-    """The bytes of a file of another kind than .safetensors.
+    """The bytes of a file of another kind than .safetensors, in straight lines between those of some networks.
 
     Attributes:
-        overhead: Its bytes beside those of the weights.
-        ratio: Its bytes for each byte of the weights.
+        points: The bytes of weights and those of the file, of several networks, from the smallest on.
     """
 
-    overhead: float
-    ratio: float = 1.0
+    points: tuple[tuple[int, int], ...]
+
+    def bytes(self, data: Tensor) -> Tensor:
+        """Return the bytes of files [m] whose weights have so many [m]."""
+        known, written = torch.tensor(self.points, dtype=torch.float64).T
+        right = torch.bucketize(data.double(), known).clamp(1, len(known) - 1)
+        slope = (written[right] - written[right - 1]) / (known[right] - known[right - 1])
+        size: Tensor = written[right] + slope * (data - known[right])
+        return size.ceil().long()
+
+    def larger(self, more: int) -> OtherFile:
+        """Return files that are larger by so many bytes."""
+        return OtherFile(tuple((data, written + more) for data, written in self.points))
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,7 @@ class NetworkSizes:
         several: Any = {name: tuple(map(read_sum, data.get(name, ()))) for name in ("dims", "alive")}
         sets = tuple((str(name), int(size)) for name, size in data["sets"])
         least = tuple((str(name), int(number)) for name, number in data.get("least", ()))
-        file = data.get("file") and OtherFile(*map(float, data["file"]))
+        file = data.get("file") and OtherFile(tuple((int(data), int(size)) for data, size in data["file"][0]))
         return cls(sets=sets, least=least, text=int(data["text"]), file=file, **several, **sums)
 
     def _counts(self, counts: Mapping[str, int]) -> Tensor:
@@ -233,7 +243,7 @@ class NetworkSizes:
         """Return eight bytes of length, the header padded to a multiple of eight, and the data [m]."""
         characters, data = self._file(dims, kept_text)
         if self.file is not None:
-            return (self.file.overhead + self.file.ratio * data.double()).ceil().long()
+            return self.file.bytes(data)
         return 8 + (self.text + characters + 7) // 8 * 8 + data
 
     def _file(self, dims: Tensor, kept_text: Tensor | int) -> tuple[Tensor, Tensor]:

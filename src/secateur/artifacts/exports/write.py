@@ -162,22 +162,23 @@ class _Trial(NamedTuple):
         return Written(name, len(content), difference, planned, *quality)
 
 
-def content_size(model: nn.Module, spec: InputSpec, form: Format, calibration: list[Call]) -> int:
+def content_size(model: nn.Module, spec: InputSpec, form: Format, data: Any) -> int:
     """Return how many bytes a file of a kind would have.
 
     Args:
         model: The module; left as it was.
         spec: The form of its inputs.
         form: The kind of file.
-        calibration: The inputs on which ranges of values are found.
+        data: Inputs and targets, on which a file in whole numbers finds the ranges of values, which change its size
+            by some bytes; None for random inputs.
 
     Raises:
         ArtifactError: The module cannot be exported so.
     """
     with exportable(model) as module, _exporting(module, form.suffix), quiet():
+        pieces = list(_pieces(module, data, form.most_samples or CHUNK)) if form.quantised and data is not None else []
         program = export_program(module, spec, form.most_samples)
-        calls = [map_tensors(call, lambda tensor: tensor.cpu().contiguous()) for call in calibration]
-        return len(_lowered(program, spec, form, calls))
+        return len(_lowered(program, spec, form, _calibration(pieces) or [spec.sample(module)]))
 
 
 @contextlib.contextmanager
