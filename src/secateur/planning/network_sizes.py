@@ -51,7 +51,7 @@ class OtherFile(NamedTuple):
 
     def bytes(self, data: Tensor) -> Tensor:
         """Return the bytes of files [m] whose weights have so many [m]."""
-        known, written = torch.tensor(self.points, dtype=torch.float64).T
+        known, written = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*self.points, strict=True))
         right = torch.bucketize(data.double(), known).clamp(1, len(known) - 1)
         slope = (written[right] - written[right - 1]) / (known[right] - known[right - 1])
         size: Tensor = written[right] + slope * (data - known[right])
