@@ -7,6 +7,7 @@ secateur.artifacts.exports.pte and secateur.artifacts.exports.runtimes.
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.artifacts.exports import write as writing
-from secateur.artifacts.exports.program import plain
+from secateur.artifacts.exports.program import plain, single_program
+from secateur.artifacts.exports.pte import planned_memory
 from secateur.artifacts.exports.runtimes import run_file
 from secateur.artifacts.exports.write import write
 from secateur.errors import ArgumentError, ArtifactError
 from secateur.planning.details.file_formats import FORMATS
 from secateur.result import Result
+from secateur.structure.exporting.tracing import quiet
 from secateur.structure.inputs import InputSpec
+from secateur_experiments.networks import logistic_network, small_convolutional_network
 
 EXPORTS = [suffix for suffix in FORMATS if suffix != ".safetensors"]
 FLOATS = [suffix for suffix in EXPORTS if not FORMATS[suffix].quantised]
@@ -121,6 +125,14 @@ def test_an_onnx_file_needs_no_other_file_names_its_batch_and_holds_no_notes(res
     ]
     assert not any(tensor.external_data for tensor in graph.initializer)
     assert not any(node.metadata_props for node in graph.node)
+
+
+@pytest.mark.parametrize("made", [small_convolutional_network, lambda: logistic_network([64, 40, 30, 10])])
+def test_the_memory_counted_is_what_executorch_plans(made: Callable[[], nn.Module]) -> None:
+    libraries(".pte")
+    model, x = made().eval(), torch.randn(4, 64)
+    with quiet():
+        assert sc.measure(model, x).ram == planned_memory(single_program(model, spec_of(x)))
 
 
 def test_the_planned_memory_of_a_pte_is_that_of_one_sample(tmp_path: Path) -> None:
