@@ -1,6 +1,6 @@
 """Random budgets of files of all kinds, over networks of all kinds: kept, and used up to one step.
 
-RANDOM_BUDGETS says how many; 60 take a quarter of an hour.
+RANDOM_BUDGETS says how many; 60 take half an hour.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from secateur_experiments.networks import (
     vision_transformer,
 )
 
-NUMBER = int(os.environ.get("RANDOM_BUDGETS", "8"))
+NUMBER = int(os.environ.get("RANDOM_BUDGETS", "6"))
 ARTIFACTS = [suffix.removeprefix(".") for suffix in FORMATS]
 
 
