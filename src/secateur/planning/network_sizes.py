@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from secateur.planning.details.dimensions import Dimensions, Products, Sum, Sums, merged, read_sum
+from secateur.planning.details.dimensions import Dimensions, Sum, Sums, merged, read_sum
 from secateur.planning.details.values_alive import sums_alive, value_terms
 from secateur.structure.units import Units
 
@@ -224,16 +224,12 @@ class NetworkSizes:
 
     @cached_property
     def _sums(self) -> dict[str, Sums]:
-        """What each cost is a sum of; of memory there is a sum for each call."""
+        """The sums that make each cost, by its name: of bytes one for each tensor, of memory one for each call."""
         single = {"params": self.parameters, "macs": self.multiplications, "kv_cache": self.cached}
         return {name: Sums([terms]) for name, terms in single.items()} | {
             "ram": Sums(self.alive),
             "bytes": Sums([(term,) for term in self.tensors]),
         }
-
-    @cached_property
-    def _tensors(self) -> Products:
-        return Products(self.tensors)
 
     @cached_property
     def _shapes(self) -> Tensor:
@@ -248,7 +244,7 @@ class NetworkSizes:
 
     def _file(self, dims: Tensor, kept_text: Tensor | int) -> tuple[Tensor, Tensor]:
         """Return the characters of dimensions, offsets and kept units [m], and the bytes of all tensors [m]."""
-        sizes = self._tensors(dims)
+        sizes = self._sums["bytes"](dims)
         ends = sizes.cumsum(1)
         shapes = _digits(dims)[:, self._shapes]
         data = sizes.sum(1)
